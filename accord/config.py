@@ -5,6 +5,7 @@ A key that nothing reads is an error, at every level, because a typo that is ign
 
 import dataclasses
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -35,7 +36,7 @@ ConfigT = TypeVar("ConfigT", bound=Config)
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """YAML that refuses a key written twice; plain YAML lets the last one win, silently."""
+    """YAML that refuses a key written twice (plain YAML lets the last one win) and reads 1e-6 as a number."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
@@ -43,6 +44,12 @@ class _StrictLoader(yaml.SafeLoader):
             if keys.count(key) > 1:
                 raise yaml.YAMLError(f"line {node.start_mark.line + 1}: the key '{key}' is written twice")
         return super().construct_mapping(node, deep)
+
+
+# YAML 1.1, which PyYAML reads, takes 1e-6 for a string: it wants 1.0e-6.
+_StrictLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
 
 
 def load_config(path: Path, config_type: type[ConfigT], overrides: Sequence[str] = ()) -> ConfigT:
@@ -101,7 +108,10 @@ def _describe(error: ValidationError, config_type: type[BaseModel]) -> str:
             sentences.append(f"'{key}' is missing")
         else:
             reason = problem["msg"].removeprefix("Value error, ")
-            sentences.append(f"'{key}': {reason[0].lower()}{reason[1:]}, found {problem['input']!r}")
+            reason = reason[0].lower() + reason[1:]
+            # A check over a whole section would show all of it as what was found.
+            found = "" if isinstance(problem["input"], dict) else f", found {problem['input']!r}"
+            sentences.append((f"'{key}': " if key else "") + reason + found)
     return "; ".join(sentences)
 
 

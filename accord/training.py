@@ -1,0 +1,275 @@
+"""How a TRL trainer works inside a run: its shared arguments, checkpoints, metric rows and progress.
+
+The trainers of sft/, reward/ and rl/ differ in data and loss; everything here is what they have in common.
+"""
+
+import contextlib
+import json
+import logging
+import math
+import shutil
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+import datasets
+import torch
+import transformers
+from transformers import Trainer, TrainerCallback
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import PrinterCallback, TrainerState
+
+from accord.config import LoraConfig
+from accord.errors import AccordError, UsageError
+from accord.runs import Run
+from accord.training_config import TrainingConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+SECONDS_BETWEEN_LINES = 10
+SET_BY_ACCORD = (
+    "output_dir", "num_train_epochs", "learning_rate", "warmup_steps", "warmup_ratio", "gradient_accumulation_steps",
+    "per_device_train_batch_size", "per_device_eval_batch_size", "max_length", "bf16", "fp16", "use_cpu", "save_steps",
+    "save_strategy", "save_total_limit", "eval_steps", "eval_strategy", "eval_on_start", "seed", "logging_steps",
+    "logging_strategy", "logging_nan_inf_filter", "disable_tqdm", "trust_remote_code", "push_to_hub",
+    "resume_from_checkpoint", "restore_callback_states_from_checkpoint", "save_only_model", "max_steps",
+)  # fmt: skip
+"""Trainer arguments that follow from accord's own settings, and may therefore not stand under `trainer:`."""
+
+
+def trainer_arguments(config: TrainingConfig, run: Run, evaluate: bool) -> dict[str, Any]:
+    """The keyword arguments for any TRL configuration class, from ours.
+
+    Raises:
+        UsageError: `rows_per_update` is no multiple of `rows_per_pass` times the number of processes.
+    """
+    rows_per_pass = min(config.rows_per_pass, config.rows_per_update)
+    processes = int(transformers.TrainingArguments(output_dir="unused", report_to="none").world_size)
+    passes, rest = divmod(config.rows_per_update, rows_per_pass * processes)
+    if rest or passes == 0:
+        raise UsageError(
+            f"rows_per_update ({config.rows_per_update}) must be a multiple of rows_per_pass ({rows_per_pass}) times "
+            f"the number of processes ({processes})"
+        )
+    arguments: dict[str, Any] = {
+        "output_dir": str(run.path / "checkpoints"),
+        "num_train_epochs": config.epochs,
+        "learning_rate": config.learning_rate,
+        "warmup_steps": config.warmup_fraction,
+        "gradient_accumulation_steps": passes,
+        "per_device_train_batch_size": rows_per_pass,
+        "per_device_eval_batch_size": rows_per_pass,
+        "max_length": config.max_sequence_tokens,
+        "use_cpu": not torch.accelerator.is_available(),
+        "bf16": config.precision == "bfloat16",
+        "save_strategy": "steps",
+        "save_steps": config.checkpoint_every_updates,
+        "save_total_limit": 2,
+        "restore_callback_states_from_checkpoint": True,
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,  # it would log an earlier average in place of a NaN
+        "seed": config.seed,
+        "disable_tqdm": not sys.stderr.isatty(),
+        "gradient_checkpointing": False,
+        "report_to": "none",
+        "dataloader_pin_memory": torch.cuda.is_available(),
+    }
+    if evaluate:
+        arguments["eval_strategy"] = "steps"
+        # The trainer evaluates after the last update in any case.
+        arguments["eval_steps"] = config.evaluate_every_updates or sys.maxsize
+    return {**arguments, **config.trainer}
+
+
+ArgumentsT = TypeVar("ArgumentsT")
+
+
+def build_arguments(section: str, target: type[ArgumentsT], arguments: Mapping[str, Any]) -> ArgumentsT:
+    """TRL's configuration object.
+
+    Raises:
+        UsageError: it refuses a value that came from the `trainer:` mapping of `section`.
+    """
+    try:
+        return target(**arguments)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{section}.trainer: {error}") from error
+
+
+def base_dtype(config: TrainingConfig) -> torch.dtype:
+    """The dtype to load a model in for training: frozen weights may be bfloat16, trained ones are float32."""
+    return torch.bfloat16 if config.precision == "bfloat16" and config.lora is not None else torch.float32
+
+
+def quantization(lora: LoraConfig | None) -> dict[str, Any]:
+    """The options that load a base in 4 bit for QLoRA; empty without it.
+
+    Raises:
+        UsageError: bitsandbytes is missing or does not work on this machine.
+    """
+    if lora is None or not lora.quantize_base:
+        return {}
+    try:
+        import bitsandbytes as bnb
+
+        weight, state = bnb.functional.quantize_4bit(torch.randn(64, 64), quant_type="nf4")
+        bnb.functional.dequantize_4bit(weight, state)
+    except Exception as error:
+        raise UsageError(
+            f"lora.quantize_base needs a bitsandbytes that works on this machine ({type(error).__name__}: {error}); "
+            "`accord doctor` says more, or set quantize_base to false"
+        ) from None
+    return {
+        "quantization_config": transformers.BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
+        )
+    }
+
+
+def train_in_run(trainer: Trainer, run: Run, label: str) -> None:
+    """Train, from the last whole checkpoint if there is one; metric rows go to the run's metrics.jsonl.
+
+    Raises:
+        AccordError: the loss became NaN or infinite.
+    """
+    folder = run.path / "checkpoints"
+    checkpoint = last_whole_checkpoint(folder)
+    # A continued run has this row already, from its first sitting.
+    trainer.args.eval_on_start = checkpoint is None and trainer.eval_dataset is not None
+    trainer.remove_callback(PrinterCallback)
+    rows = _RunCallback(run, label)
+    trainer.add_callback(rows)
+    if checkpoint is not None:
+        click.echo(f"{label}: continues from {checkpoint.name}")
+        state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+        internals: Any = trainer
+        internals._total_train_tokens = _tokens_seen(state)  # TRL counts from 0 after a restart
+        if state.stateful_callbacks["TrainerControl"]["args"]["should_training_stop"]:
+            # Trained to the end and killed before the model was saved; the trainer would add an update.
+            best = trainer.args.load_best_model_at_end and state.best_global_step
+            internals._load_from_checkpoint(str(folder / f"checkpoint-{best}" if best else checkpoint))
+            trainer.state = state
+            rows.write(state.log_history, "w")
+            return
+    try:
+        with quiet_libraries():
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except Exception:
+        last_whole_checkpoint(folder)  # removes what a full disk left half-written
+        raise
+
+
+def last_whole_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint that was written to its end; half-written ones, left by a kill, are removed.
+
+    The trainer writes trainer_state.json last, so a checkpoint is whole if that file can be read.
+    """
+    checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    for checkpoint in reversed(checkpoints):
+        try:
+            json.loads((checkpoint / TRAINER_STATE_NAME).read_text())
+            return checkpoint
+        except (OSError, json.JSONDecodeError):
+            shutil.rmtree(checkpoint)
+    return None
+
+
+def save_trained_model(
+    trainer: Trainer, tokenizer: "PreTrainedTokenizerBase", run: Run, base: "PreTrainedModel | None"
+) -> None:
+    """Write `model/`: whole weights in float32 with tokenizer, whatever was trained; and `adapter/` for LoRA.
+
+    Args:
+        trainer: the trainer after training.
+        tokenizer: saved beside the weights.
+        run: the run to write to.
+        base: for LoRA, the base in float32, onto which the adapter is merged (the trained copy of the base may be
+            rounded to bfloat16 or quantised to 4 bit); None for full fine-tuning.
+    """
+    model: Any = trainer.accelerator.unwrap_model(trainer.model)
+    if base is not None:
+        import peft
+
+        shutil.rmtree(run.path / "adapter", ignore_errors=True)
+        model.save_pretrained(run.path / "adapter")
+        model = peft.PeftModel.from_pretrained(base, str(run.path / "adapter")).merge_and_unload()
+    model.config.use_cache = True
+    model.config.pad_token_id = tokenizer.pad_token_id
+    shutil.rmtree(run.path / "model", ignore_errors=True)
+    model.to(torch.float32).save_pretrained(run.path / "model")
+    tokenizer.save_pretrained(run.path / "model")
+
+
+def logged(trainer: Trainer, key: str, first: bool = False) -> float | None:
+    """The last (or first) logged value of a key; None where it was never logged."""
+    values = [row[key] for row in trainer.state.log_history if key in row]
+    return float(values[0 if first else -1]) if values else None
+
+
+def mean_loss(trainer: Trainer) -> float:
+    """The mean training loss over all updates; the trainer's own counts only those since the last restart."""
+    return statistics.fmean(row["loss"] for row in trainer.state.log_history if "loss" in row)
+
+
+def _tokens_seen(state: TrainerState) -> int:
+    return next((int(row["num_tokens"]) for row in reversed(state.log_history) if "num_tokens" in row), 0)
+
+
+class _RunCallback(TrainerCallback):
+    """Writes metric rows to the run and, where no progress bar is possible, a line now and then."""
+
+    def __init__(self, run: Run, label: str):
+        self.run = run
+        self.label = label
+        self.last_line = 0.0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # After a kill, rows beyond the checkpoint are made again: start from the rows the checkpoint knows.
+        self.write(state.log_history, "w")
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        row = state.log_history[-1]
+        if "train_runtime" in row:  # the trainer's summary, which covers only the time since the last restart
+            return
+        self.write([row], "a")
+        for key in ("loss", "grad_norm", "eval_loss"):
+            if not math.isfinite(row.get(key, 0.0)):
+                raise AccordError(
+                    f"{self.label}: {key} became {row[key]} at update {state.global_step}; lower the learning rate "
+                    f"(rows are in {self.run.path / 'metrics.jsonl'})"
+                )
+        now = time.monotonic()
+        is_last = state.global_step == state.max_steps
+        if args.disable_tqdm and "loss" in row and (now - self.last_line > SECONDS_BETWEEN_LINES or is_last):
+            self.last_line = now
+            click.echo(f"{self.label}: update {state.global_step}/{state.max_steps}, loss {row['loss']:.3f}")
+
+    def write(self, rows: Sequence[Mapping[str, Any]], mode: str) -> None:
+        with (self.run.path / "metrics.jsonl").open(mode) as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+@contextlib.contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Keep the libraries' notices, which users cannot act on, out of our output; errors still show."""
+    level = transformers.utils.logging.get_verbosity()
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    for name in ("accelerate", "bitsandbytes"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=FutureWarning)
+        warnings.filterwarnings("ignore", category=UserWarning)
+        try:
+            yield
+        finally:
+            transformers.utils.logging.set_verbosity(level)
+            transformers.utils.logging.enable_progress_bar()
+            datasets.enable_progress_bars()

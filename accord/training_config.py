@@ -1,0 +1,30 @@
+"""The settings that all training stages share."""
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from accord.config import Config, LoraConfig
+
+
+class TrainingConfig(Config):
+    """Optimisation, checkpoints and precision; each stage's configuration adds its data and its loss.
+
+    An update is one optimiser step. `rows_per_update` rows make one update, computed `rows_per_pass` at a time
+    (a row is a conversation for SFT, a pair for reward models and DPO); the result does not depend on the latter.
+    """
+
+    epochs: float = Field(default=1.0, gt=0)
+    learning_rate: float = Field(default=2e-5, gt=0)
+    warmup_fraction: float = Field(default=0.1, ge=0, lt=1)
+    rows_per_update: int = Field(default=8, ge=1)
+    rows_per_pass: int = Field(default=8, ge=1)
+    max_sequence_tokens: int = Field(default=1024, ge=8)
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16 computes in bfloat16; weights that are trained, and the saved model, stay float32."""
+    lora: LoraConfig | None = None
+    checkpoint_every_updates: int = Field(default=1, ge=1)
+    evaluate_every_updates: int | None = Field(default=None, ge=1)
+    seed: int = 0
+    trainer: dict[str, Any] = Field(default_factory=dict)
+    """Further arguments for TRL's trainer, checked against its fields."""

@@ -1,0 +1,120 @@
+"""Direct preference optimisation: the policy learns from the pairs themselves, without a reward model in between.
+
+TRL's DPOTrainer does the work, with the loss -log sigmoid(beta * (log-ratio of chosen - log-ratio of rejected)).
+The reference is the policy before training: with LoRA the policy without its adapter, otherwise a second copy.
+
+    accord dpo configs/demo.yaml
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+from trl import DPOConfig as TrlDPOConfig
+from trl import DPOTrainer
+from trl.data_utils import common_prefix_length
+
+from accord.chat import encode_conversation, encode_prompt
+from accord.config import check_trainer_arguments
+from accord.errors import DataError
+from accord.models import Model, load_policy, load_tokenizer, peft_config
+from accord.records import Preference, read_jsonl
+from accord.runs import DataFile, Run, Runs
+from accord.training import (
+    SET_BY_ACCORD,
+    base_dtype,
+    build_arguments,
+    logged,
+    mean_loss,
+    quantization,
+    quiet_libraries,
+    save_trained_model,
+    train_in_run,
+    trainer_arguments,
+)
+from reward.data import drop_too_long, split_by_prompt
+from rl.config import DPOConfig
+
+check_arguments = functools.partial(
+    check_trainer_arguments, "rl.trainer", target=TrlDPOConfig, ours=(*SET_BY_ACCORD, "beta")
+)
+
+
+def train_dpo(config: DPOConfig, runs: Runs, policy: Model, preferences: Run | DataFile) -> Run:
+    """Optimise `policy` on preferences; returns the finished run, whose `model/` is the new policy.
+
+    Raises:
+        DataError: a bad file, or no pair short enough.
+    """
+    with runs.begin("dpo", config, {"policy": policy, "preferences": preferences}) as run:
+        if run.is_done:
+            return run
+
+        # load
+        path = preferences.output("preferences.jsonl") if isinstance(preferences, Run) else preferences.path
+        tokenizer = load_tokenizer(policy)
+        rows = read_jsonl(path, Preference)
+        kept, too_long = drop_too_long(tokenizer, rows, config.max_sequence_tokens)
+        train, heldout = split_by_prompt(kept, config.heldout_fraction)
+        if not train or not heldout:
+            raise DataError(
+                f"{path}: leaves {len(train)} pairs to train on and {len(heldout)} held out, {too_long} were longer "
+                "than max_sequence_tokens; collect more preferences or raise it"
+            )
+
+        # build
+        arguments = trainer_arguments(config, run, evaluate=True) | {"beta": config.kl_coefficient}
+        with quiet_libraries():
+            trainer = _Trainer(
+                model=load_policy(policy, base_dtype(config), **quantization(config.lora)),
+                ref_model=None if config.lora else load_policy(policy),
+                args=build_arguments("rl", TrlDPOConfig, arguments),
+                train_dataset=encode_pairs(tokenizer, train),
+                eval_dataset=encode_pairs(tokenizer, heldout),
+                processing_class=tokenizer,
+                peft_config=peft_config(config.lora, "CAUSAL_LM"),
+            )
+
+        # loop
+        train_in_run(trainer, run, "dpo")
+
+        # save
+        save_trained_model(trainer, tokenizer, run, load_policy(policy) if config.lora else None)
+        metrics = {
+            "pairs": len(train),
+            "heldout_pairs": len(heldout),
+            "updates": trainer.state.global_step,
+            "first_loss": logged(trainer, "loss", first=True),
+            "train_loss": mean_loss(trainer),
+            "heldout_loss": logged(trainer, "eval_loss"),
+            "heldout_accuracy": logged(trainer, "eval_rewards/accuracies"),
+            "heldout_reward_margin": logged(trainer, "eval_rewards/margins"),
+        }
+        run.finish(metrics, {"too_long": too_long})
+    return run
+
+
+def encode_pairs(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Preference]) -> Dataset:
+    """Rows as `prompt_ids`, and `chosen_ids` and `rejected_ids` without the prompt, for DPOTrainer's collator.
+
+    Where an answer's first token merges with the end of the prompt, the answer starts at that token.
+    """
+    encoded = []
+    for row in rows:
+        chosen = encode_conversation(tokenizer, [*row.prompt, *row.chosen]).input_ids
+        rejected = encode_conversation(tokenizer, [*row.prompt, *row.rejected]).input_ids
+        prompt = encode_prompt(tokenizer, row.prompt)
+        start = min(common_prefix_length(prompt, chosen), common_prefix_length(prompt, rejected))
+        encoded.append(
+            {"prompt_ids": prompt[:start], "chosen_ids": chosen[start:], "rejected_ids": rejected[start:]}
+        )
+    return Dataset.from_list(encoded)
+
+
+class _Trainer(DPOTrainer):
+    """Takes rows that `accord.chat` encoded, which TRL's trainer would otherwise encode itself."""
+
+    def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
+        return dataset

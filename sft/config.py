@@ -1,0 +1,41 @@
+"""Settings of supervised fine-tuning."""
+
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from accord.config import Config
+from accord.training_config import TrainingConfig
+
+
+class WeightedFile(Config):
+    """A demonstration file and how often its rows count: 2 shows each row twice an epoch, 0.5 half of them."""
+
+    path: str
+    weight: float = Field(default=1.0, gt=0)
+
+
+class SFTConfig(TrainingConfig):
+    """Supervised fine-tuning on demonstrations with TRL's SFTTrainer; the loss covers the assistant's turns only."""
+
+    demonstrations: list[WeightedFile] = Field(min_length=1)
+    heldout: str | None = None
+    """A demonstration file for the held-out loss; without it, `heldout_fraction` of the rows are set aside."""
+    heldout_fraction: float = Field(default=0.1, ge=0, lt=1)
+    packing: bool = False
+    """Several conversations in one sequence; they never see one another, and no padding is computed."""
+    early_stopping_evaluations: int | None = Field(default=None, ge=1)
+    """Stop after this many evaluations without a better held-out loss, and keep the best model. Checkpoints are then
+    written at evaluations only."""
+
+    @model_validator(mode="after")
+    def _can_stop_early(self) -> Self:
+        if self.early_stopping_evaluations is None:
+            return self
+        if self.evaluate_every_updates is None:
+            raise ValueError("early_stopping_evaluations needs evaluate_every_updates")
+        if self.heldout is None and self.heldout_fraction == 0:
+            raise ValueError(
+                "early_stopping_evaluations needs held-out rows: a heldout file or a heldout_fraction"
+            )
+        return self

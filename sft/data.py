@@ -1,0 +1,99 @@
+"""Demonstrations to token ids. One row of a file:
+
+{"messages": [{"role": "user", "content": "Name a prime."}, {"role": "assistant", "content": "Seven is prime."}]}
+"""
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from accord.chat import encode_conversation
+from accord.errors import DataError
+from accord.records import Demonstration, read_jsonl
+
+
+@dataclass(frozen=True)
+class Demonstrations:
+    """Rows to train on, rows held out, and how many were dropped for which reason."""
+
+    train: list[Demonstration]
+    heldout: list[Demonstration]
+    dropped: dict[str, int]
+
+
+def load_demonstrations(
+    files: Sequence[tuple[Path, float]], heldout: Path | None, heldout_fraction: float, seed: int
+) -> Demonstrations:
+    """Read weighted files; set rows aside before weighting, so that no row is in both parts.
+
+    A row that stands in several places is kept once (the first), and one that is also in the held-out file is
+    taken out of the training rows; both are counted.
+
+    Args:
+        files: paths and weights; a row of a file with weight w is shown w times an epoch on average.
+        heldout: a file of held-out rows, or None to set `heldout_fraction` of each file aside.
+        heldout_fraction: ignored where `heldout` is given.
+        seed: for the choice of held-out rows and of the rows that a fractional weight repeats.
+    """
+    chance = random.Random(seed)
+    heldout_rows = read_jsonl(heldout, Demonstration) if heldout else []
+    seen = {_key(row) for row in heldout_rows}
+    dropped = {"duplicate": 0}
+    train: list[Demonstration] = []
+    for path, weight in files:
+        rows = []
+        for row in read_jsonl(path, Demonstration):
+            if _key(row) in seen:
+                dropped["duplicate"] += 1
+            else:
+                seen.add(_key(row))
+                rows.append(row)
+        if heldout is None:
+            chance.shuffle(rows)
+            aside = math.ceil(heldout_fraction * len(rows))
+            heldout_rows += rows[:aside]
+            rows = rows[aside:]
+        train += rows * int(weight) + chance.sample(rows, round((weight % 1) * len(rows)))
+    return Demonstrations(train, heldout_rows, dropped)
+
+
+def encode_demonstrations(
+    tokenizer: PreTrainedTokenizerBase, rows: Sequence[Demonstration], max_sequence_tokens: int
+) -> tuple[Dataset, int]:
+    """Rows as `input_ids` and `labels` (-100 wherever the assistant does not speak), and how many were too long.
+
+    Raises:
+        DataError: there are no rows, or every row is longer than `max_sequence_tokens`.
+    """
+    if not rows:
+        raise DataError(
+            "no demonstrations are left to train on, without the held-out and the duplicate ones; add more rows"
+        )
+    encoded = [encode_conversation(tokenizer, row.messages) for row in rows]
+    kept = [row for row in encoded if len(row.input_ids) <= max_sequence_tokens]
+    if not kept:
+        raise DataError(
+            f"all {len(rows)} demonstrations are longer than max_sequence_tokens ({max_sequence_tokens}); raise it"
+        )
+    dataset = Dataset.from_dict(
+        {
+            "input_ids": [row.input_ids for row in kept],
+            "labels": [
+                [
+                    token if said else -100
+                    for token, said in zip(row.input_ids, row.assistant_mask, strict=True)
+                ]
+                for row in kept
+            ],
+        }
+    )
+    return dataset, len(encoded) - len(kept)
+
+
+def _key(row: Demonstration) -> str:
+    return "\n".join(f"{message.role}: {message.content}" for message in row.messages)

@@ -1,0 +1,104 @@
+"""Supervised fine-tuning: the base model learns to answer as the demonstrations do.
+
+TRL's SFTTrainer does the work. What is ours: the conversations are tokenised by `accord.chat`, so that the loss
+covers exactly the assistant's turns with their EOS; every dropped row is counted; the run continues after a kill.
+
+    accord sft configs/demo.yaml
+"""
+
+import functools
+
+from transformers import EarlyStoppingCallback, TrainerCallback
+from trl import SFTConfig as TrlSFTConfig
+from trl import SFTTrainer
+
+from accord.bundled import data_path
+from accord.config import check_trainer_arguments
+from accord.models import Model, load_policy, load_tokenizer, peft_config
+from accord.runs import DataFile, Run, Runs, Source
+from accord.training import (
+    SET_BY_ACCORD,
+    base_dtype,
+    build_arguments,
+    logged,
+    mean_loss,
+    quantization,
+    quiet_libraries,
+    save_trained_model,
+    train_in_run,
+    trainer_arguments,
+)
+from sft.config import SFTConfig
+from sft.data import encode_demonstrations, load_demonstrations
+
+check_arguments = functools.partial(
+    check_trainer_arguments,
+    "sft.trainer",
+    target=TrlSFTConfig,
+    ours=(*SET_BY_ACCORD, "packing", "assistant_only_loss", "completion_only_loss", "load_best_model_at_end"),
+)
+
+
+def fine_tune(config: SFTConfig, runs: Runs, base: Model) -> Run:
+    """Fine-tune `base` on the demonstrations; returns the finished run, whose `model/` is the policy.
+
+    Raises:
+        DataError: a demonstration file is bad, or all its rows are too long.
+        UsageError: bad trainer arguments, or a base model without what training needs.
+    """
+    files = [(data_path(file.path), file.weight) for file in config.demonstrations]
+    heldout = data_path(config.heldout) if config.heldout else None
+    sources: dict[str, Source] = {"base": base}
+    sources |= {f"demonstrations_{i}": DataFile(path) for i, (path, _) in enumerate(files)}
+    if heldout:
+        sources["heldout"] = DataFile(heldout)
+
+    with runs.begin("sft", config, sources) as run:
+        if run.is_done:
+            return run
+
+        # load
+        tokenizer = load_tokenizer(base)
+        rows = load_demonstrations(files, heldout, config.heldout_fraction, config.seed)
+        train, too_long = encode_demonstrations(tokenizer, rows.train, config.max_sequence_tokens)
+        evaluation = None
+        if rows.heldout:
+            evaluation, heldout_too_long = encode_demonstrations(
+                tokenizer, rows.heldout, config.max_sequence_tokens
+            )
+            too_long += heldout_too_long
+
+        # build
+        arguments = trainer_arguments(config, run, evaluate=evaluation is not None)
+        arguments |= {"packing": config.packing, "eval_packing": False}
+        callbacks: list[TrainerCallback] = []
+        if config.early_stopping_evaluations is not None:
+            arguments |= {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss"}
+            arguments["save_steps"] = arguments["eval_steps"]
+            callbacks.append(EarlyStoppingCallback(config.early_stopping_evaluations))
+        with quiet_libraries():
+            trainer = SFTTrainer(
+                model=load_policy(base, base_dtype(config), **quantization(config.lora)),
+                args=build_arguments("sft", TrlSFTConfig, arguments),
+                train_dataset=train,
+                eval_dataset=evaluation,
+                processing_class=tokenizer,
+                peft_config=peft_config(config.lora, "CAUSAL_LM"),
+                callbacks=callbacks,
+            )
+
+        # loop
+        train_in_run(trainer, run, "sft")
+
+        # save
+        save_trained_model(trainer, tokenizer, run, load_policy(base) if config.lora else None)
+        metrics = {
+            "demonstrations": len(train),
+            "heldout_demonstrations": 0 if evaluation is None else len(evaluation),
+            "updates": trainer.state.global_step,
+            "train_loss": mean_loss(trainer),
+            "heldout_loss_before": logged(trainer, "eval_loss", first=True),
+            "heldout_loss": trainer.state.best_metric or logged(trainer, "eval_loss"),
+        }
+        run.finish(metrics, rows.dropped | {"too_long": too_long})
+    return run
