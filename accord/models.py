@@ -3,6 +3,7 @@
 Only safetensors weights are loaded, and never code that comes with a model.
 """
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -107,6 +108,7 @@ def load_policy(model: Model, dtype: "torch.dtype | None" = None, **options: Any
     import torch
     from transformers import AutoModelForCausalLM
 
+    _no_bars_in_log_files()
     return AutoModelForCausalLM.from_pretrained(
         model.folder,
         dtype=dtype or torch.float32,
@@ -121,6 +123,7 @@ def load_reward_model(model: Model, dtype: "torch.dtype | None" = None, **option
     import torch
     from transformers import AutoModelForSequenceClassification
 
+    _no_bars_in_log_files()
     return AutoModelForSequenceClassification.from_pretrained(
         model.folder,
         num_labels=1,
@@ -129,6 +132,14 @@ def load_reward_model(model: Model, dtype: "torch.dtype | None" = None, **option
         use_safetensors=True,
         **options,
     )
+
+
+def _no_bars_in_log_files() -> None:
+    """Loading and saving weights draw progress bars, which are of use on a terminal only."""
+    import transformers
+
+    if not sys.stderr.isatty():
+        transformers.utils.logging.disable_progress_bar()
 
 
 def attention_implementation() -> str:

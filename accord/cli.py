@@ -1,0 +1,435 @@
+"""The command line. Heavy libraries are imported inside the commands, so that `accord --help` answers at once."""
+
+import errno
+import json
+import logging
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from accord import __version__
+from accord.errors import AccordError, UsageError, WaitingForAnnotatorsError
+from accord.preload import restart_with_libraries
+
+if TYPE_CHECKING:
+    from accord.round_config import StageName
+    from accord.runs import Run, Runs
+    from feedback.config import FeedbackConfig
+
+CONFIG = click.argument("config", type=click.Path(path_type=Path))
+OVERRIDES = click.argument("overrides", nargs=-1, metavar="[key=value]...")
+AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
+RUN = click.argument("run")
+COMPUTE = ("demo", "round", "sft", "reward", "dpo", "eval", "feedback", "gate")
+"""The commands that train or sample, and are worth a restart with faster libraries."""
+
+
+class _Group(click.Group):
+    """Turns accord's errors, and those of a full disk, into one sentence and an exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except AccordError as error:
+            if ctx.params.get("traceback"):
+                raise
+            label = "waiting" if isinstance(error, WaitingForAnnotatorsError) else "error"
+            click.echo(f"{label}: {error}", err=True)
+            ctx.exit(error.exit_code)
+        except OSError as error:
+            if ctx.params.get("traceback") or error.errno != errno.ENOSPC:
+                raise
+            click.echo(
+                f"error: the disk is full ({error.filename}); free some space and run this again", err=True
+            )
+            ctx.exit(1)
+        except KeyboardInterrupt:
+            click.echo("\ninterrupted; the same command continues from here", err=True)
+            ctx.exit(130)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__)
+@click.option(
+    "--runs", "runs_root", type=click.Path(path_type=Path), default=Path("runs"), envvar="ACCORD_RUNS",
+    show_default=True, help="Folder that holds the runs.",
+)  # fmt: skip
+@click.option("--traceback", is_flag=True, help="Show where an error came from.")
+@click.pass_context
+def main(ctx: click.Context, runs_root: Path, traceback: bool) -> None:
+    """Align a language model: fine-tune, collect preferences, train a reward model, optimise, and judge.
+
+    \b
+    Exit codes: 0 done or PASS, 1 error, 2 usage, 10 gate FAIL, 11 gate INCONCLUSIVE,
+    75 waiting for annotators (run the same command again later).
+    """
+    ctx.obj = runs_root
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    if ctx.invoked_subcommand in COMPUTE:
+        restart_with_libraries()
+    logging.basicConfig(format="%(message)s", level=logging.ERROR)
+    logging.getLogger("accord").setLevel(logging.INFO)
+
+
+def _runs(only: str | None = None) -> "Runs":
+    from accord.runs import Runs
+
+    return Runs(click.get_current_context().find_root().obj, only)
+
+
+# --- rounds and stages
+
+
+@main.command()
+@click.option("--human", is_flag=True, help="Leave the ranking to you, in the browser; ranks 20 prompts.")
+@OVERRIDES
+def demo(human: bool, overrides: tuple[str, ...]) -> None:
+    """Run one whole round on the bundled model (about 15 minutes on two cores)."""
+    from accord.bundled import config_path
+
+    people = ("feedback.annotators=human", "feedback.annotators_per_record=1", "feedback.max_prompts=20")
+    _round(config_path("demo.yaml"), (*people, *overrides) if human else overrides, wait=human)
+
+
+@main.command("round")
+@CONFIG
+@OVERRIDES
+@click.option(
+    "--wait", is_flag=True, help="Stay while annotators work, instead of leaving with exit code 75."
+)
+def round_(config: Path, overrides: tuple[str, ...], wait: bool) -> None:
+    """Run or continue a round; finished stages are reused."""
+    _round(config, overrides, wait)
+
+
+def _round(config: Path, overrides: tuple[str, ...], wait: bool) -> None:
+    _finish_with_verdict(_run_until("eval", config, overrides, wait))
+
+
+def _run_until(
+    stage: "StageName", config: Path, overrides: tuple[str, ...], wait: bool = False, alone: bool = False
+) -> "Run":
+    from accord.config import load_config
+    from accord.round_config import RoundConfig
+
+    round_config = load_config(config, RoundConfig, overrides)
+    from accord.round import run_round  # takes seconds to import, which a mistake in the file need not cost
+
+    return run_round(round_config, _runs(only=stage if alone else None), until=stage, wait=wait)
+
+
+def _finish_with_verdict(run: "Run") -> None:
+    from eval.gate import read_verdict
+
+    verdict = read_verdict(run)
+    next_command = f"accord promote {run.id}" if verdict.exit_code == 0 else f"accord runs lineage {run.id}"
+    click.echo(f"\nverdict: {verdict.outcome}: {verdict.reason()}")
+    click.echo(f"report:  {run.path / 'report.html'}")
+    click.echo(f"next:    {next_command}")
+    click.get_current_context().exit(verdict.exit_code)
+
+
+def _stage_command(stage: "StageName", does: str) -> None:
+    @main.command(stage, help=f"{does} The stages it builds on must be finished.")
+    @CONFIG
+    @OVERRIDES
+    def command(config: Path, overrides: tuple[str, ...]) -> None:
+        run = _run_until(stage, config, overrides, alone=True)
+        click.echo(f"{stage}: {run.path}\n{json.dumps(run.metrics, indent=2)}")
+        if stage == "eval":
+            _finish_with_verdict(run)
+
+
+_stage_command("sft", "Fine-tune the base model on demonstrations.")
+_stage_command("reward", "Train the reward model on the round's preferences.")
+_stage_command("dpo", "Optimise the policy on the round's preferences.")
+_stage_command("eval", "Compare the new policy with the one before, and give a verdict.")
+
+
+# --- feedback
+
+
+@main.group()
+def feedback() -> None:
+    """Collect preferences from people in Argilla."""
+
+
+@feedback.command()
+@click.option("--port", default=6900, show_default=True, help="Port on the loopback interface.")
+def serve(port: int) -> None:
+    """Run the embedded Argilla in the foreground, until Ctrl-C."""
+    from feedback.server.process import Server, run_in_foreground
+    from feedback.stage import argilla_home
+
+    def ready(server: Server) -> None:
+        click.echo(f"Argilla answers at {server.url}; the owner's login is in {server.home / 'secrets.json'}")
+
+    click.get_current_context().exit(run_in_foreground(argilla_home(_runs().root), port, ready))
+
+
+@feedback.command()
+def stop() -> None:
+    """End the embedded Argilla that a round left running for its annotators."""
+    from feedback.server.process import stop as stop_server
+    from feedback.stage import argilla_home
+
+    click.echo("stopped" if stop_server(argilla_home(_runs().root)) else "was not running")
+
+
+@feedback.command()
+@CONFIG
+@OVERRIDES
+def users(config: Path, overrides: tuple[str, ...]) -> None:
+    """Make the accounts of a configuration's human annotators, and print their logins."""
+    from feedback.stage import open_argilla, set_up_people
+
+    section = _feedback_config(config, overrides)
+    with open_argilla(section, _runs().root, keep=True) as client:
+        logins = set_up_people(section, client, _runs().root)
+        click.echo(f"page: {client.url}")
+    for name, password in logins.items():
+        click.echo(f"user {name}   password {password}")
+
+
+@feedback.command()
+@CONFIG
+@OVERRIDES
+def push(config: Path, overrides: tuple[str, ...]) -> None:
+    """Sample the answers of a round's policy and push them to Argilla; the page stays up."""
+    _feedback(config, (*overrides, "feedback.annotators=human"), wait=False)
+
+
+@feedback.command()
+@CONFIG
+@OVERRIDES
+@click.option("--wait", is_flag=True, help="Stay until everything is ranked.")
+def pull(config: Path, overrides: tuple[str, ...], wait: bool) -> None:
+    """Pull rankings and make preferences of them; exit code 75 while annotators have not finished."""
+    _feedback(config, overrides, wait)
+
+
+def _feedback(config: Path, overrides: tuple[str, ...], wait: bool) -> None:
+    run = _run_until("feedback", config, overrides, wait, alone=True)
+    click.echo(f"feedback: {run.path}\n{json.dumps(run.metrics, indent=2)}")
+
+
+@feedback.command()
+@RUN
+@AS_JSON
+def status(run: str, as_json: bool) -> None:
+    """Show how far the annotators of a feedback run are."""
+    from dataclasses import asdict
+
+    from feedback.collect import status as look
+    from feedback.config import FeedbackConfig
+    from feedback.stage import open_argilla
+
+    runs = _runs()
+    found = runs.load(run)
+    if found.record.stage != "feedback":
+        raise UsageError(f"{found.id} is no feedback run; `accord runs list` shows which are")
+    with open_argilla(FeedbackConfig(**found.record.config), runs.root, keep=False) as client:
+        state = asdict(look(client, found.id))
+    if as_json:
+        click.echo(json.dumps({"run": found.id, **state}, indent=2))
+        return
+    click.echo(
+        f"{found.id}: {state['records'] - state['records_waiting']} of {state['records']} records ranked"
+    )
+    for name, counts in state["answers"].items():
+        click.echo(f"  {name}: " + ", ".join(f"{count} {kind}" for kind, count in counts.items()))
+
+
+@feedback.command()
+@RUN
+@AS_JSON
+def agreement(run: str, as_json: bool) -> None:
+    """Show how far the annotators of a finished feedback run agree."""
+    found = _runs().load(run)
+    figures = found.metrics if found.is_done and found.record.stage == "feedback" else None
+    if figures is None:
+        raise UsageError(f"{found.id} is no finished feedback run; `accord runs list` shows which are")
+    if as_json:
+        click.echo(json.dumps(figures, indent=2))
+        return
+    share = figures["pairwise_agreement"]
+    click.echo(f"annotators: {', '.join(figures['annotators'])} ({figures['annotators_kind']})")
+    click.echo(f"rankings: {figures['rankings_submitted']}, with ties {figures['rankings_with_ties']}")
+    click.echo(
+        "agreement: no pair was ordered by two annotators"
+        if share is None
+        else f"agreement on pairs: {share:.1%}"
+    )
+
+
+def _feedback_config(config: Path, overrides: tuple[str, ...]) -> "FeedbackConfig":
+    from accord.config import load_config
+    from accord.round_config import RoundConfig
+
+    section = load_config(config, RoundConfig, overrides).feedback
+    if section is None:
+        raise UsageError(f"{config} has no feedback section")
+    return section
+
+
+# --- gate and promotion
+
+
+@main.command()
+@click.option(
+    "--baseline", required=True, help="The model in use: run:<id>, a folder, a hub id or bundled:..."
+)
+@click.option("--candidate", required=True, help="The model that may replace it.")
+@click.option("--reward-model", help="A reward model that scores the answers of both.")
+@click.option(
+    "--config", "config_file", required=True, type=click.Path(path_type=Path), help="The gate's margins."
+)
+@OVERRIDES
+def gate(
+    baseline: str, candidate: str, reward_model: str | None, config_file: Path, overrides: tuple[str, ...]
+) -> None:
+    """Compare any two models by pre-declared margins: PASS, FAIL or INCONCLUSIVE."""
+    from accord.config import load_config
+    from accord.models import resolve
+    from accord.sampling.config import SamplingConfig
+    from accord.sampling.shared import SharedSampler
+    from eval.config import EvalConfig
+    from eval.evaluate import evaluate
+
+    config = load_config(config_file, EvalConfig, overrides)
+    runs = _runs()
+    models = [resolve(reference, runs) for reference in (baseline, candidate)]
+    judge = resolve(reward_model, runs) if reward_model else None
+    with SharedSampler(SamplingConfig()) as sampler:
+        run = evaluate(config, runs, sampler, models[0], models[1], judge)
+    _finish_with_verdict(run)
+
+
+@main.command()
+@RUN
+def promote(run: str) -> None:
+    """Let a candidate replace its baseline; refuses without a valid, passing, untampered verdict."""
+    from eval.promotion import promote as let_replace
+
+    runs = _runs()
+    promotion = let_replace(runs.load(run), runs)
+    click.echo(f"promoted: {promotion['model']} (verdict of {promotion['verdict']})")
+
+
+@main.command()
+@RUN
+@click.option("--output", type=click.Path(path_type=Path), help="Where to write; default: print the path.")
+def report(run: str, output: Path | None) -> None:
+    """Rebuild the HTML page of an evaluation run."""
+    from eval.report import rebuild
+
+    runs = _runs()
+    click.echo(rebuild(runs.load(run), runs, output))
+
+
+# --- runs
+
+
+@main.group()
+def runs() -> None:
+    """Look at runs: what was made from what, and whether it is still as it was made."""
+
+
+@runs.command("list")
+@AS_JSON
+def list_(as_json: bool) -> None:
+    """List all runs, oldest first."""
+    records = [run.record for run in _runs().all()]
+    if as_json:
+        click.echo(json.dumps([record.model_dump() for record in records], indent=2))
+        return
+    for record in records:
+        click.echo(f"{record.id:<28} {record.status:<8} {record.started_at}")
+    if not records:
+        click.echo("no runs yet; `accord demo` makes some")
+
+
+@runs.command()
+@RUN
+@AS_JSON
+def show(run: str, as_json: bool) -> None:
+    """Show a run's record and figures."""
+    found = _runs().load(run)
+    metrics = found.metrics if found.is_done else {}
+    if as_json:
+        click.echo(json.dumps({"record": found.record.model_dump(), "metrics": metrics}, indent=2))
+        return
+    record = found.record
+    click.echo(f"{record.id}   {record.status}   {record.started_at} to {record.ended_at or 'now'}")
+    if record.error:
+        click.echo(f"error: {record.error}")
+    for title, values in (
+        ("made from", record.parents | record.inputs),
+        ("figures", metrics),
+        ("dropped", record.dropped),
+        ("files", {name: digest[:12] for name, digest in record.outputs.items()}),
+    ):
+        click.echo(f"{title}:")
+        for name, value in values.items():
+            click.echo(f"  {name}: {value if not isinstance(value, float) else round(value, 4)}")
+
+
+@runs.command()
+@RUN
+@AS_JSON
+def lineage(run: str, as_json: bool) -> None:
+    """Show everything a run descends from, down to files and their hashes."""
+    found = _runs()
+    records = [each.record for each in found.lineage(found.load(run))]
+    if as_json:
+        click.echo(
+            json.dumps(
+                [r.model_dump(include={"id", "stage", "parents", "inputs"}) for r in records], indent=2
+            )
+        )
+        return
+    for record in records:
+        click.echo(record.id)
+        for role, source in (record.parents | record.inputs).items():
+            click.echo(f"  {role:<18} {source}")
+
+
+@runs.command()
+@click.argument("run", required=False)
+@AS_JSON
+def verify(run: str | None, as_json: bool) -> None:
+    """Compare the files of a run and its ancestors, or of all runs, with their recorded hashes."""
+    from accord.errors import TamperedError
+
+    found = _runs()
+    chosen = [each for each in (found.lineage(found.load(run)) if run else found.all()) if each.is_done]
+    problems = {}
+    for each in chosen:
+        try:
+            each.check_outputs()
+        except TamperedError as error:
+            problems[each.id] = str(error)
+        if not as_json:
+            click.echo(f"{each.id:<28} {'TAMPERED' if each.id in problems else 'ok'}")
+    if as_json:
+        click.echo(json.dumps({"checked": [each.id for each in chosen], "problems": problems}, indent=2))
+    if problems:
+        raise TamperedError("; ".join(problems.values()))
+
+
+@main.command()
+@AS_JSON
+def doctor(as_json: bool) -> None:
+    """Show what is installed and what works here, each failing line with its remedy."""
+    from dataclasses import asdict
+
+    from accord.doctor import examine, exit_code, render
+
+    checks = examine()
+    if as_json:
+        click.echo(json.dumps([asdict(check) for check in checks], indent=2))
+    else:
+        render(checks)
+    click.get_current_context().exit(exit_code(checks))

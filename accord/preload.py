@@ -1,0 +1,32 @@
+"""Faster memory allocation and threads on CPU: tcmalloc and Intel OpenMP, loaded before Python starts.
+
+A library can only be preloaded into a new process, so `restart_with_libraries` replaces this process by itself. On a
+training step of the bundled model it saves about two thirds of the time where other processes compete for the cores
+(GNU OpenMP's threads spin at every barrier), and less on a quiet machine: benchmarks/preload.py.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+from accord.bootstrap import openmp_library, tcmalloc_library
+
+ALREADY = "ACCORD_PRELOADED"
+
+
+def libraries() -> list[str]:
+    """The libraries to preload, those of them that this machine has; empty on anything but Linux."""
+    if sys.platform != "linux":
+        return []
+    found = (openmp_library(Path(sys.prefix)), tcmalloc_library())
+    return [str(path) for path in found if path is not None]
+
+
+def restart_with_libraries() -> None:
+    """Replace this process by the same command with the libraries preloaded; returns where that is not needed."""
+    if ALREADY in os.environ or not libraries():
+        return
+    before = filter(None, [os.environ.get("LD_PRELOAD")])
+    environment = {**os.environ, "LD_PRELOAD": ":".join([*libraries(), *before]), ALREADY: "1"}
+    sys.stdout.flush()
+    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)

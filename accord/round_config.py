@@ -1,0 +1,38 @@
+"""A round's configuration file: one section a stage. Imports nothing heavy, so that a typo is answered at once."""
+
+from typing import Literal, Self
+
+from pydantic import model_validator
+
+from accord.bundled import MODEL
+from accord.config import Config
+from accord.sampling.config import SamplingConfig
+from eval.config import EvalConfig
+from feedback.config import FeedbackConfig
+from reward.config import RewardConfig
+from rl.config import DPOConfig
+from sft.config import SFTConfig
+
+StageName = Literal["sft", "feedback", "reward", "dpo", "eval"]
+
+
+class RoundConfig(Config):
+    """A round's configuration: one section a stage."""
+
+    model: str = MODEL
+    """The base model; the policy of an earlier round as `run:<id>`, a folder, a hub id, or the bundled one."""
+    sampling: SamplingConfig = SamplingConfig()
+    sft: SFTConfig | None = None
+    """Left out: the base model is the policy that is aligned."""
+    feedback: FeedbackConfig | None = None
+    preferences: str | None = None
+    """A file of preferences, in place of the feedback stage."""
+    reward: RewardConfig
+    rl: DPOConfig
+    eval: EvalConfig
+
+    @model_validator(mode="after")
+    def _has_one_source_of_preferences(self) -> Self:
+        if (self.feedback is None) == (self.preferences is None):
+            raise ValueError("give either a feedback section or a preferences file")
+        return self

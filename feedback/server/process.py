@@ -1,0 +1,293 @@
+"""Start, find and stop the embedded Argilla server.
+
+    server = start(Path("runs/argilla"))     # about seven seconds the first time, or at once if it runs already
+    print(server.url, server.username)       # the password is in runs/argilla/secrets.json
+    stop(server.home)
+
+The server is stock argilla-server in its own virtual environment, with the additions of `inside/`. Everything it
+keeps is in one folder, readable by its owner only:
+
+    argilla.db      the SQLite database, with its -wal and -shm files while the server runs
+    secrets.json    the owner's name, password and API key, and the key that signs log-ins
+    server.json     process id, URL and time of the start, while it runs
+    server.log      what it printed, with the run before in server.log.1
+"""
+
+import json
+import os
+import secrets
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+import httpx
+import psutil
+from filelock import FileLock
+
+from accord.bootstrap import argilla_python
+from accord.errors import AccordError
+from accord.records import write_atomically
+
+INSIDE = Path(__file__).parent / "inside"
+HOST = "127.0.0.1"
+OWNER = "owner"
+SECONDS_TO_START = 120.0
+SECONDS_TO_STOP = 15.0
+
+# what the server may see of our environment: nothing that could point it at another database, Python path,
+# allocator or account
+KEPT_VARIABLES = ("HOME", "LANG", "LC_ALL", "LC_CTYPE", "PATH", "SYSTEMROOT", "TZ", "USER")
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running server and how to log in as its owner; the secrets are left out of its repr."""
+
+    url: str
+    home: Path
+    pid: int
+    username: str
+    password: str = field(repr=False)
+    api_key: str = field(repr=False)
+
+
+def start(home: Path, port: int = 6900, timeout_seconds: float = SECONDS_TO_START) -> Server:
+    """The server of `home`: the one that is running, or a new one on `port` of the loopback interface.
+
+    A new one is its own session, so it goes on when the calling program ends, until `stop`. The first start
+    creates the database and an owner with random secrets.
+
+    Raises:
+        AccordError: there is no Argilla environment, the port is taken, or the server did not come up.
+    """
+    home = _prepare(home)
+    with _lock(home):
+        if server := running(home):
+            return server
+        process = _launch(home, port, detached=True)
+        return _wait_until_healthy(home, port, process, timeout_seconds)
+
+
+def run_in_foreground(home: Path, port: int = 6900, on_ready: Callable[[Server], None] | None = None) -> int:
+    """Run the server until Ctrl-C or until it ends, and return its exit code (0 after Ctrl-C).
+
+    Args:
+        home: the server's folder.
+        port: the port on the loopback interface.
+        on_ready: called once, as soon as the server answers.
+
+    Raises:
+        AccordError: as `start`, or the server of `home` is running already.
+    """
+    home = _prepare(home)
+    with _lock(home):
+        if server := running(home):
+            raise AccordError(f"this Argilla is running already, at {server.url} (process {server.pid})")
+        process = _launch(home, port, detached=False)
+        server = _wait_until_healthy(home, port, process, SECONDS_TO_START)
+    try:
+        if on_ready is not None:
+            on_ready(server)
+        return process.wait()
+    except KeyboardInterrupt:
+        return 0
+    finally:
+        stop(home)
+
+
+def stop(home: Path) -> bool:
+    """End the server of `home` if it runs; whether there was one to end."""
+    home = home.resolve()
+    if not home.is_dir():
+        return False
+    with _lock(home):
+        process = _recorded_process(home)
+        if process is not None:
+            process.terminate()
+            try:
+                process.wait(SECONDS_TO_STOP)
+            except psutil.TimeoutExpired:
+                process.kill()
+                process.wait(SECONDS_TO_STOP)
+        (home / "server.json").unlink(missing_ok=True)
+        return process is not None
+
+
+def running(home: Path) -> Server | None:
+    """The server that `home/server.json` records, if that process is alive, is ours, and answers."""
+    home = home.resolve()
+    process = _recorded_process(home)
+    if process is None:
+        return None
+    server = _server(home, _recorded(home)["url"], process.pid)
+    for _ in range(20):  # a machine that is busy with training may need a few seconds to answer
+        if _answers(server):
+            return server
+        time.sleep(0.5)
+    raise AccordError(
+        f"the Argilla server at {server.url} (process {process.pid}) is alive but does not answer; end it with "
+        f"`kill {process.pid}` and run this again\n{_log_tail(home)}"
+    )
+
+
+def _prepare(home: Path) -> Path:
+    home = home.resolve()
+    home.mkdir(parents=True, exist_ok=True)
+    home.chmod(0o700)
+    if not (home / "secrets.json").exists():
+        if (home / "argilla.db").exists():
+            raise AccordError(
+                f"{home}/secrets.json is missing although {home}/argilla.db exists; restore it, or move the folder "
+                "away to begin with an empty server"
+            )
+        made = {
+            "username": OWNER,
+            "password": secrets.token_urlsafe(18),
+            "api_key": secrets.token_urlsafe(48),
+            "jwt_secret": secrets.token_urlsafe(48),
+        }
+        write_atomically(home / "secrets.json", json.dumps(made, indent=1), mode=0o600)
+    _secrets(home)
+    return home
+
+
+def _lock(home: Path) -> FileLock:
+    return FileLock(home / "start.lock", timeout=SECONDS_TO_START + SECONDS_TO_STOP, mode=0o600)
+
+
+def _launch(home: Path, port: int, detached: bool) -> subprocess.Popen[bytes]:
+    python = argilla_python()
+    if python is None:
+        raise AccordError("there is no environment with argilla-server yet; run `make setup` to build it")
+    _require_free(port)
+    log = home / "server.log"
+    if log.exists():
+        log.replace(home / "server.log.1")
+    environment = {name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ}
+    environment |= {"PYTHONPATH": str(INSIDE), "PYTHONUNBUFFERED": "1"}
+    with os.fdopen(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as output:
+        return subprocess.Popen(
+            # -P: the current folder stays off Python's path
+            [str(python), "-P", "-m", "accord_argilla", "--home", str(home), "--port", str(port)],
+            cwd=home,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=detached,
+            umask=0o077,
+        )
+
+
+def _require_free(port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError as error:
+            raise AccordError(
+                f"port {port} cannot be used for Argilla ({error.strerror}{_other_server(port)}); choose another one "
+                f"with feedback.port={port + 1}"
+            ) from None
+
+
+def _other_server(port: int) -> str:
+    """Says which accord server has the port, if one does: of another folder, or of one that was deleted."""
+    for process in psutil.process_iter(["cmdline"]):
+        command = process.info["cmdline"] or []
+        if "accord_argilla" in command and command[-1] == str(port):
+            return f" by process {process.pid}, the Argilla of {command[-3]}"
+    return ""
+
+
+def _wait_until_healthy(
+    home: Path, port: int, process: subprocess.Popen[bytes], timeout_seconds: float
+) -> Server:
+    server = _server(home, f"http://{HOST}:{port}", process.pid)
+    record = {
+        "pid": server.pid,
+        "url": server.url,
+        "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    write_atomically(home / "server.json", json.dumps(record, indent=1), mode=0o600)
+    deadline = time.monotonic() + timeout_seconds
+    try:
+        while time.monotonic() < deadline:
+            if process.poll() is not None:
+                raise AccordError(
+                    f"Argilla ended with code {process.returncode} while starting; the reason is in "
+                    f"{home}/server.log, which ends with\n{_log_tail(home)}"
+                )
+            if _answers(server):
+                return server
+            time.sleep(0.1)
+        raise AccordError(
+            f"Argilla did not answer within {timeout_seconds:.0f} s; see {home}/server.log, which ends with\n"
+            f"{_log_tail(home)}"
+        )
+    except BaseException:
+        process.kill()
+        process.wait()
+        (home / "server.json").unlink(missing_ok=True)
+        raise
+
+
+def _server(home: Path, url: str, pid: int) -> Server:
+    known = _secrets(home)
+    return Server(url, home, pid, known["username"], known["password"], known["api_key"])
+
+
+def _secrets(home: Path) -> dict[str, str]:
+    path = home / "secrets.json"
+    try:
+        known = json.loads(path.read_text())
+        return {name: known[name] for name in ("username", "password", "api_key", "jwt_secret")}
+    except (ValueError, KeyError, TypeError):
+        raise AccordError(
+            f"{path} is damaged; restore it, or move {home} away to begin with an empty server"
+        ) from None
+
+
+def _answers(server: Server) -> bool:
+    """Whether the server at the URL is up and is ours: it knows the owner's key."""
+    try:
+        # trust_env: a proxy of this machine's user has no business between two local processes
+        response = httpx.get(
+            f"{server.url}/api/v1/me",
+            headers={"X-Argilla-Api-Key": server.api_key},
+            timeout=2.0,
+            trust_env=False,
+        )
+    except httpx.HTTPError:
+        return False
+    return response.status_code == 200 and response.json().get("username") == server.username
+
+
+def _recorded(home: Path) -> dict[str, str]:
+    try:
+        return json.loads((home / "server.json").read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return {}
+
+
+def _recorded_process(home: Path) -> psutil.Process | None:
+    """The process of `home/server.json`, if its command line says that it serves this folder.
+
+    A process id alone proves nothing: after a reboot it belongs to some other program.
+    """
+    try:
+        process = psutil.Process(int(_recorded(home)["pid"]))
+        command = process.cmdline()
+    except (KeyError, ValueError, psutil.Error):
+        return None
+    return process if "accord_argilla" in command and str(home) in command else None
+
+
+def _log_tail(home: Path, lines: int = 15) -> str:
+    log = home / "server.log"
+    text = log.read_text(errors="replace") if log.exists() else ""
+    return "\n".join(f"  {line}" for line in text.splitlines()[-lines:])

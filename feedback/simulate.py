@@ -1,0 +1,312 @@
+"""SIMULATED annotators: programs that rank through the requests a person's browser makes.
+
+They exist so that a round can be run and tested without people. Their opinions are `utility`, a formula below, and
+say nothing about what people prefer. Everything a person can see of them begins with "simulated".
+
+    answer_as_simulated(client, "round-1", seed=0)
+
+Each is a user of its own who logs in with a password, asks for the queue of pending records as the page does, sees
+the responses in the displayed order, and posts a ranking in the page's form. Four kinds come with accord:
+
+    simulated_careful       follows the utility closely
+    simulated_noisy         follows it roughly
+    simulated_prefers_long  adds a bonus for every word
+    simulated_always_first  mostly ranks in the order in which the responses stand
+"""
+
+import hashlib
+import math
+import random
+import re
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import httpx
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from accord.records import Message
+from feedback.client import Client, RefusedError, log_in, request
+from feedback.tasks import QUESTION, as_read
+
+RECORDS_PER_PAGE = 10  # what the web page asks for at a time
+TIE_THRESHOLD = 0.02
+DISCARD_BELOW = 0.25
+SECONDS_BETWEEN_LINES = 10.0
+
+WEIGHTS = {"complete": 0.25, "length": 0.25, "variety": 0.15, "topic": 0.20, "direct": 0.10, "plain": 0.05}
+FEWEST_WORDS, MOST_WORDS = 6, 40
+
+FILLER = re.compile(
+    r"^\W*(sure|certainly|of course|absolutely|great question|good question|as an ai|as a language model|i'm sorry"
+    r"|here is|here are|here's|thank you for)\b",
+    re.IGNORECASE,
+)
+CLUTTER = re.compile(r"^\s*([-*•#>|]|\d+[.)]\s|```)|\*\*", re.MULTILINE)
+STOP_WORDS = frozenset(
+    re.findall(
+        r"\w+",
+        """a about all am an and any are as at be been but by can could did do does for from give had has have he her
+        him his how i if in into is it its just may me more most my no not of on one or our please she should so some
+        such tell than that the their them then there these they this to two up us was we were what when where which
+        while who why will with would write you your""",
+    )
+)
+
+
+def utility(prompt: Sequence[Message], response: str) -> float:
+    """How good a simulated annotator finds a response, from 0 to 1: the weighted mean of six terms.
+
+    | term     | weight | 1 when                                                | otherwise                        |
+    |----------|--------|-------------------------------------------------------|----------------------------------|
+    | complete | 0.25   | it ends with . ! ? or … (a quote or bracket may follow) | 0                              |
+    | length   | 0.25   | it has 6 to 40 words                                  | words / 6; or e^(-(words-40)/40) |
+    | variety  | 0.15   | no pair of adjacent words comes twice                 | share of distinct pairs          |
+    | topic    | 0.20   | it takes up half of the question's content words      | share taken up / 0.5             |
+    | direct   | 0.10   | it does not open with filler ("Sure!", "As an AI")    | 0                                |
+    | plain    | 0.05   | it has no list, heading or bold mark                  | 1 - marks / 3, at least 0        |
+
+    The question is the last message of `prompt`. A response without any word has utility 0.
+    """
+    words = re.findall(r"\w+(?:['’]\w+)*", response.lower())
+    if not words:
+        return 0.0
+    bigrams = list(pairwise(words))
+    asked = {_stem(word) for word in re.findall(r"\w+", prompt[-1].content.lower()) if word not in STOP_WORDS}
+    taken_up = len(asked & {_stem(word) for word in words}) / len(asked) if asked else 1.0
+    if len(words) < FEWEST_WORDS:
+        length = len(words) / FEWEST_WORDS
+    else:
+        length = math.exp(-max(0, len(words) - MOST_WORDS) / MOST_WORDS)
+    terms = {
+        "complete": float(re.search(r"[.!?…][\"'”’)\]]*\s*$", response) is not None),
+        "length": length,
+        "variety": len(set(bigrams)) / len(bigrams) if bigrams else 1.0,
+        "topic": min(1.0, taken_up / 0.5),
+        "direct": float(FILLER.search(response) is None),
+        "plain": max(0.0, 1 - len(CLUTTER.findall(response)) / 3),
+    }
+    return sum(WEIGHTS[name] * value for name, value in terms.items())
+
+
+def _stem(word: str) -> str:
+    """A crude stem, so that "planets" takes up "planet" and "boiling" takes up "boils"."""
+    for ending in ("ing", "ed", "es", "s"):
+        if word.endswith(ending) and len(word) - len(ending) >= 4:
+            return word[: -len(ending)]
+    return word
+
+
+@dataclass(frozen=True)
+class SimulatedAnnotator:
+    """One simulated annotator: the shared utility, with noise and a bias of its own.
+
+    `noise` is the standard deviation added to each response's utility, `bonus_per_word` is added for every word,
+    and with the probability `follows_display` the responses are ranked as they stand, unread.
+    """
+
+    username: str
+    noise: float
+    bonus_per_word: float = 0.0
+    follows_display: float = 0.0
+
+    def ranks(
+        self, prompt: Sequence[Message], displayed: Sequence[str], record_id: str, seed: int
+    ) -> list[int] | None:
+        """The rank of each displayed response, 1 for the best, or None to discard the record.
+
+        The same annotator, record and seed always give the same answer. Utilities within 0.02 of the best one of
+        a group tie with it. The record is discarded when every response's utility is under 0.25.
+        """
+        chance = _random(seed, self.username, record_id)
+        if chance.random() < self.follows_display:
+            return list(range(1, len(displayed) + 1))
+        utilities = [utility(prompt, text) for text in displayed]
+        if max(utilities) < DISCARD_BELOW:
+            return None
+        felt = [
+            value + self.bonus_per_word * len(text.split()) + chance.gauss(0, self.noise)
+            for value, text in zip(utilities, displayed, strict=True)
+        ]
+        return ranks_with_ties(felt, TIE_THRESHOLD)
+
+
+SIMULATED_ANNOTATORS = (
+    SimulatedAnnotator("simulated_careful", noise=0.03),
+    SimulatedAnnotator("simulated_noisy", noise=0.20),
+    SimulatedAnnotator("simulated_prefers_long", noise=0.05, bonus_per_word=0.01),
+    SimulatedAnnotator("simulated_always_first", noise=0.10, follows_display=0.8),
+)
+
+
+def ranks_with_ties(values: Sequence[float], threshold: float) -> list[int]:
+    """Ranks of values, the highest first; one that is within `threshold` of the best of a group shares its rank.
+
+    For example [0.50, 0.90, 0.51, 0.20] with 0.02 gives [2, 1, 2, 3].
+    """
+    ranks = [0] * len(values)
+    rank, best = 0, math.inf
+    for index in sorted(range(len(values)), key=lambda index: -values[index]):
+        if rank == 0 or best - values[index] > threshold:
+            rank, best = rank + 1, values[index]
+        ranks[index] = rank
+    return ranks
+
+
+def assigned(
+    annotators: Sequence[SimulatedAnnotator], record_id: str, annotators_per_record: int, seed: int
+) -> list[str]:
+    """The usernames of those who answer a record: a random choice, always the same for one record and seed."""
+    names = [annotator.username for annotator in annotators]
+    return _random(seed, "assignment", record_id).sample(names, min(annotators_per_record, len(names)))
+
+
+def answer_as_simulated(
+    client: Client,
+    dataset_name: str,
+    annotators: Sequence[SimulatedAnnotator] = SIMULATED_ANNOTATORS,
+    annotators_per_record: int | None = None,
+    seed: int = 0,
+) -> int:
+    """Let simulated annotators answer what is pending in a dataset, and return the number of answers given.
+
+    Answers that exist already are left alone, so a call after a kill gives only those that are missing.
+
+    Args:
+        client: the owner's session, which creates the annotators (with new passwords that nobody keeps).
+        dataset_name: a dataset made by `feedback.collect.push`.
+        annotators: who answers, at the same time, each in its own session.
+        annotators_per_record: how many of them answer each record; None for all.
+        seed: of the choice of annotators and of their noise.
+
+    Raises:
+        AccordError: there is no such dataset, or the server fails.
+    """
+    dataset = client.existing_dataset(dataset_name)
+    wanted = annotators_per_record or len(annotators)
+    sessions = {
+        annotator: log_in(client.url, annotator.username, client.set_up_annotator(annotator.username))
+        for annotator in annotators
+    }
+    counts = client.request("GET", f"datasets/{dataset['id']}/progress")
+    report = _Report(
+        f"simulated annotators rank '{dataset_name}'", counts["total"] * min(wanted, len(annotators))
+    )
+    must_stop = threading.Event()
+
+    def answer_queue(annotator: SimulatedAnnotator) -> int:
+        http, answers, skipped = sessions[annotator], 0, 0
+        answers_of_this_pass = 0
+        while not must_stop.is_set():
+            page = _pending(http, dataset["id"], offset=skipped)
+            if not page and not answers_of_this_pass:
+                break
+            if not page:  # records that others completed have left the queue, so look at its beginning again
+                skipped = answers_of_this_pass = 0
+            for record in page:
+                if annotator.username not in assigned(annotators, record["external_id"], wanted, seed):
+                    skipped += 1
+                    continue
+                _answer(http, annotator, record, seed)
+                answers += 1
+                answers_of_this_pass += 1
+                report.advance()
+                if must_stop.is_set():
+                    break
+        return answers
+
+    with report, ThreadPoolExecutor(len(annotators)) as pool:
+        futures = [pool.submit(answer_queue, annotator) for annotator in annotators]
+        try:
+            return sum(future.result() for future in futures)
+        finally:
+            must_stop.set()
+            for session in sessions.values():
+                # a session is closed after its thread is done, which `must_stop` brings about
+                pool.submit(session.close)
+
+
+def _pending(http: httpx.Client, dataset_id: str, offset: int) -> list[dict[str, Any]]:
+    """One page of the user's queue, asked for in the web page's words."""
+    pending = [
+        {"type": "terms", "scope": {"entity": entity, "property": "status"}, "values": ["pending"]}
+        for entity in ("response", "record")
+    ]
+    found = request(
+        http,
+        "POST",
+        f"me/datasets/{dataset_id}/records/search",
+        params={"include": ["responses", "suggestions"], "offset": offset, "limit": RECORDS_PER_PAGE},
+        json={"query": {}, "filters": {"and": pending}},
+    )
+    return [item["record"] for item in found["items"]]
+
+
+def _answer(http: httpx.Client, annotator: SimulatedAnnotator, record: dict[str, Any], seed: int) -> None:
+    """Read a record as it is displayed, and post the ranking or the discard in the page's form."""
+    fields = record["fields"]
+    prompt = [
+        Message(role=message["role"], content=as_read(message["content"])) for message in fields["prompt"]
+    ]
+    displayed = [as_read(fields[f"response_{position}"]) for position in range(1, len(fields))]
+    ranks = annotator.ranks(prompt, displayed, record["external_id"], seed)
+    if ranks is None:
+        answer: dict[str, Any] = {"status": "discarded", "values": {}}
+    else:
+        value = [
+            {"value": f"response_{position}", "rank": rank} for position, rank in enumerate(ranks, start=1)
+        ]
+        answer = {"status": "submitted", "values": {QUESTION: {"value": value}}}
+    try:
+        request(http, "POST", f"records/{record['id']}/responses", json=answer)
+    except RefusedError as error:
+        if error.status_code != 409:  # 409: an earlier try of this very request did arrive
+            raise
+
+
+def _random(seed: int, *parts: str) -> random.Random:
+    digest = hashlib.sha256("\n".join([str(seed), *parts]).encode()).digest()
+    return random.Random(int.from_bytes(digest[:8]))
+
+
+class _Report:
+    """A progress bar in a terminal; elsewhere a plain line every ten seconds."""
+
+    def __init__(self, title: str, total: int) -> None:
+        self.title, self.total, self.done = title, total, 0
+        self.lock = threading.Lock()
+        self.printed_at = time.monotonic()
+        console = Console(stderr=True)
+        self.bar: Progress | None = None
+        if console.is_terminal:
+            self.bar = Progress(
+                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+                console=console,
+            )  # fmt: skip
+            self.task = self.bar.add_task(title, total=total)
+
+    def __enter__(self) -> "_Report":
+        if self.bar:
+            self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar:
+            self.bar.stop()
+        else:
+            print(f"{self.title}: {self.done} answers given", flush=True)
+
+    def advance(self) -> None:
+        """Count one answer; called from every annotator's thread."""
+        with self.lock:
+            self.done += 1
+            if self.bar:
+                self.bar.advance(self.task)
+            elif time.monotonic() - self.printed_at > SECONDS_BETWEEN_LINES:
+                self.printed_at = time.monotonic()
+                print(f"{self.title}: {self.done} of {self.total}", flush=True)

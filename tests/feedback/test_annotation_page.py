@@ -1,0 +1,166 @@
+"""The annotation page in headless Chromium: what a person sees, and what a hostile record cannot do."""
+
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from selenium import webdriver
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.by import By
+
+from accord.records import Comparison, Message, Response
+from feedback.client import Client
+from feedback.collect import pull, push
+from feedback.server.process import Server
+from feedback.tasks import display_order
+
+pytestmark = pytest.mark.slow
+
+FLAGS = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync --window-size=1400,1000"
+)
+HOSTILE = """\
+Look: <script>top.hacked = 'script'</script><b>bold</b> & <img src=x onerror="top.hacked = 'onerror'">
+<svg onload="top.hacked = 'onload'"></svg><iframe srcdoc="<script>top.hacked = 'frame'</script>"></iframe>
+<a href="javascript:top.hacked = 'link'" id="trap">click</a><img src="REMOTE/image"><style>@import "REMOTE/style";
+body { background: url(REMOTE/background) }</style><link rel="stylesheet" href="REMOTE/link">
+<iframe src="REMOTE/frame"></iframe>"""
+# takes the whole page elsewhere, and no policy can forbid it: only the escaping of texts does
+REFRESH = '<meta http-equiv="refresh" content="0; url=REMOTE/refresh">'
+
+
+@pytest.fixture(scope="module")
+def browser(
+    server: Server, client: Client, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[webdriver.Chrome]:
+    """Chromium, logged in as an annotator by typing name and password into the sign-in page."""
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if chromium is None or driver is None:
+        pytest.skip("no chromium with chromedriver here")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for flag in [*FLAGS.split(), f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"]:
+        options.add_argument(flag)
+    chrome = webdriver.Chrome(options=options, service=Service(driver))
+    try:
+        chrome.get(f"{server.url}/sign-in")
+        password = client.set_up_annotator("gina")
+        name, word = until(lambda: chrome.find_elements(By.CSS_SELECTOR, "form input")[:2])
+        name.send_keys("gina")
+        word.send_keys(password)
+        chrome.find_element(By.CSS_SELECTOR, "form button[type=submit]").click()
+        until(lambda: "sign-in" not in chrome.current_url)
+        yield chrome
+    finally:
+        chrome.quit()
+
+
+def until(found: Callable[[], object], seconds: float = 30) -> object:
+    """The first true value of `found`, asked again and again."""
+    deadline = time.monotonic() + seconds
+    while not (value := found()):
+        assert time.monotonic() < deadline, "the page did not get there in time"
+        time.sleep(0.1)
+    return value
+
+
+def open_record(browser: webdriver.Chrome, server: Server, client: Client, dataset_name: str) -> str:
+    """Open the dataset's queue and return the text of the record that is shown."""
+    dataset = client.existing_dataset(dataset_name)
+    browser.get(f"{server.url}/dataset/{dataset['id']}/annotation-mode")
+    until(lambda: browser.find_elements(By.CSS_SELECTOR, "[class*=draggable]"))
+    return shown(browser)
+
+
+def shown(browser: webdriver.Chrome) -> str:
+    return browser.find_element(By.CSS_SELECTOR, "body").text
+
+
+def test_a_person_sees_the_conversation_and_ranks_by_keyboard(
+    browser: webdriver.Chrome, server: Server, client: Client, tmp_path: Path
+) -> None:
+    texts = ["Because 1 < 2 & so on.", "<b>No</b> idea.\nSorry.", "It just is."]
+    comparison = Comparison(
+        id="seen",
+        prompt=[
+            Message(role="user", content="Name a prime."),
+            Message(role="assistant", content="Seven."),
+            Message(role="user", content="Why, <you> think?"),
+        ],
+        responses=[Response(text=text, run="secret-policy", seed=0) for text in texts],
+    )
+    push(client, "seen", [comparison], min_submitted=1)
+    page = open_record(browser, server, client, "seen")
+    browser.save_screenshot(str(tmp_path / "ranking.png"))
+    for text in ["Name a prime.", "Seven.", "Why, <you> think?", "Rank the responses: 1 is best", *texts]:
+        assert text in page
+    order = display_order("seen", "seen", 3)
+    positions = [page.index(texts[index]) for index in order]
+    assert positions == sorted(positions)
+    assert "secret-policy" not in browser.page_source
+
+    # the page: an option has the focus, a digit moves it to that rank; two options share rank 1
+    for rank in ("1", "2", "1"):
+        browser.switch_to.active_element.send_keys(rank)
+        time.sleep(0.5)
+    submit = until(
+        lambda: [
+            button
+            for button in browser.find_elements(By.TAG_NAME, "button")
+            if "Submit" in button.text and button.is_enabled()
+        ]
+    )
+    submit[0].click()  # type: ignore[index]
+    until(lambda: pull(client, "seen", [comparison])[0].rankings)
+    (ranking,) = pull(client, "seen", [comparison])[0].rankings
+    assert (ranking.annotator, ranking.status) == ("gina", "submitted")
+    assert ranking.ranks is not None
+    assert [ranking.ranks[index] for index in order] == [1, 2, 1]
+
+
+@pytest.mark.parametrize("is_raw", [False, True], ids=["as accord sends it", "past accord, as raw HTML"])
+def test_html_in_a_record_runs_and_fetches_nothing(
+    browser: webdriver.Chrome, server: Server, client: Client, is_raw: bool
+) -> None:
+    fetched: list[str] = []
+
+    class Listener(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            fetched.append(self.path)
+            self.send_error(404)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    listener = ThreadingHTTPServer(("127.0.0.1", 0), Listener)
+    threading.Thread(target=listener.serve_forever, daemon=True).start()
+    html = HOSTILE if is_raw else HOSTILE + REFRESH
+    html = html.replace("REMOTE", f"http://127.0.0.1:{listener.server_port}")
+    name = f"hostile-{is_raw}"
+    comparison = Comparison(
+        id="hostile",
+        prompt=[Message(role="user", content=html)],
+        responses=[Response(text=text, run="r", seed=0) for text in (html, "Fine.")],
+    )
+    push(client, name, [comparison], min_submitted=1)
+    if is_raw:  # replace it, as another client could: then only the content security policy protects the page
+        dataset = client.existing_dataset(name)
+        (record,) = client.records(dataset["id"])
+        client.request("DELETE", f"records/{record['id']}")
+        fields = {"prompt": [{"role": "user", "content": html}], "response_1": html, "response_2": html}
+        client.request("POST", f"datasets/{dataset['id']}/records/bulk", json={"items": [{"fields": fields}]})
+    page = open_record(browser, server, client, name)
+    for trap in browser.find_elements(By.ID, "trap"):
+        browser.execute_script("arguments[0].click()", trap)
+    time.sleep(1.0)
+    listener.shutdown()
+    assert browser.execute_script("return window.hacked") is None
+    assert fetched == []
+    assert browser.current_url.startswith(server.url)
+    if not is_raw:  # every character as it was written
+        assert " ".join(html.split()) in " ".join(page.split())

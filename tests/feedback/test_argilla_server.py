@@ -1,0 +1,241 @@
+"""The embedded server: start, reuse, stop, refusal, what it exposes, and how it mends itself."""
+
+import ast
+import json
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+from feedback_helpers import comparison, free_port
+
+from accord.errors import AccordError
+from feedback.client import Client, RefusedError, connect, log_in
+from feedback.collect import push
+from feedback.server import process
+from feedback.server.process import INSIDE, Server, start, stop
+
+pytestmark = pytest.mark.slow
+
+
+def test_a_second_start_finds_the_running_server(server: Server) -> None:
+    again = start(server.home, free_port())
+    assert again == server
+    assert psutil.Process(server.pid).ppid() != 0
+    assert os.getsid(server.pid) == server.pid  # its own session: it survives the program that started it
+
+
+def test_secrets_are_in_private_files_and_in_no_repr(server: Server) -> None:
+    secrets = json.loads((server.home / "secrets.json").read_text())
+    assert {"password", "api_key", "jwt_secret"} < set(secrets)
+    for secret in (server.password, server.api_key):
+        assert secret not in repr(server)
+    for path in [server.home, *server.home.iterdir()]:
+        assert path.stat().st_mode & 0o077 == 0, f"{path} can be read by others"
+    command = " ".join(psutil.Process(server.pid).cmdline())
+    environment = psutil.Process(server.pid).environ()
+    for secret in secrets.values():
+        if secret != "owner":
+            assert secret not in command
+            assert secret not in environment.values()
+
+
+def test_only_this_machine_can_reach_it(server: Server) -> None:
+    listening = [
+        connection.laddr.ip
+        for connection in psutil.Process(server.pid).net_connections(kind="inet")
+        if connection.status == psutil.CONN_LISTEN
+    ]
+    assert listening == ["127.0.0.1"]
+
+
+def test_there_is_no_user_but_the_owner_with_the_random_password(
+    tmp_path: Path, server: Server, client: Client
+) -> None:
+    owners = [user["username"] for user in client.users() if user["role"] == "owner"]
+    assert owners == ["owner"]
+    for name, password in [("argilla", "1234"), ("argilla", "12345678"), ("owner", "12345678")]:
+        with pytest.raises(AccordError, match="refuses the log-in"):
+            log_in(server.url, name, password)
+    with pytest.raises(AccordError, match="refuses the log-in"):
+        connect(server.url, "argilla.apikey")
+    assert log_in(server.url, "owner", server.password).get("me").json()["role"] == "owner"
+
+
+def test_other_origins_are_refused_and_every_answer_has_the_headers(server: Server) -> None:
+    for path in ("/", "/sign-in", "/api/v1/version"):
+        headers = httpx.get(server.url + path, headers={"Origin": "http://evil.example"}).headers
+        policy = dict(part.split(" ", 1) for part in headers["content-security-policy"].split("; "))
+        assert "'unsafe-inline'" not in policy["script-src"]
+        assert "'sha256-" in policy["script-src"]
+        assert policy["img-src"] == "'self' data: blob:"
+        assert headers["x-content-type-options"] == "nosniff"
+        assert "access-control-allow-origin" not in headers
+    own = httpx.get(server.url + "/api/v1/version", headers={"Origin": server.url}).headers
+    assert own["access-control-allow-origin"] == server.url
+
+
+def test_a_port_in_use_is_one_sentence_with_the_remedy(tmp_path: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(AccordError, match=rf"port {port} cannot be used .* feedback\.port={port + 1}"):
+            start(tmp_path, port)
+    assert not (tmp_path / "server.json").exists()
+
+
+def test_a_port_of_another_argilla_names_its_process(server: Server, tmp_path: Path) -> None:
+    port = int(server.url.rpartition(":")[2])
+    with pytest.raises(AccordError, match=rf"by process {server.pid}, the Argilla of {server.home}"):
+        start(tmp_path, port)
+
+
+def test_without_an_environment_the_error_names_make_setup(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "argilla_python", lambda: None)
+    with pytest.raises(AccordError, match="make setup"):
+        start(tmp_path, free_port())
+
+
+def test_a_server_that_does_not_come_up_shows_its_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "argilla_python", lambda: Path(sys.executable))  # an environment without it
+    with pytest.raises(AccordError, match=r"(?s)ended with code 1 .*ModuleNotFoundError"):
+        start(tmp_path, free_port())
+    assert not (tmp_path / "server.json").exists()
+
+
+def test_damaged_or_missing_secrets_are_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "secrets.json").write_text('{"username": "own')
+    with pytest.raises(AccordError, match=r"secrets\.json is damaged; restore it"):
+        start(tmp_path, free_port())
+    (tmp_path / "secrets.json").unlink()
+    (tmp_path / "argilla.db").touch()
+    with pytest.raises(AccordError, match=r"secrets\.json is missing although .*argilla\.db exists"):
+        start(tmp_path, free_port())
+
+
+def test_a_slow_server_is_given_up_and_ended(tmp_path: Path) -> None:
+    with pytest.raises(AccordError, match="did not answer within 0 s"):
+        start(tmp_path, free_port(), timeout_seconds=0.3)
+    assert not [
+        each for each in psutil.process_iter(["cmdline"]) if str(tmp_path) in (each.info["cmdline"] or [])
+    ]
+
+
+def test_a_process_id_of_another_program_is_neither_used_nor_ended(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
+        record = {"pid": other.pid, "url": "http://127.0.0.1:1", "started_at": ""}
+        (tmp_path / "server.json").write_text(json.dumps(record))
+        assert process.running(tmp_path) is None
+        assert stop(tmp_path) is False
+        assert other.poll() is None
+        other.kill()
+
+
+def test_a_killed_server_starts_again_with_its_data_and_right_statuses(tmp_path: Path) -> None:
+    port = free_port()
+    first = start(tmp_path, port)
+    client = connect(first.url, first.api_key)
+    push(
+        client, "mended", [comparison(1, ["One.", "Two."]), comparison(2, ["One.", "Two."])], min_submitted=1
+    )
+    psutil.Process(first.pid).kill()
+    psutil.wait_procs([psutil.Process(first.pid)])
+    with sqlite3.connect(tmp_path / "argilla.db") as database:  # as if killed before a status was set back
+        database.execute("UPDATE records SET status = 'completed' WHERE external_id = 'c-1'")
+    second = start(tmp_path, port)
+    try:
+        assert second.pid != first.pid
+        assert second.api_key == first.api_key
+        client = connect(second.url, second.api_key)
+        dataset = client.existing_dataset("mended")
+        assert [record["status"] for record in client.records(dataset["id"])] == ["pending", "pending"]
+        assert "1 record statuses were mended" in (tmp_path / "server.log").read_text()
+    finally:
+        assert stop(tmp_path) is True
+    assert not psutil.pid_exists(second.pid)
+    assert stop(tmp_path) is False
+
+
+def test_in_the_foreground_it_serves_until_ctrl_c(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from feedback.server.process import run_in_foreground\n"
+        "ready = lambda server: print(server.url, server.pid, flush=True)\n"
+        "sys.exit(run_in_foreground(Path(sys.argv[1]), int(sys.argv[2]), on_ready=ready))"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path), str(free_port())]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as program:
+        assert program.stdout is not None
+        url, pid = program.stdout.readline().split()
+        assert httpx.get(f"{url}/api/v1/version").json() == {"version": "2.8.0"}
+        program.send_signal(signal.SIGINT)
+        assert program.wait(30) == 0
+    assert not psutil.pid_exists(int(pid))
+
+
+def test_jobs_run_without_redis_and_webhooks_are_delivered(client: Client) -> None:
+    delivered: list[dict] = []
+
+    class Listener(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            delivered.append(json.loads(self.rfile.read(int(self.headers["content-length"]))))
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    listener = ThreadingHTTPServer(("127.0.0.1", 0), Listener)
+    threading.Thread(target=listener.serve_forever, daemon=True).start()
+    url = f"http://localhost:{listener.server_port}/"
+    new = {"url": url, "events": ["record.created"], "description": "test"}
+    webhook = client.request("POST", "webhooks", json=new)
+    try:
+        push(client, "hooked", [comparison(1, ["One.", "Two."])], min_submitted=1)
+        for _ in range(100):
+            if delivered:
+                break
+            time.sleep(0.1)
+    finally:
+        client.request("DELETE", f"webhooks/{webhook['id']}")
+        listener.shutdown()
+    assert [event["data"]["external_id"] for event in delivered] == ["c-1"]
+    dataset = client.existing_dataset("hooked")
+    # a change of the dataset starts the status job, which stock Argilla would hand to Redis
+    changed = client.request(
+        "PATCH",
+        f"datasets/{dataset['id']}",
+        json={"distribution": {"strategy": "overlap", "min_submitted": 3}},
+    )
+    assert changed["distribution"]["min_submitted"] == 3
+    hub = {
+        "name": "a",
+        "subset": "b",
+        "split": "c",
+        "mapping": {"fields": [{"source": "x", "target": "prompt"}]},
+    }
+    with pytest.raises(RefusedError, match="works offline"):
+        client.request("POST", f"datasets/{dataset['id']}/import", json=hub)
+
+
+def test_what_runs_inside_the_server_imports_nothing_of_accord() -> None:
+    ours = {"accord", "sft", "feedback", "reward", "rl", "eval"}
+    for path in INSIDE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and node.level == 0:
+                names = [node.module or ""]
+            assert not {name.split(".")[0] for name in names} & ours, path

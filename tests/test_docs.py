@@ -1,0 +1,66 @@
+"""The documentation describes what is there: every command, every setting, and no link leads nowhere."""
+
+import re
+from pathlib import Path
+
+import click
+import pytest
+from pydantic import BaseModel
+
+from accord.cli import main
+from accord.config import LoraConfig
+from accord.round_config import RoundConfig
+from eval.config import Margin
+from eval.metrics import METRICS
+from sft.config import WeightedFile
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def commands(group: click.Group, prefix: str) -> list[str]:
+    names = []
+    for name, command in group.commands.items():
+        full = f"{prefix} {name}"
+        names += commands(command, full) if isinstance(command, click.Group) else [full]
+    return names
+
+
+def test_every_command_is_in_the_reference() -> None:
+    page = (ROOT / "docs/commands.md").read_text()
+    assert [name for name in commands(main, "accord") if f"`{name}" not in page] == []
+
+
+def test_the_reference_names_no_command_that_is_gone() -> None:
+    named = set(
+        re.findall(r"^\| `(accord(?: [a-z]+)+)", (ROOT / "docs/commands.md").read_text(), re.MULTILINE)
+    )
+    assert named == set(commands(main, "accord"))
+
+
+def settings(config: type[BaseModel]) -> set[str]:
+    names: set[str] = set()
+    for name, field in config.model_fields.items():
+        names.add(name)
+        for kind in (field.annotation, *getattr(field.annotation, "__args__", ())):
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                names |= settings(kind)
+    return names
+
+
+def test_every_setting_is_in_the_reference() -> None:
+    page = (ROOT / "docs/configuration.md").read_text()
+    wanted = settings(RoundConfig) | settings(LoraConfig) | settings(WeightedFile) | settings(Margin)
+    assert sorted(name for name in wanted if f"`{name}`" not in page) == []
+
+
+def test_every_metric_is_explained_to_the_reviewer() -> None:
+    page = (ROOT / "docs/read-a-report.md").read_text()
+    assert [name for name in METRICS if f"`{name}`" not in page] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#]+)", page.read_text())
+    local = [link for link in links if not link.startswith(("http://", "https://"))]
+    assert [link for link in local if not (page.parent / link).exists()] == []
