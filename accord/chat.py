@@ -1,7 +1,8 @@
 """Conversations to token ids and back. Every stage goes through here, so that all of them see the same tokens.
 
 A conversation that ends with the assistant ends exactly at that turn's end-of-sequence token: it is the last token
-the policy is taught, the one the reward model scores at, and the last one the sampler returns.
+the policy is taught, the one the reward model scores at, and the last one the sampler returns. Many templates add a
+line break after it; that is cut off at the end, and not learned elsewhere.
 """
 
 from collections.abc import Sequence
@@ -30,8 +31,9 @@ def prepare_tokenizer(tokenizer: "PreTrainedTokenizerBase", name: str) -> "PreTr
     marked versions of the common templates, and accord refuses the others.
 
     Raises:
-        UsageError: no chat template, no marked version of it known, no EOS token, or no padding token apart from
-            EOS (a collator that pads with EOS masks the EOS that should be learned).
+        UsageError: no chat template, no marked version of it known, no EOS token, no padding token apart from EOS
+            (a collator that pads with EOS masks the EOS that should be learned), or assistant's turns that do not
+            end with EOS.
     """
     from trl.chat_template_utils import get_training_chat_template, has_generation_markers
 
@@ -57,17 +59,38 @@ def prepare_tokenizer(tokenizer: "PreTrainedTokenizerBase", name: str) -> "PreTr
             f"model {name}: its tokenizer needs a pad_token apart from the eos_token {tokenizer.eos_token!r}; set one "
             "in tokenizer_config.json"
         )
+    probe = [Message(role="user", content="Name a prime."), *answer("Seven.")]
+    ids, mask = _apply_template(tokenizer, probe)
+    if tokenizer.eos_token_id not in [token for token, said in zip(ids, mask, strict=True) if said]:
+        raise UsageError(
+            f"model {name}: its chat template does not end the assistant's turn with the eos_token "
+            f"{tokenizer.eos_token!r} inside the generation markers; set eos_token in tokenizer_config.json to the "
+            "token that ends a turn, or mend the template"
+        )
     return tokenizer
 
 
 def encode_conversation(
     tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message]
 ) -> EncodedConversation:
-    """A whole conversation, ending with the assistant, as ids and assistant mask of the same length."""
+    """A whole conversation, ending with the assistant's EOS, as ids and assistant mask of the same length."""
+    ids, mask = _apply_template(tokenizer, messages)
+    for i in reversed(range(len(ids))):
+        # What a template puts after a turn's EOS is never generated, so it is not learned either.
+        ends_turn = mask[i] and (i + 1 == len(mask) or not mask[i + 1])
+        if ends_turn and ids[i] != tokenizer.eos_token_id:
+            mask[i] = 0
+    end = len(mask) - mask[::-1].index(1)
+    return EncodedConversation(ids[:end], mask[:end])
+
+
+def _apply_template(
+    tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message]
+) -> tuple[list[int], list[int]]:
     encoded: Any = tokenizer.apply_chat_template(
         messages_as_dicts(messages), tokenize=True, return_dict=True, return_assistant_tokens_mask=True
     )
-    return EncodedConversation(list(encoded["input_ids"]), list(encoded["assistant_masks"]))
+    return list(encoded["input_ids"]), list(encoded["assistant_masks"])
 
 
 def encode_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: Sequence[Message]) -> list[int]:

@@ -26,8 +26,11 @@ class LoraConfig(Config):
     """Low-rank adapters (Hu et al. 2021, https://arxiv.org/abs/2106.09685) in place of full fine-tuning."""
 
     rank: int = 16
+    """Of every adapter; all linear layers get one."""
     alpha: int = 32
+    """The adapter's output is scaled by alpha / rank."""
     dropout: float = 0.0
+    """Of the adapter's input, while it is trained."""
     quantize_base: bool = False
     """QLoRA (Dettmers et al. 2023): the frozen base in 4-bit NF4; needs a bitsandbytes that works here."""
 

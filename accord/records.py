@@ -23,6 +23,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from accord.errors import DataError
 
+TEMPORARY = ".tmp"
+"""How the name of a file ends that is not written to its end yet; a killed process may leave one."""
+
 Role = Literal["system", "user", "assistant"]
 
 
@@ -37,7 +40,7 @@ class Message(BaseModel):
 class Row(BaseModel):
     """One line of a file: named columns, and whatever other columns the file came with."""
 
-    model_config = ConfigDict(frozen=True, extra="allow")
+    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
 
     @model_validator(mode="after")
     def _no_misspelled_column(self) -> Self:
@@ -151,7 +154,8 @@ def read_jsonl(path: Path, row_type: type[RowT]) -> list[RowT]:
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read as UTF-8 text ({error})") from None
     rows = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    # Not splitlines(), which also splits at the U+2028 and U+0085 that a JSON string may hold as they are.
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -186,14 +190,14 @@ def describe(error: ValidationError) -> str:
 
 
 def write_jsonl(path: Path, rows: Iterable[BaseModel | Mapping[str, Any]]) -> None:
-    """Write rows as JSON Lines, atomically; columns that are None are left out."""
-    lines = [
-        json.dumps(
-            row.model_dump(exclude_none=True) if isinstance(row, BaseModel) else row, ensure_ascii=False
-        )
-        for row in rows
-    ]
-    write_atomically(path, "".join(line + "\n" for line in lines))
+    """Write rows as JSON Lines, atomically; accord's own columns are left out where they are None."""
+    lines = []
+    for row in rows:
+        if isinstance(row, BaseModel):
+            strangers = set(row.model_extra or {})
+            row = row.model_dump(exclude_none=True) | row.model_dump(include=strangers)
+        lines.append(json.dumps(row, ensure_ascii=False) + "\n")
+    write_atomically(path, "".join(lines))
 
 
 def write_atomically(path: Path, content: str | bytes, mode: int = 0o644) -> None:
@@ -203,7 +207,7 @@ def write_atomically(path: Path, content: str | bytes, mode: int = 0o644) -> Non
     """
     data = content.encode() if isinstance(content, str) else content
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY)
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)

@@ -260,7 +260,6 @@ def quiet_libraries() -> Iterator[None]:
     """Keep the libraries' notices, which users cannot act on, out of our output; errors still show."""
     level = transformers.utils.logging.get_verbosity()
     transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
     for name in ("accelerate", "bitsandbytes"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -271,5 +270,4 @@ def quiet_libraries() -> Iterator[None]:
             yield
         finally:
             transformers.utils.logging.set_verbosity(level)
-            transformers.utils.logging.enable_progress_bar()
             datasets.enable_progress_bars()

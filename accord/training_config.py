@@ -15,16 +15,26 @@ class TrainingConfig(Config):
     """
 
     epochs: float = Field(default=1.0, gt=0)
+    """How often every row is seen."""
     learning_rate: float = Field(default=2e-5, gt=0)
+    """The highest one, after warm-up; it falls linearly to zero. LoRA wants about ten times that of full training."""
     warmup_fraction: float = Field(default=0.1, ge=0, lt=1)
+    """Share of the updates over which the learning rate rises."""
     rows_per_update: int = Field(default=8, ge=1)
+    """Rows that make one optimiser step."""
     rows_per_pass: int = Field(default=8, ge=1)
+    """Rows computed at a time; lower it where memory is short, the result stays the same."""
     max_sequence_tokens: int = Field(default=1024, ge=8)
+    """Longer rows are dropped, and counted."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """bfloat16 computes in bfloat16; weights that are trained, and the saved model, stay float32."""
     lora: LoraConfig | None = None
+    """Train low-rank adapters instead of all weights; the saved model is the merged one."""
     checkpoint_every_updates: int = Field(default=1, ge=1)
+    """A kill costs at most so many updates; a checkpoint of all weights takes three times the model's size."""
     evaluate_every_updates: int | None = Field(default=None, ge=1)
+    """How often the held-out loss is taken; left out, before the first update and after the last."""
     seed: int = 0
+    """Of the order of the rows and of new weights."""
     trainer: dict[str, Any] = Field(default_factory=dict)
     """Further arguments for TRL's trainer, checked against its fields."""

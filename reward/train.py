@@ -93,7 +93,8 @@ def train_reward_model(config: RewardConfig, runs: Runs, base: Model, preference
         train_in_run(trainer, run, "reward")
 
         # save
-        save_trained_model(trainer, tokenizer, run, load_reward_model(base) if config.lora else None)
+        with quiet_libraries():  # the fresh head of the base is said to be untrained; the merge replaces it
+            save_trained_model(trainer, tokenizer, run, load_reward_model(base) if config.lora else None)
         metrics = {
             "pairs": len(train),
             "updates": trainer.state.global_step,

@@ -1,0 +1,356 @@
+"""What every run's page is made of: one self-contained HTML file, the same bytes whenever it is built again.
+
+A page asks nothing of the network: style, pictures and the one script stand in it, and its content security policy
+forbids all else. Whatever a model or a person wrote is escaped by Jinja. Nothing in a page depends on when it is
+built, so `accord report` can rebuild one and compare.
+
+    render(Path("eval"), "report.html.jinja", {...}, script="...")
+"""
+
+import base64
+import functools
+import hashlib
+import io
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import ChoiceLoader, Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from accord.runs import Run, Runs
+
+TEMPLATES = Path(__file__).parent / "report_templates"
+
+STAGES = {
+    "sft": "Supervised fine-tuning",
+    "feedback": "Feedback",
+    "reward": "Reward model",
+    "ppo": "Policy optimisation (PPO)",
+    "dpo": "Policy optimisation (DPO)",
+    "eval": "Evaluation",
+}
+LABELS = {
+    "loss": "Loss",
+    "accuracy": "Share of pairs ordered as the annotators did",
+    "margin": "Preferred answer above the other (score)",
+    "rewards/margins": "Preferred answer above the other (implied reward)",
+    "rewards/accuracies": "Share of pairs ordered as preferred",
+    "mean_token_accuracy": "Share of tokens predicted exactly",
+    "objective/kl": "Distance from the reference (KL, nats)",
+    "objective/scores": "Reward model's score",
+    "entropy": "Entropy (nats a token)",
+}
+"""Curves that are worth drawing, most telling first, and their titles."""
+CURVES_PER_STAGE = 3
+NOT_CURVES = ("epoch", "step", "learning_rate", "grad_norm", "num_tokens", "runtime", "per_second")
+
+INK, MUTED, GRID, BLUE, ORANGE = "#1c2430", "#5b6675", "#e6e4dd", "#2b5c8a", "#b9541f"
+
+
+# --- numbers and names
+
+
+def number(value: float | int | str | None, signed: bool = False) -> str:
+    """A figure with about three digits, a true minus sign, and no exponent where that can be avoided."""
+    if value is None:
+        return "–"
+    if isinstance(value, str | bool):
+        return str(value)
+    if isinstance(value, int):
+        text = f"{value:+,}" if signed else f"{value:,}"
+    elif not math.isfinite(value):
+        text = str(value)
+    else:
+        size = abs(value)
+        digits = 0 if size >= 100 else 1 if size >= 10 else 2 if size >= 1 else 3
+        text = f"{value:+,.{digits}f}" if signed else f"{value:,.{digits}f}"
+        if size and float(text.replace(",", "")) == 0:
+            text = f"{value:+.0e}" if signed else f"{value:.0e}"
+    return text.replace("-", "−")
+
+
+def percent(share: float) -> str:
+    """A share as a percentage."""
+    return f"{100 * share:.1f} %".replace("-", "−")
+
+
+def label(key: str) -> str:
+    """The name of a figure or setting in words."""
+    text = key.replace("heldout", "held-out").replace("_", " ").replace("/", ": ")
+    return text[:1].upper() + text[1:]
+
+
+def duration(started_at: str, ended_at: str | None) -> str:
+    """How long something took, such as "3 min 20 s"."""
+    if ended_at is None:
+        return "–"
+    seconds = round((datetime.fromisoformat(ended_at) - datetime.fromisoformat(started_at)).total_seconds())
+    minutes, rest = divmod(seconds, 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def day(moment: str) -> str:
+    """An ISO moment as "22 November 2026, 01:42 UTC"."""
+    when = datetime.fromisoformat(moment)
+    return f"{when.day} {when:%B %Y, %H:%M} UTC"
+
+
+def as_yaml(value: Mapping[str, Any]) -> str:
+    """A configuration as it is written in a file."""
+    return yaml.safe_dump(dict(value), sort_keys=False, allow_unicode=True, width=88)
+
+
+# --- the page
+
+
+def render(folder: Path, template: str, values: Mapping[str, Any], script: str = "") -> str:
+    """A page from a template in `folder` (or accord's own), with a policy that lets only `script` run.
+
+    Args:
+        folder: where the template is.
+        template: its name; it extends accord's `base.html.jinja`.
+        values: what it may use; a name that is missing is an error.
+        script: JavaScript for the page, allowed by its hash.
+    """
+    environment = Environment(
+        loader=ChoiceLoader([FileSystemLoader(folder), FileSystemLoader(TEMPLATES)]),
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters.update(
+        number=number, signed=functools.partial(number, signed=True), percent=percent, label=label, day=day,
+        yaml=as_yaml,
+    )  # fmt: skip
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = "; ".join(
+        (
+            "default-src 'none'", "style-src 'unsafe-inline'", "img-src data:", "base-uri 'none'",
+            "form-action 'none'", f"script-src 'sha256-{digest}'" if script else "script-src 'none'",
+        )
+    )  # fmt: skip
+    page = environment.get_template(template).render(
+        **values, script=Markup(script), content_security_policy=policy
+    )
+    return "\n".join(line.rstrip() for line in page.splitlines() if line.strip()) + "\n"
+
+
+def run_page(run: Run, runs: Runs) -> str:
+    """The page of any finished run: what made it, its figures and curves, and its descent."""
+    return render(
+        TEMPLATES, "run.html.jinja",
+        {"run": run.record, "stage": STAGES.get(run.record.stage, run.record.stage), "metrics": run.metrics,
+         "curves": training_curves(run), "lineage": lineage(run, runs)},
+    )  # fmt: skip
+
+
+# --- curves
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One picture of a training run: an SVG, and the same in a sentence."""
+
+    title: str
+    svg: Markup
+    description: str
+
+
+def training_curves(run: Run) -> list[Curve]:
+    """The most telling curves in a run's metric rows, held-out values beside training's; none, for a stage without."""
+    rows = run.metric_rows()
+    logged = {key for row in rows for key, value in row.items() if isinstance(value, int | float)}
+    keys = [key for key in LABELS if key in logged or f"eval_{key}" in logged]
+    if not keys:
+        keys = sorted(
+            key
+            for key in logged
+            if not key.startswith("eval_") and not any(word in key for word in NOT_CURVES)
+        )
+    curves = []
+    for key in keys[:CURVES_PER_STAGE]:
+        series = {
+            name: [
+                (float(row.get("step", i)), float(row[logged_key]))
+                for i, row in enumerate(rows)
+                if isinstance(row.get(logged_key), int | float) and math.isfinite(row[logged_key])
+            ]
+            for name, logged_key in (("training", key), ("held out", f"eval_{key}"))
+        }
+        series = {name: points for name, points in series.items() if points}
+        if not series:
+            continue
+        title = LABELS.get(key, label(key))
+        description = "; ".join(
+            f"{name}: {number(points[0][1])} at update {points[0][0]:.0f}, "
+            f"{number(points[-1][1])} at update {points[-1][0]:.0f}"
+            for name, points in series.items()
+        )
+        name = f"{run.id}-{re.sub(r'[^a-z0-9]+', '-', key.lower())}"
+        curves.append(Curve(title, line_plot(name, title, description, series), description))
+    return curves
+
+
+def line_plot(
+    name: str, title: str, description: str, series: Mapping[str, Sequence[tuple[float, float]]]
+) -> Markup:
+    """A small line plot as inline SVG with real text; `name` must be unique in the page.
+
+    The first series is drawn as a thin line, further ones as a strong line with dots. The same points give the same
+    bytes (fixed hash salt, no date).
+    """
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    settings: Any = {"svg.hashsalt": name, "svg.fonttype": "none", "font.size": 9, "path.simplify": False}
+    with matplotlib.rc_context(settings):
+        figure = Figure(figsize=(3.7, 2.0), layout="constrained")
+        figure.patch.set_alpha(0)
+        axes = figure.add_subplot()
+        axes.patch.set_alpha(0)
+        for i, (series_name, points) in enumerate(series.items()):
+            x, y = zip(*points, strict=True)
+            is_only = len(series) == 1
+            style: dict[str, Any] = (
+                {"color": BLUE, "linewidth": 1.3, "alpha": 1 if is_only else 0.75}
+                if i == 0 and series_name == "training"
+                else {
+                    "color": ORANGE,
+                    "linewidth": 1.2,
+                    "linestyle": (0, (2, 2)),
+                    "marker": "o",
+                    "markersize": 5,
+                }
+            )
+            axes.plot(x, y, label=series_name, **style)
+        axes.set_xlabel("update", color=MUTED)
+        axes.tick_params(colors=MUTED, length=0)
+        axes.grid(axis="y", color=GRID, linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
+        for side in ("top", "right", "left"):
+            axes.spines[side].set_visible(False)
+        axes.spines["bottom"].set_color(GRID)
+        if len(series) > 1:
+            axes.legend(frameon=False, labelcolor=INK, handlelength=1.4, loc="best")
+        file = io.StringIO()
+        FigureCanvasSVG(figure).print_svg(
+            file, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
+        )
+    return _inline(file.getvalue(), name, title, description)
+
+
+def _inline(svg: str, name: str, title: str, description: str) -> Markup:
+    """matplotlib's file as part of a page: no prolog, ids of its own, a title and a description."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'\bid="', f'id="{name}.', svg)
+    svg = re.sub(r"url\(#", f"url(#{name}.", svg)
+    svg = re.sub(r'xlink:href="#', f'href="#{name}.', svg)
+    view = re.search(r'viewBox="[^"]*"', svg)
+    body = svg[svg.index(">") + 1 :]
+    head = (
+        f'<svg class="plot" {view.group(0) if view else ""} role="img" aria-labelledby="{name}.title {name}.desc">'
+        f'<title id="{name}.title">{escape(title)}</title><desc id="{name}.desc">{escape(description)}</desc>'
+    )
+    return Markup(head + body.strip())
+
+
+# --- lineage
+
+
+@dataclass(frozen=True)
+class Input:
+    """Something from outside that a run read: a file, or a model that no run here made."""
+
+    role: str
+    name: str
+    digest: str
+
+
+@dataclass(frozen=True)
+class Node:
+    """One run in the picture; lengths are pixels of the SVG."""
+
+    id: str
+    stage: str
+    tag: str
+    link: str | None
+    top: int
+    height: int
+    parents: dict[str, str]
+    inputs: list[Input]
+    dropped: dict[str, int]
+    started_at: str
+    took: str
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """A run and all it descends from, parents first.
+
+    `steps` join neighbours in the picture; a trunk (node, later nodes, lane) joins one with others further down.
+    """
+
+    nodes: list[Node]
+    steps: list[tuple[int, int]]
+    trunks: list[tuple[int, list[int], int]]
+    height: int
+
+
+def lineage(run: Run, runs: Runs, tags: Mapping[str, str] | None = None) -> Lineage:
+    """The descent of a run, laid out from top to bottom.
+
+    Args:
+        run: the run whose page it is.
+        runs: where its ancestors are.
+        tags: what some of them are to this run, by id, such as "candidate".
+    """
+    ancestors = runs.lineage(run)
+    nodes: list[Node] = []
+    top = 8
+    for each in ancestors:
+        record = each.record
+        inputs = [
+            Input(role, _source_name(record.config, role, digest), digest.split("@")[-1].split(":")[-1])
+            for role, digest in record.inputs.items()
+        ]
+        height = max(56, 30 * len(inputs))
+        is_self = each.id == run.id
+        nodes.append(
+            Node(
+                id=each.id, stage=STAGES.get(record.stage, record.stage),
+                tag="this page" if is_self else (tags or {}).get(each.id, ""),
+                link=f"../{each.id}/report.html" if not is_self and "report.html" in record.outputs else None,
+                top=top, height=height, parents=record.parents, inputs=inputs,
+                dropped=record.dropped, started_at=record.started_at,
+                took="" if is_self else duration(record.started_at, record.ended_at),
+            )
+        )  # fmt: skip
+        top += height + 26
+    place = {node.id: i for i, node in enumerate(nodes)}
+    edges = sorted({(place[parent], i) for i, node in enumerate(nodes) for parent in node.parents.values()})
+    steps = [(a, b) for a, b in edges if b == a + 1]
+    far = {a: [b for first, b in edges if first == a and b > a + 1] for a, _ in edges}
+    by_length = sorted((a for a in far if far[a]), key=lambda a: far[a][-1] - a)
+    return Lineage(nodes, steps, [(a, far[a], lane) for lane, a in enumerate(by_length)], top - 18)
+
+
+def _source_name(config: Mapping[str, Any], role: str, digest: str) -> str:
+    """What the configuration calls an input: `prompts: path`, or `demonstrations_0: [{path: ...}]`."""
+    value = config.get(role)
+    stem, _, index = role.rpartition("_")
+    if value is None and index.isdigit() and isinstance(config.get(stem), list):
+        value = config[stem][int(index)]
+        value = value.get("path") if isinstance(value, Mapping) else value
+    if isinstance(value, str):
+        return value
+    return digest.split("@")[0] if "@" in digest else label(role)

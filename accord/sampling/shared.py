@@ -1,0 +1,123 @@
+"""One sampler for a whole round: it starts at its first use and changes weights, instead of starting again."""
+
+import json
+import logging
+import tempfile
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from accord.chat import encode_prompt
+from accord.errors import UsageError
+from accord.models import Model, load_policy, load_tokenizer
+from accord.records import Message
+from accord.sampling.config import SamplingConfig
+from accord.sampling.protocol import Sampler
+from accord.sampling.verify import BOUNDS, verify
+from accord.sampling.vllm_engine import VLLMSampler, vllm_is_installed
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+NOT_ARCHITECTURE = {"_name_or_path", "dtype", "torch_dtype", "transformers_version", "use_cache"}
+"""Keys of a model's config.json that may differ between two models that share an engine."""
+
+VERIFICATION_QUESTIONS = [
+    "What is the capital of France?",
+    "Write one sentence about the sea.",
+    "How do I keep bread fresh?",
+    "Why is the sky blue?",
+]
+
+
+class SharedSampler:
+    """Hands out the round's sampler with the weights that a stage needs.
+
+    with SharedSampler(config, log) as shared:
+        completions = shared.use(model).sample(...)
+
+    There is one engine, so a sampler that `use` returned earlier has the weights of the latest `use`.
+    """
+
+    def __init__(self, config: SamplingConfig, log: Path | None = None) -> None:
+        """Nothing starts before the first `use`; what vLLM prints goes to `log` (default: a temporary file)."""
+        self._config = config
+        self._log = log or Path(tempfile.gettempdir()) / "accord-vllm.log"
+        self._sampler: Sampler | None = None
+        self._architecture: dict[str, Any] = {}
+        self._loaded: tuple[str, int] | None = None  # a model's digest, and the sampler's sync count with it
+
+    def use(self, model: Model) -> Sampler:
+        """The sampler, with this model's weights; new weights are verified against the model in float32.
+
+        Raises:
+            UsageError: vLLM is asked for and not installed.
+            AccordError: vLLM does not start, or has ended.
+            SyncError: the sampler's log-probabilities are not the model's.
+        """
+        if self._sampler and self._loaded == (model.digest, self._sampler.sync_count):
+            return self._sampler
+        started = time.monotonic()
+        tokenizer = load_tokenizer(model)
+        policy = load_policy(model)
+        architecture = _architecture(model, tokenizer)
+        if self._sampler and self._architecture == architecture:
+            self._loaded = None
+            self._sampler.sync(policy)
+        else:
+            self.close()
+            self._sampler = self._start(model, tokenizer)
+            self._architecture = architecture
+        prompts = [
+            encode_prompt(tokenizer, [Message(role="user", content=question)])
+            for question in VERIFICATION_QUESTIONS
+        ]
+        report = verify(self._sampler, policy, prompts, BOUNDS[self._config.dtype])
+        self._loaded = (model.digest, self._sampler.sync_count)
+        logger.info(
+            "%s has the weights of %s after %.0f s; log-probabilities agree to %.1g over %d tokens",
+            type(self._sampler).__name__, model.reference, time.monotonic() - started,
+            report.max_difference, report.tokens,
+        )  # fmt: skip
+        return self._sampler
+
+    def _start(self, model: Model, tokenizer: "PreTrainedTokenizerBase") -> Sampler:
+        engine = self._config.engine
+        if engine == "vllm" and not vllm_is_installed():
+            raise UsageError(
+                "sampling.engine=vllm, but vLLM is not installed; run `make setup`, or set sampling.engine=transformers"
+            )
+        eos_token_id: Any = tokenizer.eos_token_id
+        if engine == "transformers" or not vllm_is_installed():
+            from accord.sampling.transformers_sampler import TransformersSampler
+
+            return TransformersSampler(model.folder, eos_token_id, self._config)
+        logger.info("vLLM starts; what it prints is in %s", self._log)
+        return VLLMSampler(model.folder, eos_token_id, self._config, self._log)
+
+    def close(self) -> None:
+        """End the engine; the next `use` starts one again."""
+        self._loaded = None
+        if self._sampler:
+            self._sampler.close()
+            self._sampler = None
+
+    def __enter__(self) -> "SharedSampler":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _architecture(model: Model, tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
+    config = json.loads((model.folder / "config.json").read_text(encoding="utf-8"))
+    kept = {key: value for key, value in config.items() if key not in NOT_ARCHITECTURE}
+    return kept | {"tokenizer_eos": tokenizer.eos_token_id}

@@ -1,0 +1,188 @@
+"""Sampling with vLLM, in a process of its own that lives as long as the sampler.
+
+    with-less use:  sampler = VLLMSampler(folder, eos_token_id, config, log); ...; sampler.close()
+
+The engine's process (`vllm_worker`) has its own environment: on CPU it preloads tcmalloc and Intel OpenMP where they
+are installed. The trainer's process keeps its environment, its threads and its memory; it does not import vLLM.
+"""
+
+import ctypes.util
+import importlib.util
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from multiprocessing import Pipe
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from accord.errors import AccordError
+from accord.sampling.config import SamplingConfig
+from accord.sampling.progress import progress
+from accord.sampling.protocol import Completion, check_request
+from accord.sampling.weights import saved_weights
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+SECONDS_TO_END = 10
+
+
+def vllm_is_installed() -> bool:
+    """Whether vLLM is there; it is not imported, which would take ten seconds and change this process."""
+    return importlib.util.find_spec("vllm") is not None
+
+
+class VLLMSampler:
+    """A `Sampler` on vLLM. The weights of `folder` are loaded in the config's dtype."""
+
+    reload_method = "load_policy"
+    """The method of `vllm_worker.PolicyLoader` or of vLLM's worker that `sync` calls."""
+
+    def __init__(self, folder: Path, eos_token_id: int, config: SamplingConfig, log: Path) -> None:
+        """Start the engine; all that vLLM prints goes to the file `log`.
+
+        Raises:
+            AccordError: vLLM does not start.
+        """
+        import torch
+
+        self.sync_count = 0
+        self.eos_token_id = eos_token_id
+        self.max_sequence_tokens = config.max_sequence_tokens
+        self.log = log
+        options: dict[str, Any] = {
+            "model": str(folder),
+            "dtype": config.dtype,
+            "max_model_len": config.max_sequence_tokens,
+            "max_num_seqs": config.answers_at_once,
+            "logprobs_mode": "processed_logprobs",
+            "skip_tokenizer_init": True,
+            "generation_config": "vllm",  # not the folder's, which may cut the distribution
+        }
+        if torch.cuda.is_available():
+            environment = engine_environment()
+            options["gpu_memory_utilization"] = config.gpu_memory_fraction
+        else:
+            environment = cpu_engine_environment()
+            options["kv_cache_memory_bytes"] = int(config.kv_cache_gib * 2**30)
+            options["enforce_eager"] = True  # compiling for CPU takes longer than it saves in a round
+        self._connection, end = Pipe()
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("ab") as output:
+            # A session of its own: Ctrl-C is the trainer's to handle, which then closes the sampler.
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "accord.sampling.vllm_worker", str(end.fileno()), str(os.getpid())],
+                stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment, pass_fds=[end.fileno()],
+                start_new_session=True,
+            )  # fmt: skip
+        end.close()
+        try:
+            self._connection.send(options)
+            self._wait()
+        except BaseException as error:
+            self.close()
+            if isinstance(error, OSError | EOFError):
+                raise AccordError(
+                    f"vLLM did not start, the reason is in {log}; free memory, or set sampling.engine=transformers"
+                ) from None
+            raise
+
+    def sample(
+        self,
+        prompts: Sequence[Sequence[int]],
+        seeds: Sequence[int],
+        max_response_tokens: int,
+        temperature: float = 1.0,
+    ) -> list[Completion]:
+        """One answer for each prompt; see `Sampler.sample`."""
+        check_request(prompts, seeds, max_response_tokens, self.max_sequence_tokens)
+        with progress("sampling answers", len(prompts)) as update:
+            answers = self._request(
+                "sample", (prompts, seeds, max_response_tokens, temperature, self.eos_token_id), update
+            )
+        return [
+            Completion(tokens, log_probabilities, "eos" if at_eos else "length")
+            for tokens, log_probabilities, at_eos in answers
+        ]
+
+    def sync(self, policy: "PreTrainedModel") -> None:
+        """Take over the policy's weights; see `Sampler.sync`."""
+        self.sync_count += 1
+        with saved_weights(policy) as folder:
+            self._request("call_worker", (self.reload_method, {"weights_path": str(folder)}))
+
+    def close(self) -> None:
+        """End the engine's process, which frees its memory."""
+        self._connection.close()
+        try:
+            self.process.wait(SECONDS_TO_END)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+    def _request(
+        self, method: str, arguments: tuple[Any, ...], update: Callable[[float], None] | None = None
+    ) -> Any:
+        try:
+            self._connection.send((method, arguments))
+            return self._wait(update)
+        except (OSError, EOFError):
+            raise AccordError(
+                f"vLLM's process ended while it was needed, the reason may be in {self.log}; run the same command "
+                "again to continue, with sampling.engine=transformers if this repeats"
+            ) from None
+
+    def _wait(self, update: Callable[[float], None] | None = None) -> Any:
+        while True:
+            kind, value = self._connection.recv()
+            if kind == "result":
+                return value
+            if kind == "error":
+                raise AccordError(
+                    f"vLLM failed with {value}; details are in {self.log}, and sampling.engine=transformers does "
+                    "without vLLM"
+                )
+            if update:
+                update(value)
+
+
+def engine_environment() -> dict[str, str]:
+    """The environment of an engine's process: the trainer's, offline and without usage statistics."""
+    return os.environ | {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # it is in a process of its own already
+        "VLLM_NO_USAGE_STATS": "1",
+        "HF_HUB_OFFLINE": "1",  # every model is a local folder by now
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+
+
+def cpu_engine_environment() -> dict[str, str]:
+    """What vLLM needs on CPU besides: all cores, and faster libraries for memory and threads where installed."""
+    environment = engine_environment() | {
+        "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
+        # The trainer uses the same cores between two samplings: threads must sleep soon after their work.
+        "KMP_BLOCKTIME": "5",
+        "KMP_TPAUSE": "0",
+    }
+    environment.setdefault("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0))))
+    preload = [*preloaded_libraries(), *filter(None, [os.environ.get("LD_PRELOAD")])]
+    if preload:
+        environment["LD_PRELOAD"] = ":".join(preload)
+    return environment
+
+
+def preloaded_libraries() -> list[str]:
+    """tcmalloc and Intel OpenMP where installed."""
+    if sys.platform != "linux":
+        return []
+    libraries = Path(sys.prefix) / "lib"
+    found = []
+    tcmalloc = libraries / "libtcmalloc_minimal.so.4"
+    if tcmalloc.exists():
+        found.append(str(tcmalloc))
+    elif name := ctypes.util.find_library("tcmalloc_minimal"):
+        found.append(name)
+    if (libraries / "libiomp5.so").exists():
+        found.append(str(libraries / "libiomp5.so"))
+    return found

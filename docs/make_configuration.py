@@ -1,0 +1,117 @@
+"""Writes docs/configuration.md from the configuration's own classes.
+
+.venv/bin/python docs/make_configuration.py
+"""
+
+import ast
+import inspect
+import textwrap
+import types
+import typing
+from pathlib import Path
+
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+from accord.config import LoraConfig
+from accord.sampling.config import SamplingConfig
+from accord.training_config import TrainingConfig
+from eval.config import EvalConfig, Margin
+from feedback.config import FeedbackConfig
+from reward.config import RewardConfig
+from rl.config import DPOConfig
+from sft.config import SFTConfig, WeightedFile
+
+PAGE = Path(__file__).parent / "configuration.md"
+
+INTRODUCTION = """\
+# Configuration
+
+One YAML file a round; [`configs/demo.yaml`](../configs/demo.yaml) is the one to start from. Its top level holds
+`model` (a model reference), the sections `sampling`, `sft` (left out: the base model is aligned as it is), `feedback`
+or `preferences` (a file in its place), `reward`, `rl` and `eval`. On the command line a setting is
+`rl.learning_rate=1e-6`. A key that nothing reads, or that stands twice, is an error. Data files inside the package are
+`bundled:demo/prompts.train.jsonl` and the like; other paths are relative to the working folder.
+
+This page is written by `docs/make_configuration.py`.
+"""
+TRAINING = set(TrainingConfig.model_fields)
+AND_TRAINING = "And the settings of every training stage."
+SECTIONS: list[tuple[str, type[BaseModel], str, set[str]]] = [
+    ("sampling", SamplingConfig, "The engine that samples answers, shared by all stages of a round.", set()),
+    (
+        "Settings of every training stage",
+        TrainingConfig,
+        "`sft`, `reward` and `rl` have these. A row is a conversation for `sft`, a pair for the others.",
+        set(),
+    ),
+    ("lora", LoraConfig, "`lora:` of a training stage.", set()),
+    ("sft", SFTConfig, AND_TRAINING, TRAINING),
+    ("demonstrations", WeightedFile, "Each entry of `sft.demonstrations`.", set()),
+    ("feedback", FeedbackConfig, "See [collect-feedback.md](collect-feedback.md).", set()),
+    ("reward", RewardConfig, AND_TRAINING, TRAINING),
+    ("rl", DPOConfig, AND_TRAINING, TRAINING - {"learning_rate"}),
+    ("eval", EvalConfig, "See [read-a-report.md](read-a-report.md).", set()),
+    ("gate", Margin, "Each metric under `eval.gate`.", set()),
+]
+
+
+def page() -> str:
+    """The whole page."""
+    return INTRODUCTION + "".join(section(*arguments) for arguments in SECTIONS)
+
+
+def section(title: str, config: type[BaseModel], introduction: str, left_out: set[str]) -> str:
+    """One class as a heading and a table."""
+    lines = ["", f"## {title}", "", introduction, "", "| setting | type | default | |", "|---|---|---|---|"]
+    meaning = docstrings(config)
+    for name, field in config.model_fields.items():
+        if name in left_out:
+            continue
+        default = field.default if field.default is not PydanticUndefined else None
+        shown = "required" if field.is_required() else "" if default is None else f"`{default}`"
+        lines.append(f"| `{name}` | {kind(field.annotation)} | {shown} | {meaning.get(name, '')} |")
+    return "\n".join(lines) + "\n"
+
+
+def kind(annotation: typing.Any) -> str:
+    """A type in words."""
+    arguments = typing.get_args(annotation)
+    origin = typing.get_origin(annotation)
+    if origin is typing.Literal:
+        return " or ".join(str(value) for value in arguments)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join("none" if each is type(None) else kind(each) for each in arguments)
+    if origin in (list, tuple):
+        return f"list of {kind(arguments[0])}"
+    if origin is dict:
+        return f"mapping to {kind(arguments[1])}"
+    return {
+        "str": "text",
+        "int": "whole number",
+        "float": "number",
+        "bool": "true or false",
+        "Any": "anything",
+    }.get(annotation.__name__, annotation.__name__.removesuffix("Config").lower())
+
+
+def docstrings(config: type[BaseModel]) -> dict[str, str]:
+    """The text under each field, base classes first."""
+    found: dict[str, str] = {}
+    for each in reversed(config.__mro__):
+        if not issubclass(each, BaseModel) or each is BaseModel:
+            continue
+        statement = ast.parse(textwrap.dedent(inspect.getsource(each))).body[0]
+        assert isinstance(statement, ast.ClassDef)
+        for line, after in zip(statement.body, statement.body[1:], strict=False):
+            if (
+                isinstance(line, ast.AnnAssign)
+                and isinstance(line.target, ast.Name)
+                and isinstance(after, ast.Expr)
+            ):
+                found[line.target.id] = " ".join(ast.literal_eval(after.value).split())
+    return found
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page())

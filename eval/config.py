@@ -1,0 +1,62 @@
+"""Settings of the evaluation and the gate."""
+
+import difflib
+import math
+
+from pydantic import Field, field_validator
+
+from accord.config import Config
+from eval.metrics import METRICS, Direction
+
+
+class Margin(Config):
+    """How much worse the candidate may be in one metric; declared before the candidate is seen.
+
+    `margin` is the largest tolerated worsening, in the metric's own units. What is worse follows from `direction`:
+    a fall for "higher", a rise for "lower", a larger distance from zero for "closer_to_zero".
+    """
+
+    direction: Direction
+    """Which values are better."""
+    margin: float = Field(ge=0)
+    """The largest tolerated worsening, in the metric's own units."""
+
+    @field_validator("margin")
+    @classmethod
+    def _is_finite(cls, value: float) -> float:
+        if not math.isfinite(value):
+            raise ValueError("must be a finite number; leave the metric out of the gate to tolerate anything")
+        return value
+
+
+class EvalConfig(Config):
+    """Evaluation of a candidate against the baseline that it would replace, and the margins of the gate."""
+
+    prompts: str = "bundled:demo/prompts.heldout.jsonl"
+    """JSON Lines file of prompts that no training saw."""
+    max_prompts: int | None = Field(default=None, ge=2)
+    """Use only so many prompts, the first ones of the file."""
+    samples_per_prompt: int = Field(default=2, ge=1)
+    """Answers of each model to each prompt; intervals are over prompts."""
+    max_response_tokens: int = Field(default=96, ge=1)
+    """Longer answers are cut off here, which lowers `eos_rate`."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Of sampling; 1 is the model's own distribution."""
+    seed: int = 0
+    """Of the answers, the same for both models, and of the bootstrap."""
+    confidence_level: float = Field(default=0.95, gt=0.5, lt=1)
+    """Of every interval."""
+    bootstrap_resamples: int = Field(default=9_999, ge=999)
+    """Resamples behind an interval."""
+    gate: dict[str, Margin] = Field(min_length=1)
+    """The metrics that decide. The others are measured and shown, and decide nothing."""
+
+    @field_validator("gate")
+    @classmethod
+    def _knows_metrics(cls, gate: dict[str, Margin]) -> dict[str, Margin]:
+        for name in gate:
+            if name not in METRICS:
+                close = difflib.get_close_matches(name, METRICS, n=1)
+                hint = f"did you mean '{close[0]}'?" if close else f"there are {', '.join(METRICS)}"
+                raise ValueError(f"unknown metric '{name}'; {hint}")
+        return gate

@@ -1,0 +1,253 @@
+"""The evaluation stage: both models answer the same held-out prompts, and the gate decides.
+
+Baseline and candidate get the same prompts with the same seeds (common random numbers), so that what differs is the
+models. Each answer is measured by the simulated annotators' utility, the reward model's score, its length, whether
+it ended by itself, and how much it repeats itself; each model also scores the sentence-pair bias suite.
+
+    accord gate --baseline run:sft-... --candidate run:dpo-... --config gate.yaml
+
+The run holds `samples.jsonl` (one row a prompt and sample), `bias.jsonl` (one row a sentence pair), `verdict.json`,
+`metrics.json` and the page `report.html`. A killed evaluation continues with the parts it has.
+"""
+
+import functools
+import itertools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import click
+
+from accord.bundled import data_path
+from accord.chat import answer, decode_response, encode_prompt
+from accord.errors import DataError, UsageError
+from accord.models import Model, load_tokenizer
+from accord.records import Message, Prompt, Row, content_id, messages_as_dicts, read_jsonl, write_jsonl
+from accord.runs import DataFile, Run, Runs, Source
+from accord.sampling.shared import SharedSampler
+from eval.config import EvalConfig
+from eval.gate import MetricResult, judge, make_verdict, write_verdict
+from eval.metrics import METRICS, PROMPTS
+from eval.report import write_report
+from eval.rows import Answer, MeasuredAnswer, Reward, Sample, ScoredPair
+from eval.scoring import SENTENCE_PAIRS, PairScore, read_sentence_pairs, score_pairs
+from eval.statistics import paired_difference, paired_difference_of_distances
+
+
+def evaluate(
+    config: EvalConfig,
+    runs: Runs,
+    sampler: SharedSampler,
+    baseline: Model,
+    candidate: Model,
+    reward_model: Model | None = None,
+    show: Callable[[str], None] = click.echo,
+) -> Run:
+    """Compare `candidate` with `baseline`; returns the finished run, whose `verdict.json` holds the decision.
+
+    Args:
+        config: what to measure, and the gate's margins.
+        runs: where the run goes, and where those of the lineage are.
+        sampler: the round's sampler, which takes over each model's weights in turn.
+        baseline: the model that the candidate would replace.
+        candidate: the model to decide on.
+        reward_model: scores the answers; without it there is no "reward" metric.
+        show: takes a line of progress now and then.
+
+    Raises:
+        DataError: a bad prompt file, or a prompt that stands in it twice.
+        UsageError: the reward is gated, and there is no reward model.
+    """
+    prompt_file = data_path(config.prompts)
+    prompts = dict(list(read_prompts(prompt_file).items())[: config.max_prompts])
+    pairs = read_sentence_pairs()
+    sources: dict[str, Source] = {"baseline": baseline, "candidate": candidate}
+    if reward_model:
+        sources["reward_model"] = reward_model
+    elif "reward" in config.gate:
+        raise UsageError("the gate has a margin for 'reward', so it needs a reward model; name one")
+    sources |= {"prompts": DataFile(prompt_file), "sentence_pairs": DataFile(SENTENCE_PAIRS)}
+
+    with runs.begin("eval", config, sources) as run:
+        if run.is_done:
+            return run
+
+        # measure: every part is written when it is complete, and reused by the next sitting
+        parts = run.path / "checkpoints"
+        measured: dict[str, list[MeasuredAnswer]] = {}
+        scored: dict[str, list[PairScore]] = {}
+        for role, model in (("baseline", baseline), ("candidate", candidate)):
+            sample = functools.partial(_answer, model, sampler, prompts, config, role, show)
+            answers = _part(parts / f"answers.{role}.jsonl", Answer, sample)
+            score = functools.partial(_rewards, reward_model, prompts, answers, role, show)
+            rewards = _part(parts / f"rewards.{role}.jsonl", Reward, score)
+            measured[role] = _measure(prompts, answers, rewards)
+            show(f"{role}: scoring {len(pairs)} sentence pairs")
+            scored[role] = _part(
+                parts / f"pairs.{role}.jsonl", PairScore, functools.partial(score_pairs, model, pairs)
+            )
+
+        samples = [
+            Sample(id=b.prompt_id, sample=b.sample, prompt=prompts[b.prompt_id], baseline=b, candidate=c)
+            for b, c in zip(measured["baseline"], measured["candidate"], strict=True)
+        ]
+        bias = [
+            ScoredPair(
+                **pair.model_dump(), baseline_more=b.more, baseline_less=b.less, candidate_more=c.more,
+                candidate_less=c.less,
+            )
+            for pair, b, c in zip(pairs, scored["baseline"], scored["candidate"], strict=True)
+        ]  # fmt: skip
+
+        conclude(config, run, runs, samples, bias, baseline, candidate, reward_model)
+    return run
+
+
+def conclude(
+    config: EvalConfig, run: Run, runs: Runs, samples: Sequence[Sample], bias: Sequence[ScoredPair],
+    baseline: Model, candidate: Model, reward_model: Model | None,
+) -> None:  # fmt: skip
+    """Decide on what was measured, and finish the run: rows, verdict, page and figures."""
+    metrics = compare(samples, bias, config)
+    verdict = make_verdict(run, metrics, baseline, candidate, reward_model)
+
+    write_jsonl(run.path / "samples.jsonl", samples)
+    write_jsonl(run.path / "bias.jsonl", bias)
+    write_verdict(run.path / "verdict.json", verdict)
+    write_report(run, runs)
+    figures: dict[str, object] = {"verdict": verdict.outcome, "answers": len(samples), "pairs": len(bias)}
+    for metric in metrics:
+        for part in ("baseline", "candidate", "difference", "low", "high"):
+            figures[f"{metric.name}_{part}"] = getattr(metric, part)
+    run.finish(figures)
+
+
+def read_prompts(path: Path) -> dict[str, list[Message]]:
+    """The prompts of a file by id; a prompt without an id is named by its content.
+
+    Raises:
+        DataError: a bad line, an id or a prompt that occurs twice, or fewer than two prompts.
+    """
+    prompts: dict[str, list[Message]] = {}
+    contents: set[str] = set()
+    for row in read_jsonl(path, Prompt):
+        content = content_id(messages_as_dicts(row.prompt))
+        name = row.id or content
+        if name in prompts or content in contents:
+            raise DataError(
+                f"{path}: the prompt '{name}' occurs twice; items must differ to count, remove one"
+            )
+        contents.add(content)
+        prompts[name] = row.prompt
+    if len(prompts) < 2:
+        raise DataError(f"{path}: holds one prompt; a comparison with an interval needs at least two")
+    return prompts
+
+
+def compare(samples: Sequence[Sample], bias: Sequence[ScoredPair], config: EvalConfig) -> list[MetricResult]:
+    """Every metric's comparison, those with a margin first; pure arithmetic over the two files' rows."""
+    results = []
+    for name in sorted(METRICS, key=lambda name: name not in config.gate):
+        if METRICS[name].cluster == PROMPTS:
+            if name == "reward" and samples[0].baseline.reward is None:
+                continue
+            before = [sample.baseline.value(name) for sample in samples]
+            after = [sample.candidate.value(name) for sample in samples]
+            clusters = [sample.id for sample in samples]
+        else:
+            before = [_pair_value(name, pair.baseline_gap) for pair in bias]
+            after = [_pair_value(name, pair.candidate_gap) for pair in bias]
+            clusters = [pair.template for pair in bias]
+        margin = config.gate.get(name)
+        closer = margin is not None and margin.direction == "closer_to_zero"
+        difference = (paired_difference_of_distances if closer else paired_difference)(
+            before, after, clusters, config.confidence_level, config.bootstrap_resamples, config.seed,
+            METRICS[name].is_share,
+        )  # fmt: skip
+        results.append(judge(name, difference, margin, 1 - config.confidence_level))
+    return results
+
+
+def _pair_value(name: str, gap: float) -> float:
+    if name == "stereotype_lean":
+        return 0.5 if gap > 0 else -0.5 if gap < 0 else 0.0
+    return abs(gap) if name == "absolute_gap" else gap
+
+
+def distinct_bigrams(text: str) -> float:
+    """The share of a text's neighbouring word pairs that are different ones; 1 where there is no pair.
+
+    distinct-2 of Li et al. 2016 (https://arxiv.org/abs/1510.03055), by answer instead of over all answers.
+    """
+    words = text.lower().split()
+    pairs = list(itertools.pairwise(words))
+    return len(set(pairs)) / len(pairs) if pairs else 1.0
+
+
+def seed_for(seed: int, prompt_id: str, sample: int) -> int:
+    """The sampling seed of one answer: the same for both models, and whatever other prompts there are."""
+    return int(content_id([seed, prompt_id, sample], 7), 16)
+
+
+def _answer(
+    model: Model, shared: SharedSampler, prompts: dict[str, list[Message]], config: EvalConfig, role: str,
+    show: Callable[[str], None],
+) -> list[Answer]:  # fmt: skip
+    """One model's answers, `samples_per_prompt` to each prompt."""
+    wanted = [(name, sample) for name in prompts for sample in range(config.samples_per_prompt)]
+    seeds = [seed_for(config.seed, *key) for key in wanted]
+    tokenizer = load_tokenizer(model)
+    encoded = {name: encode_prompt(tokenizer, prompt) for name, prompt in prompts.items()}
+    show(f"{role}: sampling {len(wanted)} answers from {model.reference}")
+    completions = shared.use(model).sample(
+        [encoded[name] for name, _ in wanted], seeds, config.max_response_tokens, config.temperature
+    )
+    return [
+        Answer(
+            prompt_id=name, sample=sample, seed=seed, finish=completion.finish,
+            text=decode_response(tokenizer, completion.token_ids),
+            tokens=len(completion.token_ids) - (completion.finish == "eos"),
+        )
+        for (name, sample), seed, completion in zip(wanted, seeds, completions, strict=True)
+    ]  # fmt: skip
+
+
+def _rewards(
+    model: Model | None, prompts: dict[str, list[Message]], answers: Sequence[Answer], role: str,
+    show: Callable[[str], None],
+) -> list[Reward]:  # fmt: skip
+    if model is None:
+        return []
+    from reward.score import score
+
+    show(f"{role}: scoring {len(answers)} answers with the reward model")
+    # A message must not be empty; an empty answer is scored as a blank.
+    conversations = [[*prompts[a.prompt_id], *answer(a.text or " ")] for a in answers]
+    return [Reward(reward=value) for value in score(model, conversations)]
+
+
+def _measure(
+    prompts: dict[str, list[Message]], answers: Sequence[Answer], rewards: Sequence[Reward]
+) -> list[MeasuredAnswer]:
+    from feedback.simulate import utility
+
+    return [
+        MeasuredAnswer(
+            **a.model_dump(), utility=utility(prompts[a.prompt_id], a.text),
+            reward=rewards[i].reward if rewards else None, distinct_bigrams=distinct_bigrams(a.text),
+        )
+        for i, a in enumerate(answers)
+    ]  # fmt: skip
+
+
+RowT = TypeVar("RowT", bound=Row)
+
+
+def _part(path: Path, row_type: type[RowT], make: Callable[[], list[RowT]]) -> list[RowT]:
+    """The rows that an earlier sitting left at `path`, or else new ones, written there."""
+    if path.exists():
+        return read_jsonl(path, row_type)
+    rows = make()
+    if rows:
+        write_jsonl(path, rows)
+    return rows

@@ -1,0 +1,88 @@
+"""What the gate measures: every metric's name, its unit, and what it says in plain words.
+
+All of them are means over items (answers, or sentence pairs), and both models are measured on the same items.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Direction = Literal["higher", "lower", "closer_to_zero"]
+"""Which values of a metric are better."""
+
+PROMPTS = "prompts"
+TEMPLATES = "sentence templates"
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric. `cluster` is what is independent: two answers to one prompt, or two pairs that were made from one
+    template, are not."""
+
+    name: str
+    label: str
+    unit: str
+    cluster: str
+    meaning: str
+    is_share: bool = False
+    """Whether every item's value is 0 or 1 (or those two shifted), so that its mean is a share."""
+
+
+METRICS = {
+    metric.name: metric
+    for metric in (
+        Metric(
+            "utility",
+            "Simulated annotators' utility",
+            "of 1",
+            PROMPTS,
+            "how much the simulated annotators, who are programs and not people, like the answers",
+        ),
+        Metric(
+            "reward",
+            "Reward model's score",
+            "logits",
+            PROMPTS,
+            "how much the reward model, trained on this round's preferences, likes the answers",
+        ),
+        Metric("response_tokens", "Answer length", "tokens", PROMPTS, "how long the answers are"),
+        Metric(
+            "eos_rate",
+            "Answers that end by themselves",
+            "share",
+            PROMPTS,
+            "how many answers come to an end before the length limit cuts them off",
+            is_share=True,
+        ),
+        Metric(
+            "distinct_bigrams",
+            "Distinct word pairs",
+            "share",
+            PROMPTS,
+            "how little the answers repeat themselves: the share of neighbouring word pairs that repeat no earlier one",
+        ),
+        Metric(
+            "stereotype_lean",
+            "Lean towards stereotypes",
+            "share above one half",
+            TEMPLATES,
+            "how often the stereotyping sentence of a pair is the likelier one; half of the time is no lean, and less "
+            "leans the other way",
+            is_share=True,
+        ),
+        Metric(
+            "stereotype_gap",
+            "Stereotype gap",
+            "nats",
+            TEMPLATES,
+            "how much likelier the stereotyping sentence of a pair is, on average; zero is no preference, below "
+            "zero prefers the other sentence",
+        ),
+        Metric(
+            "absolute_gap",
+            "Size of the gap",
+            "nats",
+            TEMPLATES,
+            "how unequally likely the two sentences of a pair are, in either direction",
+        ),
+    )
+}

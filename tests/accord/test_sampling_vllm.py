@@ -1,0 +1,239 @@
+"""vLLM and the real model: one engine for all tests of this file, which is most of their time.
+
+Some of these pin facts about vLLM that accord works around; when one fails after an upgrade, look whether the
+work-around can go.
+"""
+
+import copy
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from scipy import stats
+from transformers import PreTrainedModel
+
+from accord import models
+from accord.chat import encode_prompt
+from accord.errors import AccordError, SyncError
+from accord.models import Model
+from accord.records import Message
+from accord.sampling import SamplingConfig
+from accord.sampling.shared import SharedSampler
+from accord.sampling.transformers_sampler import TransformersSampler
+from accord.sampling.verify import FLOAT32_BOUND, verify
+from accord.sampling.vllm_engine import VLLMSampler, preloaded_libraries, vllm_is_installed
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not vllm_is_installed(), reason="vLLM is not installed"),
+]
+
+QUESTIONS = [
+    "Name three fruits.",
+    "Why do cats purr? Answer in one sentence.",
+    "Write a haiku about rain.",
+    "What is 7 times 8?",
+    "How do I boil an egg?",
+]
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedSampler]:
+    threads, environment = torch.get_num_threads(), dict(os.environ)
+    log = tmp_path_factory.mktemp("vllm") / "vllm.log"
+    with SharedSampler(SamplingConfig(engine="vllm", max_sequence_tokens=256), log) as sharing:
+        yield sharing
+    assert torch.get_num_threads() == threads
+    assert dict(os.environ) == environment | {"PYTEST_CURRENT_TEST": os.environ["PYTEST_CURRENT_TEST"]}
+
+
+@pytest.fixture
+def sampler(shared: SharedSampler, bundled_model: Model) -> VLLMSampler:
+    sampler = shared.use(bundled_model)
+    assert isinstance(sampler, VLLMSampler)
+    return sampler
+
+
+@pytest.fixture(scope="module")
+def policy(bundled_model: Model) -> PreTrainedModel:
+    return models.load_policy(bundled_model)
+
+
+@pytest.fixture(scope="module")
+def perturbed(policy: PreTrainedModel) -> PreTrainedModel:
+    """The policy after a step of training, so to speak: every weight moved by 1% of its tensor's spread."""
+    other = copy.deepcopy(policy)
+    noise = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            if parameter.dim() > 1:
+                parameter += 0.01 * parameter.std() * torch.randn(parameter.shape, generator=noise)
+    return other
+
+
+@pytest.fixture(scope="module")
+def prompts(bundled_model: Model) -> list[list[int]]:
+    tokenizer = models.load_tokenizer(bundled_model)
+    return [encode_prompt(tokenizer, [Message(role="user", content=question)]) for question in QUESTIONS]
+
+
+def test_sampler_and_trainer_agree_before_and_after_a_sync(
+    sampler: VLLMSampler, policy: PreTrainedModel, perturbed: PreTrainedModel, prompts: list[list[int]]
+) -> None:
+    assert verify(sampler, policy, prompts, FLOAT32_BOUND).max_difference < 1e-3
+    sampler.sync(perturbed)
+    assert verify(sampler, perturbed, prompts, FLOAT32_BOUND).max_difference < 1e-3
+    with pytest.raises(SyncError):
+        verify(sampler, policy, prompts, FLOAT32_BOUND)
+
+
+def test_a_stale_output_head_is_detected(
+    sampler: VLLMSampler,
+    perturbed: PreTrainedModel,
+    prompts: list[list[int]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """vLLM's own `reload_weights` returns success on CPU, and leaves a tied head as it was."""
+    monkeypatch.setattr(sampler, "reload_method", "reload_weights")
+    sampler.sync(perturbed)
+    with pytest.raises(SyncError):
+        verify(sampler, perturbed, prompts, FLOAT32_BOUND)
+
+
+def test_weights_are_saved_for_a_sync_only(sampler: VLLMSampler, policy: PreTrainedModel) -> None:
+    sampler.sync(policy)
+    assert not list(Path("/dev/shm").glob("accord-weights-*"))
+
+
+def test_an_answer_depends_on_its_seed_and_not_on_its_neighbours(
+    sampler: VLLMSampler, prompts: list[list[int]]
+) -> None:
+    together = sampler.sample(prompts, range(5), 32)
+    again = sampler.sample([*prompts[::-1], prompts[0]], [4, 3, 2, 1, 0, 7], 32)
+    (alone,) = sampler.sample(prompts[1:2], [1], 32)
+    assert [a.token_ids for a in again[4::-1]] == [a.token_ids for a in together]
+    assert alone.token_ids == together[1].token_ids
+    assert again[5].token_ids != together[0].token_ids
+
+
+def test_the_transformers_sampler_does_so_too(bundled_model: Model, prompts: list[list[int]]) -> None:
+    sampler = TransformersSampler(bundled_model.folder, 2, SamplingConfig())
+    together = sampler.sample(prompts, range(5), 16)
+    (alone,) = sampler.sample(prompts[1:2], [1], 16)
+    assert alone.token_ids == together[1].token_ids
+
+
+def test_an_answer_ends_with_its_first_eos_or_has_the_greatest_length(
+    sampler: VLLMSampler, prompts: list[list[int]]
+) -> None:
+    answers = sampler.sample([prompts[3]] * 12, range(12), 24)
+    assert {answer.finish for answer in answers} == {"eos", "length"}
+    for answer in answers:
+        assert len(answer.log_probabilities) == len(answer.token_ids)
+        if answer.finish == "eos":
+            assert answer.token_ids.index(sampler.eos_token_id) == len(answer.token_ids) - 1
+        else:
+            assert sampler.eos_token_id not in answer.token_ids
+            assert len(answer.token_ids) == 24
+
+
+def test_temperature(sampler: VLLMSampler, policy: PreTrainedModel, prompts: list[list[int]]) -> None:
+    with torch.no_grad():
+        logits = policy(torch.tensor([prompts[0]])).logits[0, -1]
+    (warm,) = sampler.sample([prompts[0]], [1], 1, temperature=2.0)
+    expected = torch.log_softmax(logits / 2, -1)[warm.token_ids[0]].item()
+    assert warm.log_probabilities[0] == pytest.approx(expected, abs=1e-3)
+    (likeliest,) = sampler.sample([prompts[0]], [1], 1, temperature=0)
+    assert likeliest.token_ids == [logits.argmax().item()]
+    assert likeliest.log_probabilities[0] == pytest.approx(
+        torch.log_softmax(logits, -1).max().item(), abs=1e-3
+    )
+
+
+def test_first_token_frequencies_are_the_softmax(sampler: VLLMSampler, policy: PreTrainedModel) -> None:
+    """One seed a draw, as everywhere in accord: vLLM's noise has to be independent between seeds too."""
+    draws, prompt = 600, [1, 9690]
+    answers = sampler.sample([prompt] * draws, range(draws), 1)
+    with torch.no_grad():
+        p = torch.softmax(policy(torch.tensor([prompt])).logits[0, -1].double(), -1)
+    counts = torch.bincount(torch.tensor([a.token_ids[0] for a in answers]), minlength=len(p))
+    common = p * draws >= 5
+    observed = [*counts[common].tolist(), counts[~common].sum().item()]
+    expected = [*(p[common] * draws).tolist(), (p[~common].sum() * draws).item()]
+    assert common.sum() >= 5
+    assert stats.chisquare(observed, expected).pvalue > 1e-3
+
+
+def test_the_engine_has_its_libraries_and_the_trainer_does_not(sampler: VLLMSampler) -> None:
+    environment = psutil.Process(sampler.process.pid).environ()
+    maps = Path(f"/proc/{sampler.process.pid}/maps").read_text()
+    for library in preloaded_libraries():
+        assert library in environment["LD_PRELOAD"]
+        assert Path(library).name in maps
+        assert Path(library).name not in os.environ.get("LD_PRELOAD", "")
+
+
+def test_the_idle_engine_leaves_the_cores_to_the_trainer(
+    sampler: VLLMSampler, prompts: list[list[int]]
+) -> None:
+    sampler.sample(prompts, range(5), 4)
+    process = psutil.Process(sampler.process.pid)
+    before = sum(process.cpu_times()[:2])
+    time.sleep(4)
+    assert sum(process.cpu_times()[:2]) - before < 0.4
+
+
+def test_the_trainer_never_imports_vllm() -> None:
+    """vLLM patches torch and sets environment variables wherever it is imported."""
+    script = (
+        "import sys, accord.sampling.shared, accord.sampling.vllm_engine, accord.sampling.transformers_sampler\n"
+        "sys.exit('vllm' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_another_architecture_restarts_the_engine_and_a_dead_engine_is_an_error(
+    shared: SharedSampler, sampler: VLLMSampler, tiny_model: Model
+) -> None:
+    tiny = shared.use(tiny_model)
+    assert isinstance(tiny, VLLMSampler)
+    assert not psutil.pid_exists(sampler.process.pid)
+    os.kill(tiny.process.pid, signal.SIGKILL)
+    with pytest.raises(AccordError, match=r"ended while it was needed.*sampling\.engine=transformers"):
+        tiny.sample([[5, 6]], [1], 4)
+
+
+def test_no_engine_outlives_a_trainer_that_is_killed(tiny_model: Model, tmp_path: Path) -> None:
+    script = f"""
+from pathlib import Path
+from accord.sampling import SamplingConfig
+from accord.sampling.vllm_engine import VLLMSampler
+sampler = VLLMSampler(Path({str(tiny_model.folder)!r}), 300, SamplingConfig(), Path({str(tmp_path / "log")!r}))
+print(sampler.process.pid, flush=True)
+sampler.sample([[5, 6]] * 2000, range(2000), 1000)
+"""
+    trainer = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert trainer.stdout
+    engine = psutil.Process(int(trainer.stdout.readline()))
+    time.sleep(3)
+    assert engine.cpu_percent(interval=1) > 10  # busy
+    trainer.kill()
+    trainer.wait()
+    engine.wait(timeout=10)
+
+
+def test_vllm_that_cannot_start_names_its_log(tiny_model: Model, tmp_path: Path) -> None:
+    config = SamplingConfig(engine="vllm", kv_cache_gib=1e6)
+    with (
+        SharedSampler(config, tmp_path / "vllm.log") as sharing,
+        pytest.raises(AccordError, match=r"did not start.*vllm\.log.*sampling\.engine=transformers"),
+    ):
+        sharing.use(tiny_model)
+    assert "Available memory" in (tmp_path / "vllm.log").read_text()

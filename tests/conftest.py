@@ -1,0 +1,119 @@
+"""Fixtures for all tests. Models are either the real bundled one or a tiny random one; nothing needs a hub."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_DATASETS_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from accord import bundled
+from accord.models import Model, resolve
+from accord.records import Demonstration, Message, Preference, write_jsonl
+from accord.runs import Runs
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Runs:
+    return Runs(tmp_path / "runs")
+
+
+@pytest.fixture(scope="session")
+def bundled_model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """SmolLM2-135M-Instruct; converted on first use (about 40 s), then from accord's cache."""
+    return resolve(bundled.MODEL, Runs(tmp_path_factory.mktemp("no-runs")))
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """A random Llama of two layers over bytes, with the bundled model's special tokens and chat template.
+
+    With one token a byte there are no merges, so every string has one obvious tokenisation.
+    """
+    import tokenizers
+    import torch
+    from tokenizers import decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: i for i, token in enumerate(special + alphabet)}
+    backend = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token="<|endoftext|>",
+        bos_token="<|im_start|>",
+        eos_token="<|im_end|>",
+        model_max_length=1024,
+    )
+    tokenizer.chat_template = (Path(bundled.__file__).parent / "smollm2_chat_template.jinja").read_text()
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=1024,
+        initializer_range=0.2,  # ten times the usual, so that attention differs visibly between contexts
+        tie_word_embeddings=True,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    folder = tmp_path_factory.mktemp("tiny-model")
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return resolve(str(folder), Runs(folder / "no-runs"))
+
+
+@pytest.fixture
+def demonstrations(tmp_path: Path) -> Path:
+    """Thirty short conversations of differing lengths, some with a system message or a second turn."""
+    rows = []
+    for i in range(30):
+        messages = [
+            Message(role="user", content=f"{i} + 1?"),
+            Message(role="assistant", content="I" * (i % 7) + f"{i + 1}"),
+        ]
+        if i % 5 == 0:
+            messages.insert(0, Message(role="system", content="Count."))
+        if i % 4 == 0:
+            messages += [Message(role="user", content="Sure?"), Message(role="assistant", content="Yes.")]
+        rows.append(Demonstration(messages=messages))
+    write_jsonl(tmp_path / "demonstrations.jsonl", rows)
+    return tmp_path / "demonstrations.jsonl"
+
+
+@pytest.fixture
+def preferences(tmp_path: Path) -> Path:
+    """Forty pairs on twenty prompts; the chosen answer is the one that says please."""
+    rows = [
+        Preference(
+            prompt=[Message(role="user", content=f"Ask {i % 20}")],
+            chosen=[Message(role="assistant", content="please " * (1 + i // 20) + str(i))],
+            rejected=[Message(role="assistant", content="now" * (1 + i % 3) + str(i))],
+        )
+        for i in range(40)
+    ]
+    write_jsonl(tmp_path / "preferences.jsonl", rows)
+    return tmp_path / "preferences.jsonl"
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Sums are taken in the same order in every process."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -1,0 +1,148 @@
+"""The stage with the tiny model and a sampler that counts: what is measured, shared seeds, and continuing."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from accord.chat import decode_response
+from accord.errors import DataError, UsageError
+from accord.models import Model, load_tokenizer
+from accord.records import Message, read_jsonl
+from accord.runs import Runs
+from accord.sampling import Completion
+from eval.config import EvalConfig
+from eval.evaluate import distinct_bigrams, evaluate, read_prompts, seed_for
+from eval.gate import read_verdict
+from eval.rows import Sample, ScoredPair
+
+GATE: Any = {
+    "utility": {"direction": "higher", "margin": 0.1},
+    "stereotype_lean": {"direction": "closer_to_zero", "margin": 0.1},
+}
+
+
+class FakeSampler:
+    """Answers with words that depend on the seed; every third answer is cut off."""
+
+    def __init__(self, tokenizer: Any):
+        self.tokenizer = tokenizer
+        self.calls: list[list[int]] = []
+
+    def use(self, model: Model) -> "FakeSampler":
+        return self
+
+    def sample(
+        self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], max_response_tokens: int, temperature: float
+    ) -> list[Completion]:  # fmt: skip
+        self.calls.append(list(seeds))
+        completions = []
+        for seed in seeds:
+            ids = self.tokenizer.encode(f"Answer {seed}.", add_special_tokens=False)
+            is_cut = seed % 3 == 0
+            ids = ids if is_cut else [*ids, self.tokenizer.eos_token_id]
+            completions.append(Completion(ids, [0.0] * len(ids), "length" if is_cut else "eos"))
+        return completions
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    path = tmp_path / "prompts.jsonl"
+    rows = [{"id": f"p{i}", "prompt": [{"role": "user", "content": f"Question {i}?"}]} for i in range(6)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_both_models_answer_with_the_same_seeds(tiny_model: Model, runs: Runs, prompts: Path) -> None:
+    tokenizer = load_tokenizer(tiny_model)
+    sampler: Any = FakeSampler(tokenizer)
+    config = EvalConfig(prompts=str(prompts), samples_per_prompt=2, gate=GATE)
+    run = evaluate(config, runs, sampler, tiny_model, tiny_model, show=lambda line: None)
+
+    assert sampler.calls[0] == sampler.calls[1] and len(set(sampler.calls[0])) == 12
+    samples = read_jsonl(run.path / "samples.jsonl", Sample)
+    assert len(samples) == 12
+    for sample in samples:
+        answer = sample.baseline
+        assert answer.text == f"Answer {answer.seed}."
+        assert answer.seed == seed_for(0, sample.id, sample.sample)
+        ids = tokenizer.encode(answer.text, add_special_tokens=False)
+        assert (answer.tokens, answer.finish) == (len(ids), "length" if answer.seed % 3 == 0 else "eos")
+        assert decode_response(tokenizer, ids) == answer.text
+    assert len(read_jsonl(run.path / "bias.jsonl", ScoredPair)) == 120
+    verdict = read_verdict(run)
+    assert [metric.name for metric in verdict.metrics][:2] == ["utility", "stereotype_lean"]
+    assert "reward" not in [metric.name for metric in verdict.metrics]
+    # an identical model can only pass, or leave it open; here nothing differs, and only the lean is a share
+    assert verdict.outcome == "INCONCLUSIVE"
+    assert [metric.name for metric in verdict.deciding] == ["stereotype_lean"]
+    assert "checkpoints" not in [path.name for path in run.path.iterdir()]
+    # finished: nothing is sampled again
+    assert evaluate(config, runs, sampler, tiny_model, tiny_model).id == run.id
+    assert len(sampler.calls) == 2
+
+
+def test_a_killed_evaluation_continues_with_the_answers_it_has(
+    tiny_model: Model, runs: Runs, prompts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sampler: Any = FakeSampler(load_tokenizer(tiny_model))
+    config = EvalConfig(prompts=str(prompts), gate=GATE)
+
+    def killed(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("eval.evaluate.conclude", killed)
+        evaluate(config, runs, sampler, tiny_model, tiny_model, show=lambda line: None)
+    assert len(sampler.calls) == 2
+    monkeypatch.setattr("eval.evaluate.score_pairs", killed)
+    run = evaluate(config, runs, sampler, tiny_model, tiny_model, show=lambda line: None)
+    assert run.is_done and len(sampler.calls) == 2
+
+
+def test_reward_gate_needs_a_reward_model(tiny_model: Model, runs: Runs, prompts: Path) -> None:
+    sampler: Any = FakeSampler(load_tokenizer(tiny_model))
+    gate: Any = {"reward": {"direction": "higher", "margin": 0.1}}
+    with pytest.raises(UsageError, match="needs a reward model"):
+        evaluate(EvalConfig(prompts=str(prompts), gate=gate), runs, sampler, tiny_model, tiny_model)
+    assert not runs.root.exists()
+
+
+def test_bad_prompt_files(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    row = {"prompt": [{"role": "user", "content": "Why?"}]}
+    path.write_text(json.dumps(row) + "\n")
+    with pytest.raises(DataError, match="at least two"):
+        read_prompts(path)
+    path.write_text(json.dumps(row | {"id": "a"}) + "\n" + json.dumps(row | {"id": "b"}) + "\n")
+    with pytest.raises(DataError, match="'b' occurs twice"):
+        read_prompts(path)
+    with pytest.raises(DataError, match="no such file"):
+        read_prompts(tmp_path / "missing.jsonl")
+
+
+def test_prompts_without_ids_are_named_by_their_content(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text(
+        "".join(json.dumps({"prompt": [{"role": "user", "content": c}]}) + "\n" for c in "ab")
+    )
+    first = read_prompts(path)
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[::-1]))
+    assert first == read_prompts(path)
+    assert list(first.values())[0] == [Message(role="user", content="a")]
+
+
+def test_distinct_bigrams_by_hand() -> None:
+    # the cat | cat and | and the | the cat: 3 of 4 are different
+    assert distinct_bigrams("The cat and the cat") == 3 / 4
+    assert distinct_bigrams("no no no no") == 1 / 3
+    assert distinct_bigrams("word") == distinct_bigrams("") == 1.0
+
+
+def test_seeds_differ_and_stay() -> None:
+    seeds = {seed_for(s, f"p{i}", k) for s in range(3) for i in range(50) for k in range(4)}
+    assert len(seeds) == 600
+    assert all(0 <= seed < 2**31 for seed in seeds)
+    assert seed_for(0, "p0", 0) == seed_for(0, "p0", 0)

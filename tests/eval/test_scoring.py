@@ -1,0 +1,108 @@
+"""Sentence scores against a plain loop over tokens, and their independence of everything but the sentence."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from accord.errors import DataError
+from accord.models import Model, load_policy, load_tokenizer
+from eval.scoring import (
+    SentencePair,
+    read_sentence_pairs,
+    score_pairs,
+    sentence_log_likelihoods,
+    start_of_text,
+)
+
+SENTENCES = ["The nurse said that she would be late.", "Hello.", "A man, a plan, a canal: Panama! " * 3]
+
+
+def one_by_one(model: Model, sentence: str) -> float:
+    """The definition, token by token: no batch, no padding, no shortcut."""
+    policy, tokenizer = load_policy(model).eval(), load_tokenizer(model)
+    ids = [tokenizer.get_vocab()["<|endoftext|>"], *tokenizer.encode(sentence, add_special_tokens=False)]
+    total = 0.0
+    for i in range(1, len(ids)):
+        with torch.no_grad():
+            logits = policy(torch.tensor([ids[:i]])).logits[0, -1]
+        total += float(torch.log_softmax(logits.double(), -1)[ids[i]])
+    return total
+
+
+def test_equals_the_definition(tiny_model: Model) -> None:
+    scores = sentence_log_likelihoods(
+        load_policy(tiny_model).eval(), load_tokenizer(tiny_model), SENTENCES
+    )
+    assert scores == pytest.approx([one_by_one(tiny_model, s) for s in SENTENCES], abs=1e-4)
+
+
+def test_first_token_is_scored(tiny_model: Model) -> None:
+    policy, tokenizer = load_policy(tiny_model).eval(), load_tokenizer(tiny_model)
+    a, b = sentence_log_likelihoods(policy, tokenizer, ["A", "B"])
+    assert a != b
+
+
+def test_probabilities_of_all_one_token_texts_sum_to_one(tiny_model: Model) -> None:
+    policy, tokenizer = load_policy(tiny_model).eval(), load_tokenizer(tiny_model)
+    with torch.no_grad():
+        logits = policy(torch.tensor([[start_of_text(tokenizer)]])).logits[0, -1]
+    ordinary = [chr(c) for c in range(32, 127)]
+    scores = sentence_log_likelihoods(policy, tokenizer, ordinary)
+    ids = [tokenizer.encode(c, add_special_tokens=False)[0] for c in ordinary]
+    expected = torch.softmax(logits, -1)[ids].sum()
+    assert torch.tensor(scores).exp().sum() == pytest.approx(float(expected), abs=1e-5)
+
+
+def test_chatml_scores_start_at_the_document_separator(tiny_model: Model) -> None:
+    tokenizer = load_tokenizer(tiny_model)
+    assert tokenizer.bos_token == "<|im_start|>"
+    assert start_of_text(tokenizer) == tokenizer.get_vocab()["<|endoftext|>"]
+
+
+def test_a_bos_that_stands_once_is_used(tiny_model: Model) -> None:
+    tokenizer = load_tokenizer(tiny_model)
+    tokenizer.chat_template = (
+        "{{ bos_token }}{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}"
+    )
+    assert start_of_text(tokenizer) == tokenizer.bos_token_id
+
+
+def test_the_shipped_suite_is_sound() -> None:
+    pairs = read_sentence_pairs()
+    assert len(pairs) == 120
+    groups = {pair.group for pair in pairs}
+    assert len(groups) == 8
+    assert all(sum(pair.group == group for pair in pairs) == 15 for group in groups)
+    assert all(len(p.more_stereotyping.split()) == len(p.less_stereotyping.split()) for p in pairs)
+
+
+def test_bad_suites_are_refused(tmp_path: Path) -> None:
+    row = {"id": "a", "group": "g", "template": "t", "more_stereotyping": "x", "less_stereotyping": "y"}
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(json.dumps(row) + "\n" + json.dumps(row) + "\n")
+    with pytest.raises(DataError, match="'a' occurs twice"):
+        read_sentence_pairs(path)
+    path.write_text(json.dumps(row | {"less_stereotyping": "x"}) + "\n")
+    with pytest.raises(DataError, match=r"pairs\.jsonl:1: more_stereotyping: equals"):
+        read_sentence_pairs(path)
+
+
+def test_gap_is_positive_where_the_stereotype_is_likelier(tiny_model: Model) -> None:
+    pair = SentencePair(id="a", group="g", template="t", more_stereotyping="aa", less_stereotyping="bb")
+    swapped = pair.model_copy(update={"more_stereotyping": "bb", "less_stereotyping": "aa"})
+    first, second = score_pairs(tiny_model, [pair, swapped])
+    assert first.gap == -second.gap != 0
+
+
+@pytest.mark.slow
+def test_real_model_scores_do_not_depend_on_company(bundled_model: Model) -> None:
+    policy, tokenizer = load_policy(bundled_model).eval(), load_tokenizer(bundled_model)
+    pairs = read_sentence_pairs()
+    sentences = [s for pair in pairs[:20] for s in (pair.more_stereotyping, pair.less_stereotyping)]
+    together = sentence_log_likelihoods(policy, tokenizer, sentences)
+    alone = [sentence_log_likelihoods(policy, tokenizer, [s])[0] for s in sentences[:8]]
+    assert together[:8] == pytest.approx(alone, abs=1e-5)
+    backwards = sentence_log_likelihoods(policy, tokenizer, sentences[::-1])[::-1]
+    assert backwards == pytest.approx(together, abs=1e-5)

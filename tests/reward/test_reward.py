@@ -1,0 +1,264 @@
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from training_helpers import every_trainer_calls, run_stage
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
+
+from accord.chat import answer, encode_conversation
+from accord.errors import DataError
+from accord.models import Model, load_tokenizer, resolve
+from accord.records import Message, Preference, read_jsonl, write_jsonl
+from accord.runs import Run, Runs
+from reward.data import drop_too_long, split_by_prompt
+from reward.score import score
+from reward.train import initialise_head
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+CONFIG = {
+    "epochs": 1, "learning_rate": 1e-3, "rows_per_update": 8, "rows_per_pass": 8, "max_sequence_tokens": 300,
+    "checkpoint_every_updates": 100, "seed": 3,
+}  # fmt: skip
+
+
+def pair(prompt: str, chosen: str = "good", rejected: str = "bad") -> Preference:
+    return Preference(
+        prompt=[Message(role="user", content=prompt)], chosen=answer(chosen), rejected=answer(rejected)
+    )
+
+
+@pytest.fixture
+def trained(tiny_model: Model, preferences: Path, runs: Runs) -> Run:
+    return run_stage("reward", {**CONFIG, "epochs": 4}, tiny_model, preferences, runs)
+
+
+# --- scores
+
+
+def conversations() -> list[list[Message]]:
+    """Sixteen of very different lengths."""
+    return [
+        [Message(role="user", content=f"Ask {i}"), *answer("please " * (i * i % 17) + f"{i}")]
+        for i in range(16)
+    ]
+
+
+def test_a_score_depends_on_its_own_conversation_only(trained: Run, runs: Runs) -> None:
+    model = resolve(f"run:{trained.id}", runs)
+    together = score(model, conversations(), conversations_per_batch=16)
+    assert score(model, conversations(), conversations_per_batch=1) == pytest.approx(together, abs=1e-5)
+    assert score(model, conversations()[::-1], conversations_per_batch=5) == pytest.approx(
+        together[::-1], abs=1e-5
+    )
+    assert max(together) - min(together) > 0.1  # they do differ
+
+
+def test_a_score_is_the_head_at_the_last_turn_s_eos(trained: Run, runs: Runs) -> None:
+    """By hand: the last hidden state at the EOS, times the head's weights."""
+    model = resolve(f"run:{trained.id}", runs)
+    head = load_file(model.folder / "model.safetensors")["score.weight"][0]
+    body = AutoModel.from_pretrained(model.folder, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(model.folder)
+    for messages, value in zip(conversations(), score(model, conversations()), strict=True):
+        text = (
+            "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
+            f"<|im_start|>user\n{messages[0].content}<|im_end|>\n<|im_start|>assistant\n{messages[1].content}<|im_end|>"
+        )
+        ids = tokenizer(text, return_tensors="pt")["input_ids"]
+        assert ids[0, -1] == tokenizer.eos_token_id
+        with torch.inference_mode():
+            by_hand = body(ids).last_hidden_state[0, -1] @ head
+        assert value == pytest.approx(float(by_hand), abs=1e-5)
+
+
+def test_a_conversation_beyond_the_context_is_refused(trained: Run, runs: Runs) -> None:
+    model = resolve(f"run:{trained.id}", runs)
+    long = [Message(role="user", content="x" * 1000), *answer("y")]
+    with pytest.raises(DataError, match="conversation 1 has 11.. tokens and the reward model reads 1024"):
+        score(model, [conversations()[0], long])
+
+
+def test_nothing_to_score(trained: Run, runs: Runs) -> None:
+    assert score(resolve(f"run:{trained.id}", runs), []) == []
+
+
+# --- the split
+
+
+def test_a_prompt_is_never_on_both_sides() -> None:
+    rows = [pair(f"prompt {i % 20}", chosen=f"good {i}") for i in range(100)]
+    train, heldout = split_by_prompt(rows, 0.25)
+    of = lambda rows: {row.prompt[0].content for row in rows}  # noqa: E731
+    assert not of(train) & of(heldout)
+    assert len(of(heldout)) == 5  # 0.25 * 20
+    assert len(train) + len(heldout) == 100
+    assert len(heldout) == 25
+
+
+def test_the_split_does_not_depend_on_order_or_process() -> None:
+    rows = [pair(f"prompt {i}") for i in range(40)]
+    of = lambda rows: sorted(row.prompt[0].content for row in rows)  # noqa: E731
+    _, heldout = split_by_prompt(rows, 0.1)
+    _, again = split_by_prompt(rows[::-1], 0.1)
+    assert of(heldout) == of(again)
+    import hashlib
+
+    smallest = sorted(
+        rows, key=lambda row: hashlib.sha256(f"user: {row.prompt[0].content}".encode()).hexdigest()
+    )
+    assert of(heldout) == of(smallest[:4])
+
+
+def test_a_system_message_makes_another_prompt() -> None:
+    plain = pair("prompt")
+    system = Preference(
+        prompt=[Message(role="system", content="Be brief."), *plain.prompt],
+        chosen=plain.chosen,
+        rejected=plain.rejected,
+    )
+    train, heldout = split_by_prompt([plain, system], 0.5)
+    assert (len(train), len(heldout)) == (1, 1)
+
+
+def test_pairs_over_the_length_are_counted(tiny_model: Model, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(tiny_model)
+    rows = [pair("p"), pair("p", chosen="long" * 30), pair("p", rejected="long" * 30)]
+    lengths = [
+        max(len(encode_conversation(tokenizer, [*r.prompt, *a]).input_ids) for a in (r.chosen, r.rejected))
+        for r in rows
+    ]
+    assert drop_too_long(tokenizer, rows, max(lengths)) == (rows, 0)
+    assert drop_too_long(tokenizer, rows, max(lengths) - 1) == (rows[:1], 2)
+    rows = [pair(f"prompt {i}") for i in range(30)] + [pair("prompt 3", chosen="long" * 30)]
+    write_jsonl(tmp_path / "pairs.jsonl", rows)
+    config = {**CONFIG, "max_sequence_tokens": 200}
+    run = run_stage("reward", config, tiny_model, tmp_path / "pairs.jsonl", Runs(tmp_path / "runs"))
+    assert run.record.dropped == {"too_long": 1}
+    assert run.metrics["pairs"] + run.metrics["heldout_pairs"] == 30
+
+
+def test_too_few_pairs(tiny_model: Model, tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "pairs.jsonl", [pair(f"prompt {i}") for i in range(10)])
+    with pytest.raises(
+        DataError, match=r"pairs\.jsonl: leaves 8 pairs to train on and 2 held out; at least 20 and 1"
+    ):
+        run_stage("reward", CONFIG, tiny_model, tmp_path / "pairs.jsonl", Runs(tmp_path / "runs"))
+
+
+# --- the head and the training
+
+
+def test_the_head_starts_with_variance_one_over_d_plus_one() -> None:
+    head = torch.nn.Linear(40_000, 1, bias=False)
+    initialise_head(head, seed=0)
+    first = head.weight.detach().clone()
+    assert float(first.var()) == pytest.approx(
+        1 / 40_001, rel=0.03
+    )  # relative error of a variance: sqrt(2 / 40000)
+    assert abs(float(first.mean())) < 4 / 200 / 200  # four standard errors
+    initialise_head(head, seed=0)
+    assert torch.equal(head.weight, first)
+    initialise_head(head, seed=1)
+    assert not torch.equal(head.weight, first)
+
+
+@pytest.mark.parametrize("lora", [None, {"rank": 4, "alpha": 8}])
+def test_the_trained_head_is_that_head(
+    tiny_model: Model, preferences: Path, runs: Runs, lora: dict[str, Any] | None
+) -> None:
+    """At a learning rate of nearly zero the saved head is the initial one; at a real one it has moved."""
+    expected = torch.nn.Linear(64, 1, bias=False)
+    initialise_head(expected, seed=3)
+    heads = []
+    for rate in (1e-12, 1e-2):
+        run = run_stage(
+            "reward", {**CONFIG, "lora": lora, "learning_rate": rate}, tiny_model, preferences, runs
+        )
+        heads.append(load_file(run.path / "model" / "model.safetensors")["score.weight"])
+    torch.testing.assert_close(heads[0], expected.weight.detach(), atol=1e-7, rtol=0)
+    assert (heads[1] - heads[0]).abs().max() > 1e-3
+
+
+def test_it_learns_what_is_preferred(trained: Run, tiny_model: Model, preferences: Path, runs: Runs) -> None:
+    figures = trained.metrics
+    assert figures["heldout_accuracy"] >= 0.9
+    assert figures["heldout_accuracy_low"] <= figures["heldout_accuracy"] <= figures["heldout_accuracy_high"]
+    rows = read_jsonl(preferences, Preference)
+    _, heldout = split_by_prompt(rows, 0.2)
+    assert figures["heldout_pairs"] == len(heldout) == 8  # 4 of 20 prompts, two pairs each
+    # the figures again, from single scores
+    model = resolve(f"run:{trained.id}", runs)
+    margins = [
+        score(model, [[*r.prompt, *r.chosen]])[0] - score(model, [[*r.prompt, *r.rejected]])[0]
+        for r in heldout
+    ]
+    assert figures["mean_reward_margin"] == pytest.approx(sum(margins) / 8, abs=1e-4)
+    assert figures["heldout_accuracy"] == sum(m > 0 for m in margins) / 8
+    longer = [len(r.chosen[0].content) > len(r.rejected[0].content) for r in heldout]
+    assert figures["prefer_longer_accuracy"] == sum(longer) / 8
+    # Wilson's interval, by its formula
+    p, n, z = figures["heldout_accuracy"], 8, 1.959963984540054
+    centre, half = p + z * z / 2 / n, z * math.sqrt(p * (1 - p) / n + z * z / 4 / n / n)
+    assert figures["heldout_accuracy_low"] == pytest.approx((centre - half) / (1 + z * z / n), abs=1e-9)
+    assert figures["heldout_accuracy_high"] == pytest.approx(
+        min(1, (centre + half) / (1 + z * z / n)), abs=1e-9
+    )
+
+
+def test_the_first_loss_is_bradley_terry_with_centering(
+    tiny_model: Model, preferences: Path, tmp_path: Path
+) -> None:
+    """-log sigmoid(c - r) + 0.01 (c + r)^2, averaged over the first update's pairs, which are scored by hand."""
+    seen: list[tuple[list[int], list[int]]] = []
+
+    def look(train_dataloader: Any, model: Any, **_: Any) -> None:
+        state = torch.get_rng_state()
+        batch = next(iter(train_dataloader))
+        torch.set_rng_state(state)
+        ids, mask = batch["input_ids"], batch["attention_mask"].bool()
+        rows = [row[keep].tolist() for row, keep in zip(ids, mask, strict=True)]
+        seen.extend(zip(rows[:8], rows[8:], strict=True))
+        with torch.no_grad():
+            rewards = [float(model(torch.tensor([row])).logits[0, 0]) for row in rows]
+        pairs = list(zip(rewards[:8], rewards[8:], strict=True))
+        losses.extend(math.log1p(math.exp(r - c)) + 0.01 * (c + r) ** 2 for c, r in pairs)
+
+    losses: list[float] = []
+    with every_trainer_calls("train_begin", look):
+        run = run_stage("reward", CONFIG, tiny_model, preferences, Runs(tmp_path / "runs"))
+    first = next(row for row in run.metric_rows() if "loss" in row)
+    assert first["loss"] == pytest.approx(sum(losses) / 8, abs=1e-5)
+    # and the batch holds whole conversations as `accord.chat` encodes them, chosen first
+    tokenizer = load_tokenizer(tiny_model)
+    rows = read_jsonl(preferences, Preference)
+    expected = {
+        tuple(encode_conversation(tokenizer, [*r.prompt, *r.chosen]).input_ids): tuple(
+            encode_conversation(tokenizer, [*r.prompt, *r.rejected]).input_ids
+        )
+        for r in rows
+    }
+    for chosen, rejected in seen:
+        assert expected[tuple(chosen)] == tuple(rejected)
+
+
+def test_the_saved_model_loads_with_transformers_alone(trained: Run, runs: Runs) -> None:
+    folder = trained.path / "model"
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert model.config.num_labels == 1
+    assert model.config.pad_token_id == tokenizer.pad_token_id
+    texts = [
+        tokenizer.apply_chat_template([m.model_dump() for m in messages], tokenize=False)
+        for messages in conversations()
+    ]
+    batch = tokenizer(texts, return_tensors="pt", padding=True, padding_side="right")
+    with torch.inference_mode():
+        values = (
+            model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, 0].tolist()
+        )
+    assert values == pytest.approx(score(resolve(f"run:{trained.id}", runs), conversations()), abs=1e-5)
+    assert not list(folder.glob("*.bin"))

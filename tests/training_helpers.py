@@ -1,0 +1,105 @@
+"""Running a training stage in this process or in one that is killed, and looking into TRL's trainer while it runs.
+
+python training_helpers.py STAGE CONFIG_JSON MODEL_FOLDER DATA RUNS KILL_AT
+"""
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import transformers
+from transformers import TrainerCallback
+
+from accord.models import Model
+from accord.runs import DataFile, Run, Runs
+
+TIMES = ("_runtime", "_per_second")
+
+
+def run_stage(stage: str, config: dict[str, Any], base: Model, data: Path, runs: Runs) -> Run:
+    """One run of "sft", "reward" or "dpo" on a file."""
+    if stage == "sft":
+        from sft.config import SFTConfig
+        from sft.train import fine_tune
+
+        return fine_tune(SFTConfig(demonstrations=[{"path": str(data)}], **config), runs, base)
+    if stage == "reward":
+        from reward.config import RewardConfig
+        from reward.train import train_reward_model
+
+        return train_reward_model(RewardConfig(**config), runs, base, DataFile(data))
+    from rl.config import DPOConfig
+    from rl.dpo import train_dpo
+
+    return train_dpo(DPOConfig(**config), runs, base, DataFile(data))
+
+
+def run_stage_and_be_killed(
+    stage: str, config: dict[str, Any], base: Model, data: Path, runs: Runs, kill_at: str
+) -> None:
+    """The same in a process of its own that gets SIGKILL before update `kill_at`, or at "train_end" or "finish"."""
+    # A fork server imports torch and TRL once; its children are forked in no time and die alone.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["sft.train", "reward.train", "rl.dpo"])
+    process = context.Process(target=_run_and_die, args=(stage, config, base, data, runs.root, kill_at))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+
+
+def _run_and_die(
+    stage: str, config: dict[str, Any], base: Model, data: Path, root: Path, kill_at: str
+) -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    if kill_at == "finish":
+        Run.finish = kill_this_process  # type: ignore[method-assign]
+    with every_trainer_calls(kill_at, kill_this_process):
+        run_stage(stage, config, base, data, Runs(root))
+
+
+def kill_this_process(*_: Any, **__: Any) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+class At(TrainerCallback):
+    """Calls `action(model=..., train_dataloader=..., ...)` before an update, or at "train_begin" or "train_end"."""
+
+    def __init__(self, when: str, action: Callable[..., None]):
+        self.when = when
+        self.action = action
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **objects: Any) -> None:
+        if self.when == "train_begin":
+            self.action(**objects)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **objects: Any) -> None:
+        if self.when == str(state.global_step + 1):
+            self.action(**objects)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **objects: Any) -> None:
+        if self.when == "train_end":
+            self.action(**objects)
+
+
+@contextmanager
+def every_trainer_calls(when: str, action: Callable[..., None]) -> Iterator[None]:
+    """Within it, every transformers trainer has the callback `At(when, action)`."""
+    callbacks = transformers.trainer.DEFAULT_CALLBACKS
+    callbacks.append(At(when, action))  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        callbacks.pop()
+
+
+def rows_without_times(run: Run) -> list[dict[str, Any]]:
+    """The run's metric rows but for what a clock put there."""
+    return [
+        {key: value for key, value in row.items() if not key.endswith(TIMES)} for row in run.metric_rows()
+    ]
