@@ -143,7 +143,7 @@ def _no_bars_in_log_files() -> None:
 
 
 def attention_implementation() -> str:
-    """The attention that is fastest to train with here (benchmarked in docs/decisions/0005)."""
+    """The attention that is fastest to train with here (docs/decisions/0005-speed-on-cpu.md)."""
     import torch
 
     return "sdpa" if torch.cuda.is_available() else "eager"

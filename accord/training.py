@@ -67,7 +67,7 @@ def trainer_arguments(config: TrainingConfig, run: Run, evaluate: bool) -> dict[
         "per_device_eval_batch_size": rows_per_pass,
         "max_length": config.max_sequence_tokens,
         "use_cpu": not torch.accelerator.is_available(),
-        "bf16": config.precision == "bfloat16",
+        "bf16": computes_in_bfloat16(config),
         "save_strategy": "steps",
         "save_steps": config.checkpoint_every_updates,
         "save_total_limit": 2,
@@ -102,9 +102,19 @@ def build_arguments(section: str, target: type[ArgumentsT], arguments: Mapping[s
         raise UsageError(f"{section}.trainer: {error}") from error
 
 
+def computes_in_bfloat16(config: TrainingConfig) -> bool:
+    """Whether this machine trains in bfloat16 under this configuration."""
+    if config.precision != "auto":
+        return config.precision == "bfloat16"
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported()
+    cpu = Path("/proc/cpuinfo")
+    return cpu.exists() and "amx_bf16" in cpu.read_text()
+
+
 def base_dtype(config: TrainingConfig) -> torch.dtype:
     """The dtype to load a model in for training: frozen weights may be bfloat16, trained ones are float32."""
-    return torch.bfloat16 if config.precision == "bfloat16" and config.lora is not None else torch.float32
+    return torch.bfloat16 if computes_in_bfloat16(config) and config.lora is not None else torch.float32
 
 
 def quantization(lora: LoraConfig | None) -> dict[str, Any]:
@@ -132,16 +142,27 @@ def quantization(lora: LoraConfig | None) -> dict[str, Any]:
     }
 
 
-def train_in_run(trainer: Trainer, run: Run, label: str) -> None:
+def train_in_run(trainer: Trainer, run: Run, label: str, evaluate_first: bool = False) -> None:
     """Train, from the last whole checkpoint if there is one; metric rows go to the run's metrics.jsonl.
+
+    Args:
+        trainer: ready to train.
+        run: where checkpoints and rows go.
+        label: the stage, at the beginning of every line of progress.
+        evaluate_first: take the held-out loss before the first update, too.
 
     Raises:
         AccordError: the loss became NaN or infinite.
     """
     folder = run.path / "checkpoints"
     checkpoint = last_whole_checkpoint(folder)
+    model: Any = trainer.model
+    for weight in model.parameters():
+        if weight.requires_grad:  # for QLoRA, TRL rounds even what is trained to bfloat16
+            weight.data = weight.data.float()
+    run.record.hardware["training_precision"] = "bfloat16" if trainer.args.bf16 else "float32"
     # A continued run has this row already, from its first sitting.
-    trainer.args.eval_on_start = checkpoint is None and trainer.eval_dataset is not None
+    trainer.args.eval_on_start = evaluate_first and checkpoint is None
     trainer.remove_callback(PrinterCallback)
     rows = _RunCallback(run, label)
     trainer.add_callback(rows)
@@ -158,8 +179,7 @@ def train_in_run(trainer: Trainer, run: Run, label: str) -> None:
             rows.write(state.log_history, "w")
             return
     try:
-        with quiet_libraries():
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except Exception:
         last_whole_checkpoint(folder)  # removes what a full disk left half-written
         raise

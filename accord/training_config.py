@@ -11,7 +11,8 @@ class TrainingConfig(Config):
     """Optimisation, checkpoints and precision; each stage's configuration adds its data and its loss.
 
     An update is one optimiser step. `rows_per_update` rows make one update, computed `rows_per_pass` at a time
-    (a row is a conversation for SFT, a pair for reward models and DPO); the result does not depend on the latter.
+    (a row is a conversation for SFT, or a packed sequence with packing; a pair for reward models and DPO). The result
+    does not depend on the latter, but for an epoch's last update where its rows are fewer and divide unevenly.
     """
 
     epochs: float = Field(default=1.0, gt=0)
@@ -26,14 +27,15 @@ class TrainingConfig(Config):
     """Rows computed at a time; lower it where memory is short, the result stays the same."""
     max_sequence_tokens: int = Field(default=1024, ge=8)
     """Longer rows are dropped, and counted."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16 computes in bfloat16; weights that are trained, and the saved model, stay float32."""
+    precision: Literal["auto", "float32", "bfloat16"] = "float32"
+    """What is computed in; weights that are trained, and the saved model, stay float32. auto: bfloat16 on a GPU that
+    has it and on CPUs with AMX, float32 elsewhere, where it is the faster one."""
     lora: LoraConfig | None = None
     """Train low-rank adapters instead of all weights; the saved model is the merged one."""
     checkpoint_every_updates: int = Field(default=1, ge=1)
     """A kill costs at most so many updates; a checkpoint of all weights takes three times the model's size."""
     evaluate_every_updates: int | None = Field(default=None, ge=1)
-    """How often the held-out loss is taken; left out, before the first update and after the last."""
+    """How often the held-out loss is taken; left out, after the last update."""
     seed: int = 0
     """Of the order of the rows and of new weights."""
     trainer: dict[str, Any] = Field(default_factory=dict)

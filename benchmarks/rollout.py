@@ -5,7 +5,8 @@
 
 Both sample the same prompts with the bundled model in the same dtype, at temperature 1 from the full distribution,
 and stop at EOS; the figure is tokens sampled in a second. The peer is plain `generate` at its fastest: one batch, left
-padded, sdpa attention, and it returns no log-probabilities, which accord does. The two take turns, so that a busy
+padded, sdpa attention, and it returns no log-probabilities, which accord does; it runs in this process as Python
+started it, while accord's engine preloads libraries. The two take turns, so that a busy
 machine slows both. The last line printed is one JSON object.
 """
 
@@ -23,10 +24,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from accord import bundled
 from accord.chat import encode_prompt
+from accord.preload import libraries
 from accord.records import Message
 from accord.sampling import SamplingConfig
 from accord.sampling.transformers_sampler import TransformersSampler
-from accord.sampling.vllm_engine import VLLMSampler, preloaded_libraries, vllm_is_installed
+from accord.sampling.vllm_engine import VLLMSampler, vllm_is_installed
 
 GOAL = {"float32": 1.2, "bfloat16": 1.2}
 
@@ -107,7 +109,7 @@ def main() -> None:
         "goal": goal,
         "ok": math.exp(mean) >= goal,
         "engine": type(sampler).__name__,
-        "preloaded": [Path(library).name for library in preloaded_libraries()],
+        "preloaded": [Path(library).name for library in libraries()],
         "dtype": arguments.dtype,
         "tokens_per_second": round(statistics.fmean(ours for ours, _ in pairs), 1),
         "peer_tokens_per_second": round(statistics.fmean(peer for _, peer in pairs), 1),

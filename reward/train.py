@@ -58,7 +58,7 @@ def train_reward_model(config: RewardConfig, runs: Runs, base: Model, preference
     Raises:
         DataError: a bad file, or fewer pairs than `minimum_pairs`.
     """
-    with runs.begin("reward", config, {"base": base, "preferences": preferences}) as run:
+    with runs.begin("reward", config, {"base": base, "preferences": preferences}) as run, quiet_libraries():
         if run.is_done:
             return run
 
@@ -77,17 +77,16 @@ def train_reward_model(config: RewardConfig, runs: Runs, base: Model, preference
         # build
         arguments = trainer_arguments(config, run, evaluate=True)
         arguments["center_rewards_coefficient"] = config.centering_coefficient
-        with quiet_libraries():
-            model = load_reward_model(base, base_dtype(config), **quantization(config.lora))
-            initialise_head(model.score, config.seed)
-            trainer = RewardTrainer(
-                model=model,
-                args=build_arguments("reward", TrlRewardConfig, arguments),
-                train_dataset=encode_pairs(tokenizer, train),
-                eval_dataset=encode_pairs(tokenizer, heldout),
-                processing_class=tokenizer,
-                peft_config=peft_config(config.lora, "SEQ_CLS"),
-            )
+        model = load_reward_model(base, base_dtype(config), **quantization(config.lora))
+        initialise_head(model.score, config.seed)
+        trainer = RewardTrainer(
+            model=model,
+            args=build_arguments("reward", TrlRewardConfig, arguments),
+            train_dataset=encode_pairs(tokenizer, train),
+            eval_dataset=encode_pairs(tokenizer, heldout),
+            processing_class=tokenizer,
+            peft_config=peft_config(config.lora, "SEQ_CLS"),
+        )
 
         # loop
         train_in_run(trainer, run, "reward")

@@ -48,7 +48,7 @@ def train_dpo(config: DPOConfig, runs: Runs, policy: Model, preferences: Run | D
     Raises:
         DataError: a bad file, or no pair short enough.
     """
-    with runs.begin("dpo", config, {"policy": policy, "preferences": preferences}) as run:
+    with runs.begin("dpo", config, {"policy": policy, "preferences": preferences}) as run, quiet_libraries():
         if run.is_done:
             return run
 
@@ -66,16 +66,15 @@ def train_dpo(config: DPOConfig, runs: Runs, policy: Model, preferences: Run | D
 
         # build
         arguments = trainer_arguments(config, run, evaluate=True) | {"beta": config.kl_coefficient}
-        with quiet_libraries():
-            trainer = _Trainer(
-                model=load_policy(policy, base_dtype(config), **quantization(config.lora)),
-                ref_model=None if config.lora else load_policy(policy),
-                args=build_arguments("rl", TrlDPOConfig, arguments),
-                train_dataset=encode_pairs(tokenizer, train),
-                eval_dataset=encode_pairs(tokenizer, heldout),
-                processing_class=tokenizer,
-                peft_config=peft_config(config.lora, "CAUSAL_LM"),
-            )
+        trainer = _Trainer(
+            model=load_policy(policy, base_dtype(config), **quantization(config.lora)),
+            ref_model=None if config.lora else load_policy(policy),
+            args=build_arguments("rl", TrlDPOConfig, arguments),
+            train_dataset=encode_pairs(tokenizer, train),
+            eval_dataset=encode_pairs(tokenizer, heldout),
+            processing_class=tokenizer,
+            peft_config=peft_config(config.lora, "CAUSAL_LM"),
+        )
 
         # loop
         train_in_run(trainer, run, "dpo")

@@ -53,7 +53,7 @@ def fine_tune(config: SFTConfig, runs: Runs, base: Model) -> Run:
     if heldout:
         sources["heldout"] = DataFile(heldout)
 
-    with runs.begin("sft", config, sources) as run:
+    with runs.begin("sft", config, sources) as run, quiet_libraries():
         if run.is_done:
             return run
 
@@ -76,19 +76,18 @@ def fine_tune(config: SFTConfig, runs: Runs, base: Model) -> Run:
             arguments |= {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss"}
             arguments["save_steps"] = arguments["eval_steps"]
             callbacks.append(EarlyStoppingCallback(config.early_stopping_evaluations))
-        with quiet_libraries():
-            trainer = SFTTrainer(
-                model=load_policy(base, base_dtype(config), **quantization(config.lora)),
-                args=build_arguments("sft", TrlSFTConfig, arguments),
-                train_dataset=train,
-                eval_dataset=evaluation,
-                processing_class=tokenizer,
-                peft_config=peft_config(config.lora, "CAUSAL_LM"),
-                callbacks=callbacks,
-            )
+        trainer = SFTTrainer(
+            model=load_policy(base, base_dtype(config), **quantization(config.lora)),
+            args=build_arguments("sft", TrlSFTConfig, arguments),
+            train_dataset=train,
+            eval_dataset=evaluation,
+            processing_class=tokenizer,
+            peft_config=peft_config(config.lora, "CAUSAL_LM"),
+            callbacks=callbacks,
+        )
 
         # loop
-        train_in_run(trainer, run, "sft")
+        train_in_run(trainer, run, "sft", evaluate_first=evaluation is not None)
 
         # save
         save_trained_model(trainer, tokenizer, run, load_policy(base) if config.lora else None)

@@ -38,7 +38,15 @@ def accord(runs_root: Path, *arguments: str) -> subprocess.CompletedProcess[str]
 
 
 def start_round(runs_root: Path, port: int) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "accord.cli", "--runs", str(runs_root), "round", str(ROOT / "configs/tiny.yaml")]
+    command = [
+        sys.executable,
+        "-m",
+        "accord.cli",
+        "--runs",
+        str(runs_root),
+        "round",
+        str(ROOT / "configs/tiny.yaml"),
+    ]
     return subprocess.Popen(
         [*command, f"feedback.port={port}"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )

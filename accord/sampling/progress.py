@@ -22,15 +22,17 @@ def progress(what: str, total: int) -> Iterator[Callable[[float], None]]:
     task = bar.add_task(what, total=total)
     started = time.monotonic()
     shown_at = started + SECONDS_BEFORE_SHOWN
+    bar_is_shown = False
 
     def update(done: float) -> None:
-        nonlocal shown_at
+        nonlocal shown_at, bar_is_shown
         bar.update(task, completed=int(done))
         now = time.monotonic()
         if now < shown_at:
             return
         if console.is_terminal:
             bar.start()
+            bar_is_shown = True
             shown_at = float("inf")  # from here on the bar refreshes itself
         else:
             console.print(f"{what}: {int(done)} of {total} after {now - started:.0f} s", highlight=False)
@@ -39,4 +41,5 @@ def progress(what: str, total: int) -> Iterator[Callable[[float], None]]:
     try:
         yield update
     finally:
-        bar.stop()
+        if bar_is_shown:
+            bar.stop()

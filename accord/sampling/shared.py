@@ -45,7 +45,7 @@ class SharedSampler:
     def __init__(self, config: SamplingConfig, log: Path | None = None) -> None:
         """Nothing starts before the first `use`; what vLLM prints goes to `log` (default: a temporary file)."""
         self._config = config
-        self._log = log or Path(tempfile.gettempdir()) / "accord-vllm.log"
+        self._log = log
         self._sampler: Sampler | None = None
         self._architecture: dict[str, Any] = {}
         self._loaded: tuple[str, int] | None = None  # a model's digest, and the sampler's sync count with it
@@ -95,8 +95,9 @@ class SharedSampler:
             from accord.sampling.transformers_sampler import TransformersSampler
 
             return TransformersSampler(model.folder, eos_token_id, self._config)
-        logger.info("vLLM starts; what it prints is in %s", self._log)
-        return VLLMSampler(model.folder, eos_token_id, self._config, self._log)
+        log = self._log or Path(tempfile.mkdtemp(prefix="accord-")) / "vllm.log"
+        logger.info("vLLM starts; what it prints is in %s", log)
+        return VLLMSampler(model.folder, eos_token_id, self._config, log)
 
     def close(self) -> None:
         """End the engine; the next `use` starts one again."""

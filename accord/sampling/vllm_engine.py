@@ -1,12 +1,9 @@
 """Sampling with vLLM, in a process of its own that lives as long as the sampler.
 
-    with-less use:  sampler = VLLMSampler(folder, eos_token_id, config, log); ...; sampler.close()
-
 The engine's process (`vllm_worker`) has its own environment: on CPU it preloads tcmalloc and Intel OpenMP where they
 are installed. The trainer's process keeps its environment, its threads and its memory; it does not import vLLM.
 """
 
-import ctypes.util
 import importlib.util
 import os
 import subprocess
@@ -17,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from accord.errors import AccordError
+from accord.preload import libraries
 from accord.sampling.config import SamplingConfig
 from accord.sampling.progress import progress
 from accord.sampling.protocol import Completion, check_request
@@ -165,24 +163,9 @@ def cpu_engine_environment() -> dict[str, str]:
         "KMP_BLOCKTIME": "5",
         "KMP_TPAUSE": "0",
     }
-    environment.setdefault("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0))))
-    preload = [*preloaded_libraries(), *filter(None, [os.environ.get("LD_PRELOAD")])]
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    environment.setdefault("OMP_NUM_THREADS", str(cores))  # vLLM would take one
+    preload = [*libraries(), *filter(None, [os.environ.get("LD_PRELOAD")])]
     if preload:
-        environment["LD_PRELOAD"] = ":".join(preload)
+        environment["LD_PRELOAD"] = ":".join(dict.fromkeys(":".join(preload).split(":")))
     return environment
-
-
-def preloaded_libraries() -> list[str]:
-    """tcmalloc and Intel OpenMP where installed."""
-    if sys.platform != "linux":
-        return []
-    libraries = Path(sys.prefix) / "lib"
-    found = []
-    tcmalloc = libraries / "libtcmalloc_minimal.so.4"
-    if tcmalloc.exists():
-        found.append(str(tcmalloc))
-    elif name := ctypes.util.find_library("tcmalloc_minimal"):
-        found.append(name)
-    if (libraries / "libiomp5.so").exists():
-        found.append(str(libraries / "libiomp5.so"))
-    return found

@@ -37,7 +37,9 @@ class Engine:
         from vllm import LLM
 
         self.connection = connection
-        self.llm: Any = LLM(**options, worker_extension_cls=f"{PolicyLoader.__module__}.{PolicyLoader.__name__}")
+        self.llm: Any = LLM(
+            **options, worker_extension_cls=f"{PolicyLoader.__module__}.{PolicyLoader.__name__}"
+        )
 
     def sample(
         self,
@@ -72,8 +74,9 @@ class Engine:
                     steps = zip(tokens, answer.logprobs, strict=True)
                     log_probabilities = [step[token].logprob for token, step in steps]
                     answers[output.request_id] = (tokens, log_probabilities, tokens[-1] == eos_token_id)
-                    self.connection.send(("progress", len(answers)))
-        return [answers[identifier] for identifier in sorted(answers, key=int)]  # numbered as they were enqueued
+            self.connection.send(("progress", len(answers)))
+        in_order = sorted(answers, key=int)  # vLLM numbers requests as they come
+        return [answers[identifier] for identifier in in_order]
 
     def call_worker(self, method: str, arguments: dict[str, Any]) -> None:
         """Call a method of vLLM's worker."""

@@ -23,12 +23,13 @@ from accord import models
 from accord.chat import encode_prompt
 from accord.errors import AccordError, SyncError
 from accord.models import Model
+from accord.preload import libraries
 from accord.records import Message
 from accord.sampling import SamplingConfig
 from accord.sampling.shared import SharedSampler
 from accord.sampling.transformers_sampler import TransformersSampler
 from accord.sampling.verify import FLOAT32_BOUND, verify
-from accord.sampling.vllm_engine import VLLMSampler, preloaded_libraries, vllm_is_installed
+from accord.sampling.vllm_engine import VLLMSampler, vllm_is_installed
 
 pytestmark = [
     pytest.mark.slow,
@@ -174,7 +175,7 @@ def test_first_token_frequencies_are_the_softmax(sampler: VLLMSampler, policy: P
 def test_the_engine_has_its_libraries_and_the_trainer_does_not(sampler: VLLMSampler) -> None:
     environment = psutil.Process(sampler.process.pid).environ()
     maps = Path(f"/proc/{sampler.process.pid}/maps").read_text()
-    for library in preloaded_libraries():
+    for library in libraries():
         assert library in environment["LD_PRELOAD"]
         assert Path(library).name in maps
         assert Path(library).name not in os.environ.get("LD_PRELOAD", "")

@@ -125,9 +125,7 @@ def test_bad_prompt_files(tmp_path: Path) -> None:
 
 def test_prompts_without_ids_are_named_by_their_content(tmp_path: Path) -> None:
     path = tmp_path / "prompts.jsonl"
-    path.write_text(
-        "".join(json.dumps({"prompt": [{"role": "user", "content": c}]}) + "\n" for c in "ab")
-    )
+    path.write_text("".join(json.dumps({"prompt": [{"role": "user", "content": c}]}) + "\n" for c in "ab"))
     first = read_prompts(path)
     path.write_text("".join(path.read_text().splitlines(keepends=True)[::-1]))
     assert first == read_prompts(path)

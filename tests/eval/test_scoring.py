@@ -32,9 +32,7 @@ def one_by_one(model: Model, sentence: str) -> float:
 
 
 def test_equals_the_definition(tiny_model: Model) -> None:
-    scores = sentence_log_likelihoods(
-        load_policy(tiny_model).eval(), load_tokenizer(tiny_model), SENTENCES
-    )
+    scores = sentence_log_likelihoods(load_policy(tiny_model).eval(), load_tokenizer(tiny_model), SENTENCES)
     assert scores == pytest.approx([one_by_one(tiny_model, s) for s in SENTENCES], abs=1e-4)
 
 

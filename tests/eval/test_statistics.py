@@ -66,9 +66,7 @@ def test_coverage_with_normal_data_in_clusters(clusters: int) -> None:
     for _ in range(repetitions):
         shared = np.repeat(chance.normal(0, 1, clusters), 3)
         after = truth + shared + chance.normal(0, 0.7, 3 * clusters)
-        change = paired_difference(
-            np.zeros(3 * clusters), after, names(clusters, each=3), resamples=999
-        )
+        change = paired_difference(np.zeros(3 * clusters), after, names(clusters, each=3), resamples=999)
         inside += change.low <= truth <= change.high
     # three standard errors of a share of 0.95 over 800 repetitions are 0.023
     assert 0.92 <= inside / repetitions <= 0.975

@@ -33,8 +33,6 @@ def test_the_first_loss_is_ln_2(
     rows = [row for row in run.metric_rows() if "loss" in row]
     assert run.metrics["first_loss"] == rows[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
     assert rows[0]["rewards/margins"] == pytest.approx(0, abs=1e-6)
-    start = next(row for row in run.metric_rows() if "eval_loss" in row)
-    assert start["eval_loss"] == pytest.approx(math.log(2), abs=1e-6)
     assert rows[1]["loss"] != pytest.approx(math.log(2), abs=1e-4)
     assert run.metrics["heldout_loss"] < math.log(2)
 
@@ -107,11 +105,11 @@ def test_an_answer_that_merges_with_the_prompt_s_end_starts_at_the_merge(bundled
     """SmolLM2 has a token for two line breaks, and the prompt ends with one."""
     tokenizer = load_tokenizer(bundled_model)
     row = Preference(
-        prompt=[Message(role="user", content="List")], chosen=answer("\nOne."), rejected=answer("Two.")
+        prompt=[Message(role="user", content="List")], chosen=answer("\n\nOne."), rejected=answer("Two.")
     )
     (encoded,) = encode_pairs(tokenizer, [row])
     assert tokenizer.decode(encoded["prompt_ids"]).endswith("<|im_start|>assistant")
-    assert tokenizer.decode(encoded["chosen_ids"]) == "\n\nOne.<|im_end|>"
+    assert tokenizer.decode(encoded["chosen_ids"]) == "\n\n\nOne.<|im_end|>"
     assert tokenizer.decode(encoded["rejected_ids"]) == "\nTwo.<|im_end|>"
 
 

@@ -192,14 +192,8 @@ def test_packed_conversations_do_not_see_one_another(
 def test_packing_continues_exactly_and_evaluates(
     tiny_model: Model, demonstrations: Path, tmp_path: Path
 ) -> None:
-    config = {
-        **CONFIG,
-        "packing": True,
-        "epochs": 3,
-        "rows_per_update": 1,
-        "rows_per_pass": 1,
-        "checkpoint_every_updates": 2,
-    }
+    config = {**CONFIG, "packing": True, "epochs": 3, "checkpoint_every_updates": 2}
+    config |= {"rows_per_update": 1, "rows_per_pass": 1}
     straight = run_stage("sft", config, tiny_model, demonstrations, Runs(tmp_path / "straight"))
     assert [row["step"] for row in straight.metric_rows() if "eval_loss" in row] == [
         0,
