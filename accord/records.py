@@ -86,6 +86,9 @@ class Preference(Row):
     weight: float | None = Field(default=None, ge=0)
     annotators: int | None = Field(default=None, ge=1)
     agreement: float | None = Field(default=None, ge=0, le=1)
+    chosen_truncated: bool | None = None
+    rejected_truncated: bool | None = None
+    """Whether the answer was cut off before its EOS, so that policy optimisation must not learn an EOS there."""
     id: str | None = None
 
     @model_validator(mode="after")
@@ -102,6 +105,8 @@ class Response(BaseModel):
     text: str
     run: str
     seed: int
+    truncated: bool = False
+    """Whether the token limit cut it off; otherwise the policy ended it with EOS."""
 
 
 class Ranking(BaseModel):

@@ -2,7 +2,8 @@
 
 Both models are measured on the same items, and the interval is about the difference of their means. Items that
 share a prompt or a sentence template are not independent, so whole clusters are resampled (Davison and Hinkley
-1997, Bootstrap Methods and their Application, 3.8): SciPy's BCa bootstrap over (sum, size) of every cluster.
+1997, Bootstrap Methods and their Application, 3.8): SciPy's BCa bootstrap over (sum, size) of every cluster, at a
+level that makes up for few clusters.
 Everything else is statsmodels'. Functions take arrays; what the numbers mean is eval/metrics.py's business.
 """
 
@@ -151,15 +152,27 @@ def _bootstrap(
     def mean(sums: np.ndarray, sizes: np.ndarray, axis: int = -1) -> np.ndarray:
         return np.asarray(sums.sum(axis=axis) / sizes.sum(axis=axis))
 
+    level = _expanded(confidence_level, len(sums))
     for method in ("BCa", "percentile"):  # BCa is undefined (NaN) where every jackknife value is the same
         with np.errstate(all="ignore"):
             limits = stats.bootstrap(
                 (sums, sizes), mean, paired=True, n_resamples=resamples, batch=1_000, method=method,
-                confidence_level=confidence_level, rng=np.random.default_rng(seed),
+                confidence_level=level, rng=np.random.default_rng(seed),
             ).confidence_interval  # fmt: skip
         if math.isfinite(limits.low) and math.isfinite(limits.high):
             break
     return Interval(float(limits.low), float(limits.high))
+
+
+def _expanded(confidence_level: float, clusters: int) -> float:
+    """The level at which the bootstrap's interval of a mean is as wide as Student's.
+
+    Resampling finds the normal quantile and a standard deviation without Bessel's correction, so its intervals are
+    too narrow for few clusters. 1 - 2 Phi(-sqrt(n / (n - 1)) t) makes up for both (Hesterberg 2015, The American
+    Statistician 69, "expanded" intervals): 0.957 in place of 0.95 for 80 clusters, and 0.962 for 32.
+    """
+    t = stats.t.isf((1 - confidence_level) / 2, clusters - 1)
+    return float(1 - 2 * stats.norm.sf(math.sqrt(clusters / (clusters - 1)) * t))
 
 
 def wilson_interval(successes: int, items: int, confidence_level: float = 0.95) -> Interval:

@@ -49,6 +49,8 @@ def pairwise_preferences(comparisons: list[Comparison]) -> tuple[list[Preference
                         prompt=comparison.prompt,
                         chosen=[Message(role="assistant", content=texts[chosen])],
                         rejected=[Message(role="assistant", content=texts[rejected])],
+                        chosen_truncated=comparison.responses[chosen].truncated,
+                        rejected_truncated=comparison.responses[rejected].truncated,
                         annotators=len(submitted),
                         agreement=max(votes_first, votes_second) / (votes_first + votes_second),
                         id=f"{comparison.id}:{chosen}>{rejected}",

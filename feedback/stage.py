@@ -156,7 +156,8 @@ def _sampled(
     answers: list[list[Response]] = [[] for _ in prompts]
     for (i, seed), completion in zip(wanted, completions, strict=True):
         text = decode_response(tokenizer, completion.token_ids)
-        answers[i].append(Response(text=text, run=policy.run_id or policy.reference, seed=seed))
+        run_id, truncated = policy.run_id or policy.reference, completion.finish == "length"
+        answers[i].append(Response(text=text, run=run_id, seed=seed, truncated=truncated))
     comparisons = [
         Comparison(id=id_, prompt=prompt.prompt, responses=responses)
         for id_, prompt, responses in zip(ids, prompts, answers, strict=True)

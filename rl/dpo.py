@@ -98,12 +98,16 @@ def train_dpo(config: DPOConfig, runs: Runs, policy: Model, preferences: Run | D
 def encode_pairs(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Preference]) -> Dataset:
     """Rows as `prompt_ids`, and `chosen_ids` and `rejected_ids` without the prompt, for DPOTrainer's collator.
 
-    Where an answer's first token merges with the end of the prompt, the answer starts at that token.
+    An answer that the token limit cut off has no EOS: the policy never chose to end there, and if that EOS were
+    learned as rejected, the policy would learn not to end at all. Where an answer's first token merges with the end
+    of the prompt, the answer starts at that token.
     """
     encoded = []
     for row in rows:
         chosen = encode_conversation(tokenizer, [*row.prompt, *row.chosen]).input_ids
         rejected = encode_conversation(tokenizer, [*row.prompt, *row.rejected]).input_ids
+        chosen = chosen[:-1] if row.chosen_truncated else chosen
+        rejected = rejected[:-1] if row.rejected_truncated else rejected
         prompt = encode_prompt(tokenizer, row.prompt)
         start = min(common_prefix_length(prompt, chosen), common_prefix_length(prompt, rejected))
         encoded.append(

@@ -150,6 +150,7 @@ def engine_environment() -> dict[str, str]:
     return os.environ | {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # it is in a process of its own already
         "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_LOGGING_LEVEL": "INFO",  # into the log file; TRL sets it to ERROR
         "HF_HUB_OFFLINE": "1",  # every model is a local folder by now
         "TOKENIZERS_PARALLELISM": "false",
     }

@@ -47,12 +47,9 @@ QUESTIONS = [
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedSampler]:
-    threads, environment = torch.get_num_threads(), dict(os.environ)
     log = tmp_path_factory.mktemp("vllm") / "vllm.log"
     with SharedSampler(SamplingConfig(engine="vllm", max_sequence_tokens=256), log) as sharing:
         yield sharing
-    assert torch.get_num_threads() == threads
-    assert dict(os.environ) == environment | {"PYTEST_CURRENT_TEST": os.environ["PYTEST_CURRENT_TEST"]}
 
 
 @pytest.fixture
@@ -132,16 +129,19 @@ def test_the_transformers_sampler_does_so_too(bundled_model: Model, prompts: lis
 
 
 def test_an_answer_ends_with_its_first_eos_or_has_the_greatest_length(
-    sampler: VLLMSampler, prompts: list[list[int]]
+    sampler: VLLMSampler, bundled_model: Model, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answers = sampler.sample([prompts[3]] * 12, range(12), 24)
+    # The end of a sentence stands in for EOS, which this model seldom comes to within so few tokens.
+    (stop,) = models.load_tokenizer(bundled_model).encode(".")
+    monkeypatch.setattr(sampler, "eos_token_id", stop)
+    answers = sampler.sample(prompts * 4, range(20), 24)
     assert {answer.finish for answer in answers} == {"eos", "length"}
     for answer in answers:
         assert len(answer.log_probabilities) == len(answer.token_ids)
         if answer.finish == "eos":
-            assert answer.token_ids.index(sampler.eos_token_id) == len(answer.token_ids) - 1
+            assert answer.token_ids.index(stop) == len(answer.token_ids) - 1
         else:
-            assert sampler.eos_token_id not in answer.token_ids
+            assert stop not in answer.token_ids
             assert len(answer.token_ids) == 24
 
 
@@ -172,13 +172,12 @@ def test_first_token_frequencies_are_the_softmax(sampler: VLLMSampler, policy: P
     assert stats.chisquare(observed, expected).pvalue > 1e-3
 
 
-def test_the_engine_has_its_libraries_and_the_trainer_does_not(sampler: VLLMSampler) -> None:
+def test_the_engine_preloads_its_libraries(sampler: VLLMSampler) -> None:
     environment = psutil.Process(sampler.process.pid).environ()
     maps = Path(f"/proc/{sampler.process.pid}/maps").read_text()
     for library in libraries():
         assert library in environment["LD_PRELOAD"]
         assert Path(library).name in maps
-        assert Path(library).name not in os.environ.get("LD_PRELOAD", "")
 
 
 def test_the_idle_engine_leaves_the_cores_to_the_trainer(
@@ -191,13 +190,25 @@ def test_the_idle_engine_leaves_the_cores_to_the_trainer(
     assert sum(process.cpu_times()[:2]) - before < 0.4
 
 
-def test_the_trainer_never_imports_vllm() -> None:
-    """vLLM patches torch and sets environment variables wherever it is imported."""
-    script = (
-        "import sys, accord.sampling.shared, accord.sampling.vllm_engine, accord.sampling.transformers_sampler\n"
-        "sys.exit('vllm' in sys.modules)"
-    )
-    subprocess.run([sys.executable, "-c", script], check=True)
+def test_the_trainer_keeps_its_environment_its_threads_and_its_torch(
+    tiny_model: Model, tmp_path: Path
+) -> None:
+    """vLLM patches torch, sets environment variables and freezes the number of threads wherever it is imported."""
+    script = f"""
+import os, sys, torch
+from pathlib import Path
+from accord.sampling import SamplingConfig
+from accord.sampling.vllm_engine import VLLMSampler
+before = dict(os.environ), torch.get_num_threads(), torch.set_num_threads
+sampler = VLLMSampler(Path({str(tiny_model.folder)!r}), 2, SamplingConfig(), Path({str(tmp_path / "log")!r}))
+sampler.sample([[5, 6]], [1], 4)
+assert before == (dict(os.environ), torch.get_num_threads(), torch.set_num_threads)
+assert "LD_PRELOAD" not in os.environ and "vllm" not in sys.modules
+sampler.close()
+assert sampler.process.returncode == 0
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+    subprocess.run([sys.executable, "-c", script], check=True, env=environment)
 
 
 def test_another_architecture_restarts_the_engine_and_a_dead_engine_is_an_error(

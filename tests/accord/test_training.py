@@ -241,7 +241,7 @@ def test_qlora_trains_here_or_says_what_it_needs(
         assert str(error).startswith("lora.quantize_base needs a bitsandbytes that works on this machine")
         return
     evaluations = [row["eval_loss"] for row in run.metric_rows() if "eval_loss" in row]
-    assert evaluations[-1] < evaluations[0] - 0.1
+    assert evaluations[-1] < evaluations[0]
     base = load_file(tiny_model.folder / "model.safetensors")
     trained = load_file(run.path / "model" / "model.safetensors")
     assert torch.equal(trained["model.embed_tokens.weight"], base["model.embed_tokens.weight"])

@@ -143,3 +143,20 @@ def test_pairs_over_the_length_are_counted_or_all_refused(tiny_model: Model, tmp
             tmp_path / "pairs.jsonl",
             Runs(tmp_path / "runs"),
         )
+
+
+def test_an_answer_that_was_cut_off_is_learned_without_an_end(tiny_model: Model) -> None:
+    """Ended answers keep their EOS; a truncated one has exactly the tokens of its text."""
+    tokenizer = load_tokenizer(tiny_model)
+    question, long, short = "Why?", "Because it goes on and", "Because."
+    row = Preference(
+        prompt=[Message(role="user", content=question)],
+        chosen=[Message(role="assistant", content=short)],
+        rejected=[Message(role="assistant", content=long)],
+        rejected_truncated=True,
+    )
+    (encoded,) = encode_pairs(tokenizer, [row])
+    assert encoded["rejected_ids"] == tokenizer(long).input_ids
+    assert encoded["chosen_ids"] == [*tokenizer(short).input_ids, tokenizer.eos_token_id]
+    (ended,) = encode_pairs(tokenizer, [row.model_copy(update={"rejected_truncated": None})])
+    assert ended["rejected_ids"] == [*tokenizer(long).input_ids, tokenizer.eos_token_id]
