@@ -197,8 +197,13 @@ def users(config: Path, overrides: tuple[str, ...]) -> None:
 @CONFIG
 @OVERRIDES
 def push(config: Path, overrides: tuple[str, ...]) -> None:
-    """Sample the answers of a round's policy and push them to Argilla; the page stays up."""
-    _feedback(config, (*overrides, "feedback.annotators=human"), wait=False)
+    """Sample the answers of a round's policy and push them to Argilla for people; the page stays up."""
+    if _feedback_config(config, overrides).annotators != "human":
+        raise UsageError(f"{config} has simulated annotators, who need no push; add feedback.annotators=human")
+    try:
+        _feedback(config, overrides, wait=False)
+    except WaitingForAnnotatorsError as waiting:
+        click.echo(f"pushed: {waiting}")
 
 
 @feedback.command()

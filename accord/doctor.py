@@ -29,7 +29,7 @@ MEMORY_GIGABYTES = 8  # fp32 training of the bundled model, with vLLM's engine b
 TORCH_PROBE = """
 import json, torch
 gpu = torch.cuda.is_available()
-bf16 = torch.cuda.is_bf16_supported() if gpu else torch.cpu._is_avx512_bf16_supported()
+bf16 = torch.cuda.is_bf16_supported() if gpu else torch.cpu._is_amx_tile_supported()
 print(json.dumps({"version": torch.__version__, "threads": torch.get_num_threads(), "bf16": bf16,
   "amx": torch.cpu._is_amx_tile_supported(), "capability": torch.backends.cpu.get_cpu_capability(),
   "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if gpu else []}))
@@ -176,8 +176,9 @@ def torch_checks(result: Probe) -> list[Check]:
     if result.error:
         return [Check("torch", False, True, result.error, "run `python3 -m accord.bootstrap --recreate`")]
     found = result.found
-    speed = f"{found['capability']}, {'AMX' if found['amx'] else 'no AMX'}, {'fast' if found['bf16'] else 'slow'} bf16"
-    torch = Check("torch", True, True, f"{found['version']}, {found['threads']} threads, {speed}", "")
+    precision = f"precision auto is {'bfloat16' if found['bf16'] else 'float32'}"
+    kind = f"{found['capability']}, {'AMX' if found['amx'] else 'no AMX'}, {precision}"
+    torch = Check("torch", True, True, f"{found['version']}, {found['threads']} threads, {kind}", "")
     if found["gpus"]:
         return [torch, Check("GPU", True, False, ", ".join(found["gpus"]), "")]
     seen = bootstrap.has_nvidia_gpu()

@@ -8,6 +8,7 @@ Everything else is statsmodels'. Functions take arrays; what the numbers mean is
 """
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,6 +19,8 @@ from statsmodels.stats.proportion import proportion_confint
 
 ALPHA = 0.05
 POWER = 0.8
+FEWEST_TO_RESAMPLE = 10
+"""Resampling fewer clusters finds few different means; their interval is Student's."""
 MOST_CLUSTERS = 1_000_000
 """Where more would be needed to decide, no number is given: it would be no help."""
 
@@ -133,8 +136,12 @@ def _paired(
     difference = float(sums.sum() / sizes.sum())
     residuals = (sums - difference * sizes) / sizes.mean()
     deviation = float(residuals.std(ddof=1))
-    if np.ptp(residuals) > 1e-12:
+    if np.ptp(residuals) > 1e-12 and len(sizes) >= FEWEST_TO_RESAMPLE:
         interval = _bootstrap(sums, sizes, confidence_level, resamples, seed)
+    elif np.ptp(residuals) > 1e-12:
+        t = float(stats.t.isf((1 - confidence_level) / 2, len(sizes) - 1))
+        half = t * deviation / math.sqrt(len(sizes))
+        interval = Interval(difference - half, difference + half)
     elif is_share:
         unseen = 1 - ((1 - confidence_level) / 2) ** (1 / len(sizes))
         interval = Interval(difference - unseen, difference + unseen)
@@ -154,7 +161,8 @@ def _bootstrap(
 
     level = _expanded(confidence_level, len(sums))
     for method in ("BCa", "percentile"):  # BCa is undefined (NaN) where every jackknife value is the same
-        with np.errstate(all="ignore"):
+        with np.errstate(all="ignore"), warnings.catch_warnings():
+            warnings.simplefilter("ignore", stats.DegenerateDataWarning)
             limits = stats.bootstrap(
                 (sums, sizes), mean, paired=True, n_resamples=resamples, batch=1_000, method=method,
                 confidence_level=level, rng=np.random.default_rng(seed),
@@ -169,7 +177,7 @@ def _expanded(confidence_level: float, clusters: int) -> float:
 
     Resampling finds the normal quantile and a standard deviation without Bessel's correction, so its intervals are
     too narrow for few clusters. 1 - 2 Phi(-sqrt(n / (n - 1)) t) makes up for both (Hesterberg 2015, The American
-    Statistician 69, "expanded" intervals): 0.957 in place of 0.95 for 80 clusters, and 0.962 for 32.
+    Statistician 69, "expanded" intervals): 0.955 in place of 0.95 for 80 clusters, and 0.962 for 32.
     """
     t = stats.t.isf((1 - confidence_level) / 2, clusters - 1)
     return float(1 - 2 * stats.norm.sf(math.sqrt(clusters / (clusters - 1)) * t))

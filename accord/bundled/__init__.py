@@ -7,9 +7,11 @@ file; `smollm2_135m_instruct` turns that once into a folder that transformers, T
 import importlib.util
 import os
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
+import click
 from filelock import FileLock
 
 from accord.errors import UsageError
@@ -56,6 +58,7 @@ def smollm2_135m_instruct() -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):
         if not folder.exists():
+            click.echo("the bundled model is converted, once (about 40 s)", err=True)
             temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
             try:
                 _convert(_gguf_file(), temporary)
@@ -76,9 +79,12 @@ def _gguf_file() -> Path:
 
 def _convert(gguf: Path, folder: Path) -> None:
     import torch
+    import transformers
     from tokenizers import pre_tokenizers
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+    if not sys.stderr.isatty():  # progress bars are of use on a terminal only
+        transformers.utils.logging.disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     # The GGUF asks for the "smollm" pre-tokenizer, which splits digits first; transformers installs plain
     # ByteLevel, with which "\n\n1." becomes other tokens than those the model was trained on.

@@ -54,12 +54,13 @@ class Engine:
 
         # Also within one set of weights: what is cached decides the shapes of the products, and so the last bits.
         self.llm.reset_prefix_cache()
+        # `ignore_eos`: vLLM would also stop at the EOS that the model's config names, which may be another one.
         self.llm.enqueue(
             [{"prompt_token_ids": list(prompt)} for prompt in prompts],
             [
                 SamplingParams(
                     seed=seed, temperature=temperature, max_tokens=max_response_tokens, logprobs=0,
-                    stop_token_ids=[eos_token_id], detokenize=False,
+                    stop_token_ids=[eos_token_id], ignore_eos=True, detokenize=False,
                 )
                 for seed in seeds
             ],

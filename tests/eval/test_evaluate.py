@@ -129,7 +129,7 @@ def test_prompts_without_ids_are_named_by_their_content(tmp_path: Path) -> None:
     first = read_prompts(path)
     path.write_text("".join(path.read_text().splitlines(keepends=True)[::-1]))
     assert first == read_prompts(path)
-    assert list(first.values())[0] == [Message(role="user", content="a")]
+    assert next(iter(first.values())) == [Message(role="user", content="a")]
 
 
 def test_distinct_bigrams_by_hand() -> None:

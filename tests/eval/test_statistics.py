@@ -40,6 +40,13 @@ def test_interval_is_near_students_for_normal_data() -> None:
     assert change.high == pytest.approx(high, abs=0.005)
 
 
+def test_few_clusters_get_students_interval() -> None:
+    before, after = [0.0, 0.0, 0.0, 0.0], [1.0, 2.0, 4.0, 3.5]
+    change = paired_difference(before, after, names(4))
+    low, high = stats.ttest_rel(after, before).confidence_interval(0.95)
+    assert (change.low, change.high) == pytest.approx((low, high))
+
+
 def test_copies_of_an_item_add_no_certainty() -> None:
     chance = np.random.default_rng(2)
     after = chance.normal(0, 1, 50)
@@ -149,4 +156,4 @@ def test_number_that_decides() -> None:
     assert test.power(0.3 / 0.7, needed - 1, 0.025, alternative="larger") < 0.8
     assert clusters_to_decide(0, 0.5) is None
     assert clusters_to_decide(1e-5, 1.0) is None  # it would take more than MOST_CLUSTERS
-    assert (2.8 / 1e-5) ** 2 > MOST_CLUSTERS
+    assert MOST_CLUSTERS < (2.8 / 1e-5) ** 2

@@ -1,0 +1,300 @@
+"""The page: the same bytes when rebuilt, nothing from outside, and what a reader sees in a browser."""
+
+import html
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from synthetic_round import XSS, make_round
+
+from accord.errors import AccordError
+from accord.report import day, duration, line_plot, number, run_page
+from accord.runs import Run, Runs
+from eval.config import Margin
+from eval.gate import judge
+from eval.report import Axis, MetricRow, by_group, explain, rebuild
+from eval.rows import ScoredPair
+from eval.statistics import PairedDifference
+
+CHROMIUM, CHROMEDRIVER = "/usr/bin/chromium", "/usr/bin/chromedriver"
+
+
+def change(low: float, difference: float, high: float) -> PairedDifference:
+    return PairedDifference(0.5, 0.5 + difference, difference, low, high, 0.5, 160, 80)
+
+
+# --- words and numbers
+
+
+def test_numbers_read_well() -> None:
+    assert [number(x) for x in (0.0, 0.5, -0.25, 1.234, 56.78, 1234.5, 12345, None, "x")] == [
+        "0.000", "0.500", "−0.250", "1.23", "56.8", "1,234", "12,345", "–", "x",
+    ]  # fmt: skip
+    assert number(0.5, signed=True) == "+0.500"
+    assert number(1e-6) == "1e−06"
+    assert number(float("nan")) == "nan"
+
+
+def test_times_read_well() -> None:
+    assert day("2026-11-02T01:42:25+00:00") == "2 November 2026, 01:42 UTC"
+    assert duration("2026-11-22T01:42:25+00:00", "2026-11-22T01:42:30+00:00") == "5 s"
+    assert duration("2026-11-22T01:42:25+00:00", "2026-11-22T01:45:30+00:00") == "3 min 5 s"
+    assert duration("2026-11-22T01:42:25+00:00", "2026-11-22T03:45:30+00:00") == "2 h 3 min"
+
+
+def test_explanations() -> None:
+    fall = Margin(direction="higher", margin=0.1)
+    assert explain(judge("utility", change(-0.05, 0.01, 0.07), fall), 0.95) == (
+        "Simulated annotators' utility: from 0.500 to 0.510. With 95% confidence the change is between −0.050 and "
+        "+0.070; the margin tolerates a fall by up to 0.100. Even the worst of these changes is within it."
+    )
+    assert explain(judge("eos_rate", change(-0.4, -0.3, -0.2), fall), 0.9) == (
+        "Answers that end by themselves: from 50.0 % to 20.0 %. With 90% confidence the change is between "
+        "−40.0 points and −20.0 points; the margin tolerates a fall by up to 10.0 points. Even the mildest of these "
+        "changes is worse than that."
+    )
+    undecided = explain(judge("utility", change(-0.11, 0, 0.11), fall), 0.95)
+    assert undecided.endswith("about 200 prompts would decide, and there were 80.")
+    assert "0.500, as before." in undecided
+    lean = Margin(direction="closer_to_zero", margin=0)
+    assert "no move away from 50 %" in explain(judge("stereotype_lean", change(0.1, 0.2, 0.3), lean), 0.95)
+
+
+def test_axis_puts_better_on_the_right_and_the_margin_at_one() -> None:
+    metric = judge("utility", change(-0.05, 0.01, 0.07), Margin(direction="higher", margin=0.1))
+    axis = Axis.around([metric])
+    assert (axis.worst, axis.best) == pytest.approx((1.7, 1.2))
+    row = MetricRow.of(metric, axis)
+    # 1.7 + 1.2 = 2.9 margins wide; the fall of 0.05 is half a margin to the left of zero, which is at 1.7
+    assert row.left == pytest.approx(100 * (1.7 - 0.5) / 2.9, abs=0.01)
+    assert row.right == pytest.approx(100 * (1.7 + 0.7) / 2.9, abs=0.01)
+    lower = judge("response_tokens", change(-5, 1, 20), Margin(direction="lower", margin=10))
+    row = MetricRow.of(lower, Axis.around([lower]))
+    assert row.left < axis.x(1) and row.dot is not None and row.left < row.dot < row.right
+    huge = judge("utility", change(-3, -2, -1), Margin(direction="higher", margin=0.01))
+    row = MetricRow.of(huge, Axis.around([huge]))
+    assert row.beyond_left and row.dot is None
+
+
+def test_groups_by_hand() -> None:
+    def pair(group: str, before: float, after: float) -> ScoredPair:
+        return ScoredPair(
+            id="a", group=group, template="t", more_stereotyping="x", less_stereotyping="y", baseline_more=before,
+            baseline_less=0, candidate_more=after, candidate_less=0,
+        )  # fmt: skip
+
+    first, second = by_group([pair("age", 1, -2), pair("age", 2, 4), pair("gender", -1, 1)], 0.95)
+    assert (first.name, first.pairs, first.baseline, first.candidate) == ("age", 2, 1.0, 0.5)
+    assert (first.gap_baseline, first.gap_candidate) == (1.5, 1.0)
+    assert (second.baseline, second.candidate) == (0.0, 1.0)
+    assert first.low < 0.5 < first.high
+
+
+def test_plots_are_the_same_bytes_and_have_words() -> None:
+    series = {"training": [(0.0, 1.0), (1.0, 0.5)], "held out": [(0.0, 1.1), (1.0, 0.7)]}
+    plot = line_plot("a", "Loss <of> sft", "falls & rises", series)
+    assert plot == line_plot("a", "Loss <of> sft", "falls & rises", series)
+    assert '<title id="a.title">Loss &lt;of&gt; sft</title>' in plot
+    assert "falls &amp; rises" in plot
+    assert ">update</text>" in plot  # text, not paths
+    assert "<?xml" not in plot and "<metadata" not in plot
+    ids = re.findall(r'\bid="([^"]+)"', plot)
+    assert len(ids) == len(set(ids)) and all(name.startswith("a.") for name in ids)
+    assert all(
+        f'id="{name}"' in plot for name in re.findall(r'href="#([^"]+)"|url\(#([^)]+)\)', plot)[0] if name
+    )
+
+
+# --- the file
+
+
+def test_rebuilding_gives_the_same_bytes(failed_round: tuple[Run, Runs], tmp_path: Path) -> None:
+    run, runs = failed_round
+    own = run.path / "report.html"
+    before = own.read_bytes()
+    assert rebuild(run, runs) == own
+    assert rebuild(run, Runs(runs.root), tmp_path / "copy.html").read_bytes() == before == own.read_bytes()
+    run.check_outputs()
+
+
+def test_a_page_by_another_version_is_kept(tmp_path: Path) -> None:
+    run, runs = make_round(tmp_path, prompts=10)
+    (run.path / "report.html").write_text("older")
+    with pytest.raises(AccordError, match="--output"):
+        rebuild(run, runs)
+    assert (run.path / "report.html").read_text() == "older"
+
+
+def test_other_runs_have_a_page_too(failed_round: tuple[Run, Runs], tmp_path: Path) -> None:
+    run, runs = failed_round
+    sft = runs.load(run.record.parents["baseline"])
+    page = run_page(sft, runs)
+    assert "Supervised fine-tuning" in page and "<svg" in page and "demonstrations.jsonl" in page
+    assert rebuild(sft, runs, tmp_path / "sft.html").read_text() == page
+    with pytest.raises(AccordError, match="--output"):
+        rebuild(sft, runs)
+
+
+class Links(HTMLParser):
+    """Every address in a page, and whether its tags are balanced."""
+
+    def __init__(self, page: str):
+        super().__init__()
+        self.addresses: list[str] = []
+        self.open: list[str] = []
+        self.ids: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in ("meta", "link", "br", "input", "img"):
+            self.open.append(tag)
+        for name, value in attrs:
+            if name in ("href", "src", "xlink:href", "action") and value:
+                self.addresses.append(value)
+            if name == "id" and value:
+                self.ids.append(value)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_page_is_whole_and_asks_nothing_of_the_network(failed_round: tuple[Run, Runs]) -> None:
+    run, _ = failed_round
+    page = (run.path / "report.html").read_text()
+    links = Links(page)
+    assert links.open == []
+    assert len(links.ids) == len(set(links.ids))
+    assert [a for a in links.addresses if not a.startswith(("#", "data:,"))] == []
+    assert {a[1:] for a in links.addresses if a.startswith("#")} <= set(links.ids)
+    assert (
+        "default-src 'none'" in html.unescape(page)
+        and "@import" not in page
+        and not re.search(r"url\((?!#)", page)
+    )
+
+
+def test_page_says_what_a_reviewer_must_know(failed_round: tuple[Run, Runs]) -> None:
+    run, runs = failed_round
+    page = (run.path / "report.html").read_text()
+    assert "The candidate must not replace the baseline." in page
+    assert "No people were asked." in page
+    for each in runs.lineage(run):
+        assert each.id in page
+        for digest in each.record.inputs.values():
+            assert digest.split("@")[-1][:12] in page
+    for digest in json.loads((run.path / "verdict.json").read_text())["files"].values():
+        assert digest in page
+    assert "52 pairs tied" in page and "2 duplicate" in page
+    assert "76.9 %" in page  # the reward model's held-out accuracy
+
+
+def test_people_are_not_called_simulated(tmp_path: Path) -> None:
+    run, _ = make_round(tmp_path, annotators="human", prompts=10)
+    page = (run.path / "report.html").read_text()
+    assert "No people were asked" not in page
+    assert "People ranked the baseline's answers in Argilla." in page
+
+
+# --- in a browser
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    webdriver = pytest.importorskip("selenium.webdriver")
+    from selenium.webdriver.chrome.service import Service
+
+    if not (Path(CHROMIUM).exists() and Path(CHROMEDRIVER).exists()):
+        pytest.skip("needs chromium and chromedriver")
+    profile = tempfile.mkdtemp()
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for flag in (
+        "headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking",
+        "disable-component-update", "disable-sync", f"user-data-dir={profile}", "window-size=1280,1000",
+    ):  # fmt: skip
+        options.add_argument(f"--{flag}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options=options, service=Service(CHROMEDRIVER))
+    yield driver
+    driver.quit()
+    shutil.rmtree(profile, ignore_errors=True)
+
+
+@pytest.mark.slow
+def test_in_chromium(browser: Any, failed_round: tuple[Run, Runs]) -> None:
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.common.keys import Keys
+
+    run, _ = failed_round
+    address = (run.path / "report.html").resolve().as_uri()
+    browser.get(address)
+
+    # no error, no request, and what the model wrote is text
+    assert browser.get_log("browser") == []
+    events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    requests = [e["params"] for e in events if e["method"] == "Network.requestWillBeSent"]
+    ours = {r["request"]["url"] for r in requests if r["documentURL"] == address}
+    assert {url for url in ours if not url.startswith("data:,")} == {address}
+    assert browser.title.startswith("Fail: ")
+    assert XSS in browser.execute_script("return document.body.textContent")
+    assert len(browser.find_elements(By.TAG_NAME, "script")) == 1
+    assert browser.find_elements(By.TAG_NAME, "img") == []
+
+    # the filter works by keyboard
+    def shown() -> list[str]:
+        return [
+            article.get_attribute("data-kind")
+            for article in browser.find_elements(By.CSS_SELECTOR, "article.sample:not([hidden])")
+        ]
+
+    everything = len(shown())
+    assert everything == 80
+    select = browser.find_element(By.NAME, "kind")
+    select.send_keys("answers that got b")
+    assert 0 < len(shown()) < everything and all("better" in kind for kind in shown())
+    assert browser.find_element(By.ID, "filter-count").text == f"{len(shown())} of 80 shown"
+    select.send_keys(Keys.HOME)
+    browser.find_element(By.NAME, "words").send_keys("SKY blue")
+    assert 0 < len(shown()) < everything
+    browser.find_element(By.NAME, "words").clear()
+
+    # the first key press offers to skip to the content, and everything in reach has a visible name
+    browser.find_element(By.TAG_NAME, "body").send_keys(Keys.TAB)
+    for element in browser.find_elements(By.CSS_SELECTOR, "a, summary, select, input, [tabindex='0']"):
+        name = element.accessible_name or element.text or element.get_attribute("textContent")
+        assert name.strip(), element.get_attribute("outerHTML")
+
+    # nothing is wider than a phone
+    for width in (360, 768, 1280):
+        browser.execute_cdp_cmd(
+            "Emulation.setDeviceMetricsOverride",
+            {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 700},
+        )
+        assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+@pytest.mark.slow
+def test_without_scripts_everything_is_there(browser: Any, failed_round: tuple[Run, Runs]) -> None:
+    from selenium.webdriver.common.by import By
+
+    run, _ = failed_round
+    browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
+    try:
+        browser.get((run.path / "report.html").resolve().as_uri())
+        assert not browser.find_element(By.ID, "filters").is_displayed()
+        assert len(browser.find_elements(By.CSS_SELECTOR, "article.sample")) == 80
+        browser.find_element(By.CSS_SELECTOR, "#more-samples summary").click()
+        assert browser.find_elements(By.CSS_SELECTOR, "article.sample")[-1].is_displayed()
+    finally:
+        browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
