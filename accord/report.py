@@ -48,6 +48,21 @@ LABELS = {
 }
 """Curves that are worth drawing, most telling first, and their titles."""
 CURVES_PER_STAGE = 3
+FIGURES = {
+    "annotators_kind": "Annotators are",
+    "comparisons": "Prompts with answers to rank",
+    "rankings_submitted": "Rankings given",
+    "rankings_discarded": "Rankings declined",
+    "pairs": "Pairs of answers",
+    "preferences": "Pairs with a preference",
+    "pairwise_agreement": "Agreement on pairs",
+    "prefer_longer_accuracy": "Accuracy of always preferring the longer answer",
+    "prefer_shorter_accuracy": "Accuracy of always preferring the shorter answer",
+    "mean_reward_margin": "Score of the preferred answer above the other's, mean",
+    "heldout_loss_before": "Held-out loss before",
+    "heldout_reward_margin": "Held-out preferred answer above the other (implied reward)",
+}
+"""Final figures whose names do not explain themselves."""
 NOT_CURVES = ("epoch", "step", "learning_rate", "grad_norm", "num_tokens", "runtime", "per_second")
 
 INK, MUTED, GRID, BLUE, ORANGE = "#1c2430", "#5b6675", "#e6e4dd", "#2b5c8a", "#b9541f"
@@ -77,13 +92,18 @@ def number(value: float | int | str | None, signed: bool = False) -> str:
 
 def percent(share: float) -> str:
     """A share as a percentage."""
-    return f"{100 * share:.1f} %".replace("-", "−")
+    return f"{100 * share:.1f}%".replace("-", "−")
 
 
 def label(key: str) -> str:
     """The name of a figure or setting in words."""
     text = key.replace("heldout", "held-out").replace("_", " ").replace("/", ": ")
     return text[:1].upper() + text[1:]
+
+
+def figure_label(key: str) -> str:
+    """The same for one of a run's final figures."""
+    return FIGURES.get(key, label(key))
 
 
 def duration(started_at: str, ended_at: str | None) -> str:
@@ -124,8 +144,8 @@ def render(folder: Path, template: str, values: Mapping[str, Any], script: str =
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     environment.filters.update(
-        number=number, signed=functools.partial(number, signed=True), percent=percent, label=label, day=day,
-        yaml=as_yaml,
+        number=number, signed=functools.partial(number, signed=True), percent=percent, label=label,
+        figure_label=figure_label, day=day, yaml=as_yaml,
     )  # fmt: skip
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = "; ".join(
@@ -314,7 +334,7 @@ def lineage(run: Run, runs: Runs, tags: Mapping[str, str] | None = None) -> Line
         runs: where its ancestors are.
         tags: what some of them are to this run, by id, such as "candidate".
     """
-    ancestors = runs.lineage(run)
+    ancestors = in_order(run, runs)
     nodes: list[Node] = []
     top = 8
     for each in ancestors:
@@ -342,6 +362,16 @@ def lineage(run: Run, runs: Runs, tags: Mapping[str, str] | None = None) -> Line
     far = {a: [b for first, b in edges if first == a and b > a + 1] for a, _ in edges}
     by_length = sorted((a for a in far if far[a]), key=lambda a: far[a][-1] - a)
     return Lineage(nodes, steps, [(a, far[a], lane) for lane, a in enumerate(by_length)], top - 18)
+
+
+def in_order(run: Run, runs: Runs) -> list[Run]:
+    """A run and its ancestors in the order in which they were made, parents first in any case."""
+    ancestors = runs.lineage(run)
+    by_time = sorted(ancestors, key=lambda each: each.record.started_at)
+    place = {each.id: i for i, each in enumerate(by_time)}
+    if all(place[p] < place[each.id] for each in by_time for p in each.record.parents.values()):
+        return by_time
+    return ancestors
 
 
 def _source_name(config: Mapping[str, Any], role: str, digest: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 from accord.errors import AccordError
 from accord.records import read_jsonl, write_atomically
-from accord.report import STAGES, lineage, number, percent, render, run_page, training_curves
+from accord.report import STAGES, in_order, lineage, number, percent, render, run_page, training_curves
 from accord.runs import Run, Runs
 from eval.gate import MetricResult, Outcome, Subject, read_verdict, two_digits
 from eval.metrics import METRICS
@@ -73,7 +73,7 @@ def page(run: Run, runs: Runs) -> str:
     verdict = read_verdict(run)
     samples = read_jsonl(run.path / "samples.jsonl", Sample)
     pairs = read_jsonl(run.path / "bias.jsonl", ScoredPair)
-    ancestors = runs.lineage(run)[:-1]
+    ancestors = in_order(run, runs)[:-1]
     by_stage = {each.record.stage: each for each in ancestors}
     tags = {
         subject.run: role
@@ -156,13 +156,12 @@ def tolerated(metric: MetricResult) -> str:
     """A gated metric's margin in words."""
     assert metric.margin is not None
     amount = change_text(metric, metric.margin).removeprefix("+")
-    centre = "50 %" if METRICS[metric.name].unit == "share above one half" else "zero"
-    if metric.margin == 0:
-        return {"higher": "no fall", "lower": "no rise"}.get(
-            str(metric.direction), f"no move away from {centre}"
-        )
-    verb = {"higher": "a fall by up to", "lower": "a rise by up to"}
-    return f"{verb.get(str(metric.direction), f'further from {centre} by up to')} {amount}"
+    move = {"higher": "fall", "lower": "rise"}.get(str(metric.direction), f"move away from {_centre(metric)}")
+    return f"a {move} by up to {amount}" if metric.margin else f"no {move}"
+
+
+def _centre(metric: MetricResult) -> str:
+    return "50%" if METRICS[metric.name].unit == "share above one half" else "zero"
 
 
 def explain(metric: MetricResult, confidence_level: float) -> str:
@@ -170,9 +169,10 @@ def explain(metric: MetricResult, confidence_level: float) -> str:
     name = METRICS[metric.name].label
     before, after = value_text(metric, metric.baseline), value_text(metric, metric.candidate)
     low, high = change_text(metric, metric.low), change_text(metric, metric.high)
-    centre = "50 %" if METRICS[metric.name].unit == "share above one half" else "zero"
     what = (
-        f"the change in its distance from {centre}" if metric.direction == "closer_to_zero" else "the change"
+        f"the change in its distance from {_centre(metric)}"
+        if metric.direction == "closer_to_zero"
+        else "the change"
     )
     sentences = [
         f"{name}: {before}, as before." if before == after else f"{name}: from {before} to {after}.",

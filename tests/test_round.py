@@ -4,7 +4,6 @@ The round is configs/tiny.yaml, in the transformers' or vLLM's sampler, whicheve
 """
 
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -16,6 +15,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[1]
+ACCORD = str(Path(sys.executable).parent / "accord")
 STAGES = ["sft", "feedback", "reward", "dpo", "eval"]
 SECONDS_FOR_A_STAGE = 600
 
@@ -33,23 +33,13 @@ def free_port() -> int:
 
 
 def accord(runs_root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "accord.cli", "--runs", str(runs_root), *arguments]
+    command = [ACCORD, "--runs", str(runs_root), *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=1200)
 
 
 def start_round(runs_root: Path, port: int) -> subprocess.Popen[str]:
-    command = [
-        sys.executable,
-        "-m",
-        "accord.cli",
-        "--runs",
-        str(runs_root),
-        "round",
-        str(ROOT / "configs/tiny.yaml"),
-    ]
-    return subprocess.Popen(
-        [*command, f"feedback.port={port}"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    arguments = ["--runs", str(runs_root), "round", str(ROOT / "configs/tiny.yaml"), f"feedback.port={port}"]
+    return subprocess.Popen([ACCORD, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def kill_during(stage: str, runs_root: Path, port: int) -> None:
@@ -62,7 +52,7 @@ def kill_during(stage: str, runs_root: Path, port: int) -> None:
             assert time.monotonic() < deadline, f"no checkpoint of {stage} in time"
             time.sleep(0.1)
     finally:
-        os.kill(process.pid, signal.SIGKILL)
+        process.send_signal(signal.SIGKILL)
         process.wait()
 
 

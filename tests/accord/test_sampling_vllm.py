@@ -17,7 +17,7 @@ import psutil
 import pytest
 import torch
 from scipy import stats
-from transformers import PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from accord import models
 from accord.chat import encode_prompt
@@ -25,6 +25,7 @@ from accord.errors import AccordError, SyncError
 from accord.models import Model
 from accord.preload import libraries
 from accord.records import Message
+from accord.runs import Runs
 from accord.sampling import SamplingConfig
 from accord.sampling.shared import SharedSampler
 from accord.sampling.transformers_sampler import TransformersSampler
@@ -80,6 +81,18 @@ def perturbed(policy: PreTrainedModel) -> PreTrainedModel:
 def prompts(bundled_model: Model) -> list[list[int]]:
     tokenizer = models.load_tokenizer(bundled_model)
     return [encode_prompt(tokenizer, [Message(role="user", content=question)]) for question in QUESTIONS]
+
+
+@pytest.fixture(scope="module")
+def small_model(tiny_model: Model, tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """The tiny model with heads as wide as vLLM's attention on CPU wants them."""
+    folder = tmp_path_factory.mktemp("small-model")
+    torch.manual_seed(0)
+    config = AutoConfig.from_pretrained(tiny_model.folder)
+    config.num_attention_heads, config.num_key_value_heads, config.head_dim = 2, 1, 32
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    models.load_tokenizer(tiny_model).save_pretrained(folder)
+    return models.resolve(str(folder), Runs(folder / "no-runs"))
 
 
 def test_sampler_and_trainer_agree_before_and_after_a_sync(
@@ -191,7 +204,7 @@ def test_the_idle_engine_leaves_the_cores_to_the_trainer(
 
 
 def test_the_trainer_keeps_its_environment_its_threads_and_its_torch(
-    tiny_model: Model, tmp_path: Path
+    small_model: Model, tmp_path: Path
 ) -> None:
     """vLLM patches torch, sets environment variables and freezes the number of threads wherever it is imported."""
     script = f"""
@@ -200,7 +213,7 @@ from pathlib import Path
 from accord.sampling import SamplingConfig
 from accord.sampling.vllm_engine import VLLMSampler
 before = dict(os.environ), torch.get_num_threads(), torch.set_num_threads
-sampler = VLLMSampler(Path({str(tiny_model.folder)!r}), 2, SamplingConfig(), Path({str(tmp_path / "log")!r}))
+sampler = VLLMSampler(Path({str(small_model.folder)!r}), 2, SamplingConfig(), Path({str(tmp_path / "log")!r}))
 sampler.sample([[5, 6]], [1], 4)
 assert before == (dict(os.environ), torch.get_num_threads(), torch.set_num_threads)
 assert "LD_PRELOAD" not in os.environ and "vllm" not in sys.modules
@@ -212,9 +225,9 @@ assert sampler.process.returncode == 0
 
 
 def test_another_architecture_restarts_the_engine_and_a_dead_engine_is_an_error(
-    shared: SharedSampler, sampler: VLLMSampler, tiny_model: Model
+    shared: SharedSampler, sampler: VLLMSampler, small_model: Model
 ) -> None:
-    tiny = shared.use(tiny_model)
+    tiny = shared.use(small_model)
     assert isinstance(tiny, VLLMSampler)
     assert not psutil.pid_exists(sampler.process.pid)
     os.kill(tiny.process.pid, signal.SIGKILL)
@@ -222,12 +235,12 @@ def test_another_architecture_restarts_the_engine_and_a_dead_engine_is_an_error(
         tiny.sample([[5, 6]], [1], 4)
 
 
-def test_no_engine_outlives_a_trainer_that_is_killed(tiny_model: Model, tmp_path: Path) -> None:
+def test_no_engine_outlives_a_trainer_that_is_killed(small_model: Model, tmp_path: Path) -> None:
     script = f"""
 from pathlib import Path
 from accord.sampling import SamplingConfig
 from accord.sampling.vllm_engine import VLLMSampler
-sampler = VLLMSampler(Path({str(tiny_model.folder)!r}), 300, SamplingConfig(), Path({str(tmp_path / "log")!r}))
+sampler = VLLMSampler(Path({str(small_model.folder)!r}), 2, SamplingConfig(), Path({str(tmp_path / "log")!r}))
 print(sampler.process.pid, flush=True)
 sampler.sample([[5, 6]] * 2000, range(2000), 1000)
 """
@@ -241,11 +254,11 @@ sampler.sample([[5, 6]] * 2000, range(2000), 1000)
     engine.wait(timeout=10)
 
 
-def test_vllm_that_cannot_start_names_its_log(tiny_model: Model, tmp_path: Path) -> None:
+def test_vllm_that_cannot_start_names_its_log(small_model: Model, tmp_path: Path) -> None:
     config = SamplingConfig(engine="vllm", kv_cache_gib=1e6)
     with (
         SharedSampler(config, tmp_path / "vllm.log") as sharing,
         pytest.raises(AccordError, match=r"did not start.*vllm\.log.*sampling\.engine=transformers"),
     ):
-        sharing.use(tiny_model)
+        sharing.use(small_model)
     assert "Available memory" in (tmp_path / "vllm.log").read_text()

@@ -55,7 +55,7 @@ def test_explanations() -> None:
         "+0.070; the margin tolerates a fall by up to 0.100. Even the worst of these changes is within it."
     )
     assert explain(judge("eos_rate", change(-0.4, -0.3, -0.2), fall), 0.9) == (
-        "Answers that end by themselves: from 50.0 % to 20.0 %. With 90% confidence the change is between "
+        "Answers that end by themselves: from 50.0% to 20.0%. With 90% confidence the change is between "
         "−40.0 points and −20.0 points; the margin tolerates a fall by up to 10.0 points. Even the mildest of these "
         "changes is worse than that."
     )
@@ -63,7 +63,7 @@ def test_explanations() -> None:
     assert undecided.endswith("about 200 prompts would decide, and there were 80.")
     assert "0.500, as before." in undecided
     lean = Margin(direction="closer_to_zero", margin=0)
-    assert "no move away from 50 %" in explain(judge("stereotype_lean", change(0.1, 0.2, 0.3), lean), 0.95)
+    assert "no move away from 50%" in explain(judge("stereotype_lean", change(0.1, 0.2, 0.3), lean), 0.95)
 
 
 def test_axis_puts_better_on_the_right_and_the_margin_at_one() -> None:
@@ -195,7 +195,7 @@ def test_page_says_what_a_reviewer_must_know(failed_round: tuple[Run, Runs]) -> 
     for digest in json.loads((run.path / "verdict.json").read_text())["files"].values():
         assert digest in page
     assert "52 pairs tied" in page and "2 duplicate" in page
-    assert "76.9 %" in page  # the reward model's held-out accuracy
+    assert "76.9%" in page  # the reward model's held-out accuracy
 
 
 def test_people_are_not_called_simulated(tmp_path: Path) -> None:

@@ -66,7 +66,9 @@ def _rank_everything(url: str, password: str) -> None:
     """What the page sends when a person ranks the answers in the order they are shown."""
     http = log_in(url, "annotator", password)
     (dataset,) = request(http, "GET", "me/datasets")["items"]
-    found = request(http, "POST", f"me/datasets/{dataset['id']}/records/search", json={}, params={"limit": 10})
+    found = request(
+        http, "POST", f"me/datasets/{dataset['id']}/records/search", json={}, params={"limit": 10}
+    )
     for record in (item["record"] for item in found["items"]):
         shown = sorted(name for name in record["fields"] if name.startswith("response"))
         ranks = [{"value": name, "rank": place} for place, name in enumerate(shown, start=1)]
