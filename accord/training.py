@@ -161,7 +161,7 @@ def train_in_run(trainer: Trainer, run: Run, label: str, evaluate_first: bool = 
         if weight.requires_grad:  # for QLoRA, TRL rounds even what is trained to bfloat16
             weight.data = weight.data.float()
     run.record.hardware["training_precision"] = "bfloat16" if trainer.args.bf16 else "float32"
-    # A continued run has this row already, from its first sitting.
+    # A continued run has this row already, from before the kill.
     trainer.args.eval_on_start = evaluate_first and checkpoint is None
     trainer.remove_callback(PrinterCallback)
     rows = _RunCallback(run, label)

@@ -72,7 +72,7 @@ def evaluate(
         if run.is_done:
             return run
 
-        # measure: every part is written when it is complete, and reused by the next sitting
+        # measure: every part is written when it is complete, and reused after a kill
         parts = run.path / "checkpoints"
         measured: dict[str, list[MeasuredAnswer]] = {}
         scored: dict[str, list[PairScore]] = {}
@@ -244,7 +244,7 @@ RowT = TypeVar("RowT", bound=Row)
 
 
 def _part(path: Path, row_type: type[RowT], make: Callable[[], list[RowT]]) -> list[RowT]:
-    """The rows that an earlier sitting left at `path`, or else new ones, written there."""
+    """The rows that an earlier, killed evaluation left at `path`, or else new ones, written there."""
     if path.exists():
         return read_jsonl(path, row_type)
     rows = make()
