@@ -1,8 +1,7 @@
 """Faster memory allocation and threads on CPU: tcmalloc and Intel OpenMP, loaded before Python starts.
 
-A library can only be preloaded into a new process, so `restart_with_libraries` replaces this process by itself. On a
-training step of the bundled model it saves about two thirds of the time where other processes compete for the cores
-(GNU OpenMP's threads spin at every barrier), and less on a quiet machine: benchmarks/preload.py.
+A library can only be preloaded into a new process, so `restart_with_libraries` replaces this process by itself. What
+it gains depends on the machine: benchmarks/preload.py measures it, docs/decisions/0005-speed-on-cpu.md has figures.
 """
 
 import os
