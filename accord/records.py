@@ -110,14 +110,28 @@ class Response(BaseModel):
 
 
 class Ranking(BaseModel):
-    """One annotator's answer to one comparison; `ranks[i]` is the rank of `responses[i]`, 1 is best, ties share."""
+    """One annotator's answer to one comparison; `ranks[i]` is the rank of `responses[i]`, 1 is best, ties share.
+
+    The other parts are there where the task asked for them. All lists are in the order of the comparison's
+    `responses`, whatever order the annotator saw them in.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     annotator: str
-    status: Literal["submitted", "discarded", "draft"] = "submitted"
+    status: Literal["submitted", "discarded", "draft", "deleted"] = "submitted"
+    """`deleted`: it was pulled once, and the server does not have it any more."""
     ranks: list[int] | None = None
+    strength: int | None = Field(default=None, ge=1, le=3)
+    """Of a choice between two: 1 slightly better, 2 better, 3 much better; None for a tie."""
+    ratings: list[dict[str, int]] | None = None
+    """For each response, 1 to 5 by criterion."""
+    harmful: list[int] | None = None
+    """The indices of the responses that the annotator flagged as harmful."""
+    reason: str | None = None
     seconds: float | None = None
     submitted_at: str | None = None
+    adjudicates: bool = False
+    """Whether this answer was given to settle a disagreement, and so decides."""
 
 
 class Comparison(Row):
@@ -127,17 +141,38 @@ class Comparison(Row):
     prompt: list[Message] = Field(min_length=1)
     responses: list[Response] = Field(min_length=2)
     rankings: list[Ranking] = []
+    display_order: list[int] | None = None
+    """Which response stands at each place of the annotator's page; None: derived from the id."""
+    duplicate_of: str | None = None
+    """The comparison that this one repeats in another order, to see whether annotators agree with themselves."""
+    gold_ranks: list[int] | None = None
+    """The known answer of a record that is there to check attention."""
+    selection_probability: float | None = Field(default=None, gt=0, le=1)
+    """With which probability this comparison was chosen to be asked about."""
+    assigned_to: list[str] | None = None
+    """The annotators who shall answer; None: whoever comes first."""
 
     @model_validator(mode="after")
-    def _ranks_fit(self) -> Self:
+    def _lists_fit(self) -> Self:
+        k = len(self.responses)
+        if self.display_order is not None and sorted(self.display_order) != list(range(k)):
+            raise ValueError(f"display_order: is no permutation of 0 to {k - 1}")
+        if self.gold_ranks is not None and len(self.gold_ranks) != k:
+            raise ValueError(f"gold_ranks: has {len(self.gold_ranks)} ranks for {k} responses")
         for i, ranking in enumerate(self.rankings):
             if ranking.ranks is None and ranking.status == "submitted":
                 raise ValueError(f"rankings.{i}.ranks: a submitted ranking needs ranks")
-            if ranking.ranks is not None and len(ranking.ranks) != len(self.responses):
-                raise ValueError(
-                    f"rankings.{i}.ranks: has {len(ranking.ranks)} ranks for {len(self.responses)} responses"
-                )
+            for name, values in (("ranks", ranking.ranks), ("ratings", ranking.ratings)):
+                if values is not None and len(values) != k:
+                    raise ValueError(f"rankings.{i}.{name}: has {len(values)} {name} for {k} responses")
+            if any(not 0 <= index < k for index in ranking.harmful or []):
+                raise ValueError(f"rankings.{i}.harmful: names a response that is not there")
         return self
+
+    @property
+    def is_probe(self) -> bool:
+        """Whether it checks annotators (gold or duplicate) rather than asks for new preferences."""
+        return self.duplicate_of is not None or self.gold_ranks is not None
 
 
 RowT = TypeVar("RowT", bound=Row)
