@@ -19,7 +19,7 @@ class SamplingConfig(Config):
     max_sequence_tokens: int = Field(1024, ge=2)
     """The longest prompt and answer together."""
 
-    answers_at_once: int = Field(64, ge=1)
+    answers_at_once: int = Field(128, ge=1)
     """How many answers are sampled side by side; the rest waits its turn."""
 
     kv_cache_gib: float = Field(1.0, gt=0)
