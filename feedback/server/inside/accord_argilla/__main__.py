@@ -34,6 +34,7 @@ def main() -> None:
     from .asgi import app
 
     migrate()
+    build_text_index(home)
     asyncio.run(prepare(owner))
     uvicorn.run(
         app, host="127.0.0.1", port=arguments.port, access_log=False, server_header=False,
@@ -75,6 +76,18 @@ def migrate() -> None:
     ) in logging.root.manager.loggerDict.values():  # alembic's ini file silences those made before it
         if isinstance(logger, logging.Logger):
             logger.disabled = False
+
+
+def build_text_index(home: Path) -> None:
+    """Index the records' texts if this database has no index yet, or an old one."""
+    import sqlite3
+    from contextlib import closing
+
+    from .text_index import build
+
+    with closing(sqlite3.connect(home / "argilla.db", timeout=30)) as database:
+        if build(database):
+            logging.getLogger("argilla").info("the full-text index was built")
 
 
 async def prepare(owner: dict[str, Any]) -> None:

@@ -2,7 +2,8 @@
 
 Everything that the stock engines index is already in the database when they are told of it (their hooks run
 after the commit), so here each hook does nothing and each question is a query. There is no second store, and
-nothing that could differ from the data. It needs SQLite 3.38 or later for its JSON functions.
+nothing that could differ from the data: the full-text index is kept right by the database itself (`text_index`).
+It needs SQLite 3.38 or later for its JSON functions.
 """
 
 import hashlib
@@ -46,22 +47,28 @@ from argilla_server.search_engine.base import (
     TermsMetrics,
     TextQuery,
 )
-from sqlalchemy import and_, cast, event, exists, func, not_, or_, select, true
+from sqlalchemy import and_, cast, event, exists, false, func, not_, or_, select, true
 
-from . import text_query
+from . import text_index, text_query
 
 SqlExpression: TypeAlias = sa.ColumnElement[Any]
+
+# FTS5's expression for the ten nearest words of the index, as the stock engine asks for; `=x` is never a word
+FUZZY_EXPRESSION = """(
+SELECT coalesce('words : (' || group_concat('"' || term || '"', ' OR ') || ')', '"=x"') FROM (
+  SELECT term FROM accord_vocabulary WHERE col = 'words' AND accord_edits(term, :word) <= :edits
+  ORDER BY accord_edits(term, :word), term LIMIT 10))"""
 
 
 @event.listens_for(async_engine.sync_engine, "connect")
 def _prepare_connection(connection: Any, _: Any) -> None:
-    """Readers and the one writer do not block each other (WAL), and SQL can call the two functions of ours."""
+    """Readers and the one writer do not block each other (WAL), and SQL can call the functions of ours."""
     cursor = connection.cursor()
     cursor.execute("PRAGMA journal_mode = WAL")
     cursor.execute("PRAGMA synchronous = FULL")
     cursor.close()
     connection.create_function("accord_shuffle", 2, _shuffle_key, deterministic=True)
-    connection.create_function("accord_matches", 3, text_query.matches, deterministic=True)
+    text_index.add_functions(connection)
 
 
 def _shuffle_key(seed: str, record_id: str) -> str:
@@ -173,13 +180,12 @@ class SqlSearchEngine(SearchEngine):
         Without `sort`, a user sees the records in a random order that is that user's own and always the same;
         without a user either, in the order in which they came.
         """
-        where = [Record.dataset_id == dataset.id, *_conditions(query, filter)]
+        where = [Record.dataset_id == dataset.id, *_conditions(dataset, query, filter)]
         order = []
         for wanted in sort or []:
-            expression = _sort_expression(wanted.scope)
-            order.append(
-                (expression.asc() if wanted.order == SortOrder.asc else expression.desc()).nulls_last()
-            )
+            ascending = wanted.order == SortOrder.asc
+            expression = _sort_expression(wanted.scope, ascending)
+            order.append((expression.asc() if ascending else expression.desc()).nulls_last())
         if not order and user_id is not None:
             order.append(func.accord_shuffle(str(user_id), cast(Record.id, sa.String)))
         order += [Record.inserted_at.asc(), Record.id.asc()]
@@ -239,7 +245,7 @@ class SqlSearchEngine(SearchEngine):
         where = [
             Record.dataset_id == dataset.id,
             Vector.vector_settings_id == vector_settings.id,
-            *_conditions(query, filter),
+            *_conditions(dataset, query, filter),
         ]
         if record is not None:
             where.append(Record.id != record.id)
@@ -265,15 +271,52 @@ class SqlSearchEngine(SearchEngine):
         return SearchResponses(items=items, total=len(items))
 
 
-def _conditions(query: TextQuery | str | None, filter: Filter | None) -> list[SqlExpression]:
+def _conditions(
+    dataset: Dataset, query: TextQuery | str | None, filter: Filter | None
+) -> list[SqlExpression]:
     """The text query and the filter as SQL conditions on `Record`."""
     conditions = []
     if query is not None:
         text = TextQuery(q=query) if isinstance(query, str) else query
-        conditions.append(func.accord_matches(Record.fields, text.q, text.field) == 1)
+        searched = [field for field in dataset.fields if text.field in (None, field.name)]
+        tree = text_query.parse(text.q, has_keywords=any(field.is_chat for field in searched))
+        conditions.append(_text_condition(tree, text.field))
     if filter is not None:
         conditions.append(_filter_condition(filter))
     return conditions
+
+
+def _text_condition(tree: text_query.Query | None, field: str | None) -> SqlExpression:
+    """Whether a record matches a text query, in one field or in any."""
+    match tree:
+        case None:
+            return false()
+        case text_query.Everything():
+            return true()
+        case text_query.Not(part):
+            return not_(_text_condition(part, field))
+        case text_query.Both(left, right):
+            return and_(_text_condition(left, field), _text_condition(right, field))
+        case text_query.Either(left, right):
+            return or_(_text_condition(left, field), _text_condition(right, field))
+        case _:
+            return sa.type_coerce(Record.id, sa.String).in_(_records_with(tree, field))
+
+
+def _records_with(leaf: text_query.Leaf, field: str | None) -> sa.Select[Any]:
+    """The ids of the records with a field that one part of a text query matches, from the full-text index."""
+    texts = sa.table("accord_texts", sa.column("record"), sa.column("field"), sa.column("words"))
+    expression: Any
+    if isinstance(leaf, text_query.Fuzzy):
+        expression = sa.text(FUZZY_EXPRESSION).bindparams(
+            sa.bindparam("word", leaf.text, unique=True), sa.bindparam("edits", leaf.edits, unique=True)
+        )
+    else:
+        expression = text_query.full_text_expression(leaf)
+    found = select(texts.c.record).where(sa.literal_column("accord_texts").op("MATCH")(expression))
+    if isinstance(leaf, text_query.Phrase) and leaf.slop:
+        found = found.where(func.accord_is_near(texts.c.words, leaf.text, leaf.slop) == 1)
+    return found.where(texts.c.field == field) if field is not None else found
 
 
 def _filter_condition(filter: Filter) -> SqlExpression:
@@ -340,21 +383,33 @@ def _suggestion_condition(filter: TermsFilter | RangeFilter, scope: SuggestionFi
     return exists(suggestion.where(_json_condition(column, "$", filter)))
 
 
-def _sort_expression(scope: FilterScope) -> SqlExpression:
+def _sort_expression(scope: FilterScope, ascending: bool) -> SqlExpression:
+    """What to sort by; of a list of values the smallest when sorting upwards, the largest downwards."""
     if isinstance(scope, RecordFilterScope):
         return getattr(Record, str(scope.property))
+    extreme = func.min if ascending else func.max
     if isinstance(scope, MetadataFilterScope):
-        return func.json_extract(Record.metadata_, _json_path(scope.metadata_property))
+        item = (
+            func.json_each(Record.metadata_, _json_path(scope.metadata_property))
+            .table_valued("value")
+            .alias()
+        )
+        return select(extreme(item.c.value)).select_from(item).correlate(Record).scalar_subquery()
     if isinstance(scope, SuggestionFilterScope):
         name = scope.property.split(".")[-1]
         column = getattr(Suggestion, name)
-        value = func.json_extract(column, "$") if name in ("value", "score") else cast(column, sa.String)
-        return (
-            select(value)
+        suggestions = (
+            select(extreme(cast(column, sa.String)))
             .select_from(Suggestion)
             .join(Question, Question.id == Suggestion.question_id)
-            .where(Suggestion.record_id == Record.id, Question.name == scope.question)
-            .limit(1)
+        )
+        if name in ("value", "score"):
+            item = func.json_each(column).table_valued("value").alias()
+            suggestions = suggestions.join(item, true()).with_only_columns(
+                extreme(item.c.value), maintain_column_froms=True
+            )
+        return (
+            suggestions.where(Suggestion.record_id == Record.id, Question.name == scope.question)
             .correlate(Record)
             .scalar_subquery()
         )
@@ -376,16 +431,28 @@ def _json_path(*keys: str) -> str:
 
 
 def _json_condition(column: Any, path: str, filter: TermsFilter | RangeFilter) -> SqlExpression:
-    """Whether the JSON value at `path` lies in a range, or is (or, for a list, contains) one of the terms."""
-    if isinstance(filter, RangeFilter):
-        return _between(func.json_extract(column, path), filter.ge, filter.le)
+    """Whether the JSON value at `path`, or one value of a list there, is one of the terms or lies in the range."""
     item = func.json_each(column, path).table_valued("value", "type").alias()
-    as_text = sa.case(
-        (item.c.type == "true", "true"),
-        (item.c.type == "false", "false"),
-        else_=cast(item.c.value, sa.String),
-    )
-    return exists(select(1).select_from(item).where(as_text.in_([str(value) for value in filter.values])))
+    if isinstance(filter, RangeFilter):
+        wanted = _between(item.c.value, filter.ge, filter.le)
+    else:
+        as_text = sa.case(
+            (item.c.type == "true", "true"),
+            (item.c.type == "false", "false"),
+            else_=cast(item.c.value, sa.String),
+        )
+        wanted = as_text.in_([str(value) for value in filter.values])
+        if numbers := [number for value in filter.values if (number := _number(str(value))) is not None]:
+            wanted = or_(wanted, and_(item.c.type.in_(["integer", "real"]), item.c.value.in_(numbers)))
+    return exists(select(1).select_from(item).where(wanted))
+
+
+def _number(text: str) -> float | None:
+    """The number that a term is (`1` and `1.0` are the same), or None."""
+    try:
+        return float(text)
+    except ValueError:
+        return None
 
 
 def _between(value: SqlExpression, lowest: Any, highest: Any) -> SqlExpression:

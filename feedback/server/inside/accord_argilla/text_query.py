@@ -1,109 +1,274 @@
-"""Text queries as Argilla's stock engine understands them: Elasticsearch's `simple_query_string`, AND by default.
+"""Text queries in Elasticsearch's `simple_query_string` language, AND by default, as Argilla's stock engine uses it.
 
     magic -unicorns          the word magic, and not the word unicorns
     "the end" | ray*         the two words side by side, or any word that starts with ray
     (magic | rayleigh) blue  one of the two, and blue
+    blu~1 "end the"~2        a word one letter away from blu, and two words at most two moves from this order
 
-A query becomes a predicate over the words of a record's fields. Words are runs of letters, digits and
-underscores, in lower case, which is what Elasticsearch's standard analyser makes of text in most languages.
+Operators bind from left to right: `a | b c` is `(a | b) c`. A word that the analyser takes apart (`the-end`) stands
+for all of its parts within one field.
+
+`parse` makes a tree of a query, as Lucene's SimpleQueryParser does; `full_text_expression` says a leaf in FTS5's
+language, and the search engine makes SQL of the whole.
 """
 
-import json
 import re
-from collections.abc import Callable, Iterator
-from functools import lru_cache
-from typing import Any
+from dataclasses import dataclass
+from typing import TypeAlias
 
-Words = list[str]
-Predicate = Callable[[list[Words]], bool]
+from .words import keyword, words_of
 
-TOKEN = re.compile(
-    r'"(?P<phrase>[^"]*)"(?:~\d+)?|(?P<operator>[()|])|(?P<minus>-)(?=\S)|(?P<word>[^\s()|"]+)'
-)
-
-
-def matches(fields_json: str, query: str, field: str | None) -> bool:
-    """Whether a record's fields (a JSON object) satisfy `query`, within one field or in any of them."""
-    fields = json.loads(fields_json)
-    if field is not None:
-        fields = {field: fields.get(field)}
-    texts = [words_of("\n".join(strings_in(value))) for value in fields.values()]
-    return parse(query)(texts)
+MOST_EDITS = 2
+END_OF_WORD = frozenset('"|+() \t\n\r')
+# ASCII that is part of words besides letters and digits
+WORD_PUNCTUATION = "_'.,:;"
 
 
-def strings_in(value: Any) -> Iterator[str]:
-    """Every string in a field's value: the text itself, or each message's role and content."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for part in value.values():
-            yield from strings_in(part)
-    elif isinstance(value, list):
-        for part in value:
-            yield from strings_in(part)
+@dataclass(frozen=True)
+class Word:
+    """A word, whole."""
+
+    text: str
 
 
-def words_of(text: str) -> Words:
-    """The words of `text` in lower case."""
-    return re.findall(r"\w+", text.lower())
+@dataclass(frozen=True)
+class Prefix:
+    """The beginning of a word."""
+
+    text: str
 
 
-@lru_cache(maxsize=256)
-def parse(query: str) -> Predicate:
-    """The predicate that `query` stands for; a query without any word is true of everything."""
-    tokens = list(TOKEN.finditer(query))
-    position = 0
+@dataclass(frozen=True)
+class Fuzzy:
+    """A word with at most so many letters inserted, left out or replaced."""
 
-    def alternatives() -> Predicate:
-        nonlocal position
-        parts = [conjunction()]
-        while position < len(tokens) and tokens[position]["operator"] == "|":
-            position += 1
-            parts.append(conjunction())
-        return lambda texts: any(part(texts) for part in parts)
+    text: str
+    edits: int
 
-    def conjunction() -> Predicate:
-        parts = []
-        while position < len(tokens) and tokens[position]["operator"] not in ("|", ")"):
-            parts.append(term())
-        return lambda texts: all(part(texts) for part in parts)
 
-    def term() -> Predicate:
-        nonlocal position
-        token = tokens[position]
-        position += 1
-        if token["minus"]:
-            if position == len(tokens) or tokens[position]["operator"] in ("|", ")"):
-                return lambda texts: True
-            denied = term()
-            return lambda texts: not denied(texts)
-        if token["operator"] == "(":
-            inner = alternatives()
-            if position < len(tokens):  # it is the closing parenthesis
+@dataclass(frozen=True)
+class Phrase:
+    """Words side by side, or at most `slop` moves from it."""
+
+    text: str
+    slop: int
+
+
+@dataclass(frozen=True)
+class Not:
+    """What does not match."""
+
+    part: "Query"
+
+
+@dataclass(frozen=True)
+class Both:
+    """What matches both parts."""
+
+    left: "Query"
+    right: "Query"
+
+
+@dataclass(frozen=True)
+class Either:
+    """What matches one part or both."""
+
+    left: "Query"
+    right: "Query"
+
+
+@dataclass(frozen=True)
+class Everything:
+    """Every record."""
+
+
+Leaf: TypeAlias = Word | Prefix | Fuzzy | Phrase
+Query: TypeAlias = Leaf | Not | Both | Either | Everything
+
+
+def parse(text: str, has_keywords: bool = True) -> Query | None:
+    """The tree of a query; None, which nothing matches, if there is no word in it.
+
+    Args:
+        text: the query.
+        has_keywords: whether the fields that are searched have values that are not taken apart into words (the
+            roles of chat messages). If not, a part without any word, such as `...`, is left out.
+    """
+    return Everything() if text.strip() == "*" else _Parser(text, has_keywords).parse()
+
+
+class _Parser:
+    """One pass over a query's characters, with what Lucene's SimpleQueryParser does at each."""
+
+    def __init__(self, text: str, has_keywords: bool) -> None:
+        self.text = text
+        self.has_keywords = has_keywords
+        self.position = 0
+        self.tree: Query | None = None
+        self.operator: type[Both] | type[Either] | None = None
+        self.denials = 0
+
+    def parse(self) -> Query | None:
+        while self.position < len(self.text):
+            character = self.text[self.position]
+            if character == "-":
+                self.denials += 1
+                self.position += 1
+                continue
+            if character == "(":
+                self.parentheses()
+            elif character == '"':
+                self.phrase()
+            elif character in "+|":
+                if self.operator is None and self.tree is not None:
+                    self.operator = Both if character == "+" else Either
+                self.position += 1
+            elif character in ") \t\n\r":
+                self.position += 1
+            else:
+                self.word()
+            self.denials = 0
+        return self.tree
+
+    def add(self, part: Query | None) -> None:
+        if part is not None:
+            if self.denials % 2:
+                part = Not(part)
+            self.tree = part if self.tree is None else (self.operator or Both)(self.tree, part)
+        self.operator = None
+
+    def add_leaf(self, leaf: Leaf) -> None:
+        has_words = isinstance(leaf, Prefix | Fuzzy) or bool(words_of(leaf.text))
+        self.add(leaf if has_words or self.has_keywords else None)
+
+    def parentheses(self) -> None:
+        start = self.position + 1
+        end = self.closing(start)
+        if end is None:  # an opening parenthesis that nothing closes means nothing
+            self.position = start
+            return
+        self.add(_Parser(self.text[start:end], self.has_keywords).parse())
+        self.position = end + 1
+
+    def closing(self, position: int) -> int | None:
+        depth = 1
+        while position < len(self.text):
+            character = self.text[position]
+            if character == "\\":
                 position += 1
-            return inner
-        if token["phrase"] is not None:
-            return contains(words_of(token["phrase"]), is_prefix=False)
-        return contains(words_of(token["word"]), is_prefix=token["word"].endswith("*"))
+            elif character in "()":
+                depth += 1 if character == "(" else -1
+                if depth == 0:
+                    return position
+            position += 1
+        return None
 
-    parts = []
-    while position < len(tokens):
-        parts.append(alternatives())
-        position += 1  # past a closing parenthesis that nothing opened
-    return lambda texts: all(part(texts) for part in parts)
+    def phrase(self) -> None:
+        start = position = self.position + 1
+        found = ""
+        while position < len(self.text) and self.text[position] != '"':
+            if self.text[position] == "\\" and position + 1 < len(self.text):
+                position += 1
+            found += self.text[position]
+            position += 1
+        if position >= len(self.text):  # so does a quotation mark
+            self.position = start
+            return
+        self.position = position + 1
+        slop = self.number() if self.text[position + 1 : position + 2] == "~" else 0
+        if found:
+            self.add_leaf(Phrase(found, slop))
+        else:
+            self.operator = None
+
+    def word(self) -> None:
+        found, is_prefix = "", False
+        while self.position < len(self.text):
+            character = self.text[self.position]
+            if character == "\\":
+                self.position += 1
+                if self.position < len(self.text):
+                    found += self.text[self.position]
+                    is_prefix = False
+            elif character in END_OF_WORD:
+                break
+            elif character == "~" and found:
+                edits = min(self.number(), MOST_EDITS)
+                return self.add_leaf(Fuzzy(found, edits) if edits else Word(found))
+            else:
+                is_prefix = bool(found) and character == "*"
+                found += character
+            self.position += 1
+        if found:
+            self.add_leaf(Prefix(found[:-1]) if is_prefix else Word(found))
+
+    def number(self) -> int:
+        """What follows a tilde: a number, or nothing, which is the most."""
+        match = re.compile(r"~([^\s()|+\"]*)").match(self.text, self.position)
+        assert match is not None
+        self.position = match.end()
+        return int(match[1]) if match[1].isdecimal() else (MOST_EDITS if not match[1] else 0)
 
 
-def contains(phrase: Words, is_prefix: bool) -> Predicate:
-    """Whether some field holds the words of `phrase` side by side; the last may be the beginning of a word."""
-    if not phrase:
-        return lambda texts: True
-
-    def is_at(words: Words, start: int) -> bool:
-        found = words[start : start + len(phrase)]
-        if is_prefix:
-            return (
-                len(found) == len(phrase) and found[:-1] == phrase[:-1] and found[-1].startswith(phrase[-1])
+def full_text_expression(leaf: Word | Prefix | Phrase) -> str:
+    """The query in FTS5's language; see https://www.sqlite.org/fts5.html#full_text_query_syntax."""
+    if isinstance(leaf, Prefix):
+        alternatives = [f'"{keyword(leaf.text)}" *']
+        beginning = leaf.text.lower()
+        if all(c.isalnum() or not c.isascii() or c in WORD_PUNCTUATION for c in beginning):
+            alternatives.append(f'"{beginning}" *')
+    else:
+        alternatives = [f'"{keyword(leaf.text)}"']
+        words = words_of(leaf.text)
+        if words:
+            side_by_side = isinstance(leaf, Phrase) and not leaf.slop
+            alternatives.append(
+                f'"{" ".join(words)}"'
+                if side_by_side
+                else "(" + " AND ".join(f'"{word}"' for word in words) + ")"
             )
-        return found == phrase
+    return f"words : ({' OR '.join(alternatives)})"
 
-    return lambda texts: any(is_at(words, start) for words in texts for start in range(len(words)))
+
+def edits(term: str, word: str) -> int:
+    """Letters to insert, leave out or replace to get from `word` to an indexed word (Levenshtein's distance)."""
+    if term.startswith("="):
+        term = bytes.fromhex(term[1:]).decode()
+    else:
+        word = word.lower()
+    if abs(len(term) - len(word)) > MOST_EDITS:
+        return MOST_EDITS + 1
+    before = list(range(len(word) + 1))
+    for i, letter in enumerate(term, start=1):
+        row = [i]
+        for j, other in enumerate(word, start=1):
+            row.append(min(before[j] + 1, row[-1] + 1, before[j - 1] + (letter != other)))
+        before = row
+    return before[-1]
+
+
+def is_near(words: str, phrase: str, slop: int) -> bool:
+    """Whether the words of `phrase` are all there, at most `slop` moves from standing side by side in its order.
+
+    A word found at position p that is the i-th of the phrase is displaced by p - i; the slop is the difference of
+    the largest and the smallest displacement, as in Lucene.
+    """
+    wanted = words_of(phrase)
+    places: list[list[int]] = [[] for _ in wanted]
+    found = words.split(" ")
+    if keyword(phrase) in found:
+        return True
+    for position, word in enumerate(found):
+        for i, each in enumerate(wanted):
+            if word == each:
+                places[i].append(position)
+
+    def fits(i: int, taken: tuple[int, ...]) -> bool:
+        displaced = [position - j for j, position in enumerate(taken)]
+        if displaced and max(displaced) - min(displaced) > slop:
+            return False
+        return i == len(wanted) or any(
+            fits(i + 1, (*taken, position)) for position in places[i] if position not in taken
+        )
+
+    return bool(wanted) and fits(0, ())
