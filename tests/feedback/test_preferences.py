@@ -1,15 +1,21 @@
-"""From rankings to preferences, with the votes counted by hand."""
+"""From rankings to preferences, with the votes counted by hand and the posterior probabilities given."""
+
+import pytest
 
 from accord.records import Comparison, Message, Ranking, Response
-from feedback.preferences import pairwise_preferences
+from feedback.preferences import LEAST_WEIGHT, needs_adjudication, pairwise_preferences
+from feedback.reliability import PairPosterior, Reliability
+
+NONE = dict.fromkeys(("kept", "tied", "undecided", "identical", "empty", "unranked", "probe"), 0)
 
 
-def ranked(texts: list[str], *rankings: Ranking) -> Comparison:
+def ranked(texts: list[str], *rankings: Ranking, id_: str = "c-1", **columns: object) -> Comparison:
     return Comparison(
-        id="c-1",
+        id=id_,
         prompt=[Message(role="user", content="Name a prime.")],
         responses=[Response(text=text, run="policy0", seed=0) for text in texts],
         rankings=list(rankings),
+        **columns,
     )
 
 
@@ -39,7 +45,7 @@ def test_a_strict_majority_of_the_expressed_votes_decides() -> None:
     assert first.prompt == comparison.prompt
     assert first.chosen == [Message(role="assistant", content="Seven is prime.")]
     assert first.rejected == [Message(role="assistant", content="Nine.")]
-    assert counts == {"kept": 3, "tied": 0, "identical": 0, "empty": 0, "unranked": 0}
+    assert counts == NONE | {"kept": 3}
 
 
 def test_the_winner_may_be_the_later_response() -> None:
@@ -56,7 +62,7 @@ def test_every_dropped_pair_is_counted_once() -> None:
     )
     preferences, counts = pairwise_preferences([comparison])
     # 0,1: one vote each; 0,2: the same text; 1,2: both for 1; 0,3 and 1,3 and 2,3: the fourth is empty
-    assert counts == {"kept": 1, "tied": 1, "identical": 1, "empty": 3, "unranked": 0}
+    assert counts == NONE | {"kept": 1, "tied": 1, "identical": 1, "empty": 3}
     assert [each.id for each in preferences] == ["c-1:1>2"]
 
 
@@ -64,5 +70,118 @@ def test_without_a_submitted_ranking_nothing_is_preferred() -> None:
     discarded = ranked(["Seven.", "Nine."], Ranking(annotator="a", status="discarded"))
     assert pairwise_preferences([discarded, ranked(["Seven.", "Nine."])]) == (
         [],
-        {"kept": 0, "tied": 0, "identical": 0, "empty": 0, "unranked": 2},
+        NONE | {"unranked": 2},
     )
+
+
+def believing(probabilities: dict[str, dict[tuple[int, int], float]]) -> Reliability:
+    pairs = {
+        id_: {pair: PairPosterior(p, 0.0, 1.0) for pair, p in of_comparison.items()}
+        for id_, of_comparison in probabilities.items()
+    }
+    return Reliability({}, 0.0, pairs, True)
+
+
+def adjudged(*ranks: int, at: str = "2026-01-01") -> Ranking:
+    return Ranking(annotator="judge", ranks=list(ranks), adjudicates=True, submitted_at=at)
+
+
+def test_with_a_reliability_model_the_posterior_decides_and_weighs() -> None:
+    texts = ["Seven.", "Nine.", "Eight."]
+    comparison = ranked(texts, submitted("a", 1, 2, 3), submitted("b", 2, 1, 3), submitted("c", 1, 1, 2))
+    model = believing({"c-1": {(0, 1): 0.25, (0, 2): 0.9, (1, 2): 0.54}})
+    preferences, counts = pairwise_preferences([comparison], model)
+    # 0,1: one vote each, and the model believes b: weight 1 - 2 * 0.25; 0,2: 2 * 0.9 - 1; 1,2: 0.08 is under 0.1
+    assert LEAST_WEIGHT == 0.1
+    assert [each.id for each in preferences] == ["c-1:1>0", "c-1:0>2"]
+    assert [each.weight for each in preferences] == pytest.approx([0.5, 0.8])
+    assert [each.agreement for each in preferences] == [0.5, 1.0]
+    assert [each.margin for each in preferences] == [None, None]
+    assert counts == NONE | {"kept": 2, "undecided": 1}
+
+
+def test_a_pair_that_all_tie_is_tied_whatever_the_model_says() -> None:
+    comparison = ranked(["Seven.", "Nine."], submitted("a", 1, 1), submitted("b", 1, 1))
+    assert pairwise_preferences([comparison], believing({"c-1": {(0, 1): 0.9}})) == ([], NONE | {"tied": 1})
+
+
+def test_without_a_posterior_of_a_comparison_the_majority_decides() -> None:
+    preferences, _ = pairwise_preferences([ranked(["Seven.", "Nine."], submitted("a", 1, 2))], believing({}))
+    assert [(each.id, each.weight) for each in preferences] == [("c-1:0>1", None)]
+
+
+def test_an_adjudicator_decides_what_he_orders_and_drops_what_he_ties() -> None:
+    comparison = ranked(
+        ["Seven.", "Nine.", "Eight."],
+        submitted("a", 1, 2, 3),
+        submitted("b", 1, 2, 3),
+        adjudged(3, 1, 2, at="2026-01-01"),
+        adjudged(2, 1, 1, at="2026-01-02"),
+    )
+    for model in (None, believing({"c-1": {(0, 1): 0.99, (0, 2): 0.99, (1, 2): 0.99}})):
+        preferences, counts = pairwise_preferences([comparison], model)
+        # the later of his two rankings: 1 and 2 above 0, and tied
+        assert [(each.id, each.weight, each.agreement, each.annotators) for each in preferences] == [
+            ("c-1:1>0", 1.0, 0.0, 2),
+            ("c-1:2>0", 1.0, 0.0, 2),
+        ]
+        assert counts == NONE | {"kept": 2, "tied": 1}
+
+
+def test_an_adjudicator_who_was_the_only_one_counts_as_annotator() -> None:
+    preferences, _ = pairwise_preferences([ranked(["Seven.", "Nine."], adjudged(1, 2))])
+    assert [(each.id, each.weight, each.agreement, each.annotators) for each in preferences] == [
+        ("c-1:0>1", 1.0, 1.0, 1)
+    ]
+
+
+def test_margin_is_the_mean_strength_that_annotators_gave() -> None:
+    def choice(name: str, first: int, second: int, strength: int | None) -> Ranking:
+        return Ranking(annotator=name, ranks=[first, second], strength=strength)
+
+    comparison = ranked(
+        ["Seven.", "Nine."],
+        choice("a", 1, 2, 3),
+        choice("b", 1, 2, 2),
+        choice("c", 2, 1, 1),
+        choice("d", 1, 1, None),
+    )
+    preferences, _ = pairwise_preferences([comparison])
+    # 3 and 2 for it, 1 against it, and a tie: (3 + 2 - 1 + 0) / 4
+    assert [each.margin for each in preferences] == [1.0]
+    # where the model believes c alone, the mean is negative in the preference's direction, and TRL's margin is not
+    preferences, _ = pairwise_preferences([comparison], believing({"c-1": {(0, 1): 0.1}}))
+    assert [(each.id, each.margin) for each in preferences] == [("c-1:1>0", 0.0)]
+
+
+def test_probes_give_no_preferences_and_are_counted() -> None:
+    texts = ["Seven.", "Nine."]
+    comparisons = [
+        ranked(texts, submitted("a", 1, 2)),
+        ranked(texts, submitted("a", 1, 2), id_="c-2", duplicate_of="c-1"),
+        ranked(texts, submitted("a", 1, 2), id_="c-3", gold_ranks=[1, 2]),
+    ]
+    preferences, counts = pairwise_preferences(comparisons)
+    assert [each.id for each in preferences] == ["c-1:0>1"]
+    assert counts == NONE | {"kept": 1, "probe": 2}
+
+
+def test_what_needs_adjudication_is_contested_and_uncertain() -> None:
+    texts = ["Seven.", "Nine."]
+    first, second = submitted("a", 1, 2), submitted("b", 2, 1)
+    comparisons = [
+        ranked(texts, first, second, id_="unsure"),
+        ranked(texts, first, second, id_="most-unsure"),
+        ranked(texts, first, second, id_="sure"),
+        ranked(texts, first, submitted("b", 1, 2), id_="agreed"),
+        ranked(texts, first, submitted("b", 1, 1), id_="tied-by-one"),
+        ranked(texts, first, second, adjudged(1, 2), id_="settled"),
+        ranked(texts, first, second, id_="gold", gold_ranks=[1, 2]),
+        ranked(["Seven.", "Seven."], first, second, id_="identical"),
+        ranked(texts, first, Ranking(annotator="b", status="draft", ranks=[2, 1]), id_="draft"),
+    ]
+    model = believing(
+        {each.id: {(0, 1): 0.5} for each in comparisons} | {"unsure": {(0, 1): 0.7}, "sure": {(0, 1): 0.9}}
+    )
+    assert needs_adjudication(comparisons, model) == ["most-unsure", "unsure"]
+    assert needs_adjudication(comparisons, model, bounds=(0.05, 0.95)) == ["most-unsure", "unsure", "sure"]
