@@ -95,6 +95,8 @@ class Agreement:
     overlapping: int
     """Records, no probes, that two or more annotators submitted."""
     alpha_ranks: Estimate | None
+    alpha_ranks_of_rest: Estimate | None
+    """The same without the annotators that `warnings` names; None where there are none, or fewer than two others."""
     alpha_pairs: Estimate | None
     kendall_w: Estimate | None
     """Mean over overlapping records of Kendall's W, corrected for ties."""
@@ -158,6 +160,8 @@ def measure_agreement(
         )
         for name in everyone
     }
+    warnings = suspicious(by_annotator, has_gold=any(a.gold for a in by_annotator.values()))
+    named = frozenset(warning.annotator for warning in warnings)
     regular = [comparison for comparison in comparisons if not comparison.is_probe]
     w, by_chance = measured.kendall_w()
     return Agreement(
@@ -166,6 +170,9 @@ def measure_agreement(
         duplicates=sum(comparison.duplicate_of is not None for comparison in comparisons),
         overlapping=sum(len(each) > 1 for each in measured.together.values()),
         alpha_ranks=measured.alpha_of_ranks(),
+        alpha_ranks_of_rest=measured.alpha_of_ranks(named)
+        if named and len(everyone) > len(named) + 1
+        else None,
         alpha_pairs=measured.alpha_of_pairs(),
         kendall_w=w,
         kendall_w_by_chance=by_chance,
@@ -175,7 +182,7 @@ def measure_agreement(
             if (kappa := measured.kappa(*names)) is not None
         },
         annotators=by_annotator,
-        warnings=suspicious(by_annotator, has_gold=any(a.gold for a in by_annotator.values())),
+        warnings=warnings,
     )
 
 
@@ -234,9 +241,9 @@ class _Measured:
     def _by_cluster(self, shape: tuple[int, ...]) -> np.ndarray:
         return np.zeros((self.bootstrap.clusters, *shape))
 
-    def alpha_of_ranks(self) -> Estimate | None:
+    def alpha_of_ranks(self, without: frozenset[str] = frozenset()) -> Estimate | None:
         scaled = {
-            id_: [(rankdata(a.ranks) - 1) / (len(a.ranks) - 1) for a in answers]
+            id_: [(rankdata(a.ranks) - 1) / (len(a.ranks) - 1) for a in answers if a.who not in without]
             for id_, answers in self.together.items()
         }
         domain = sorted({float(v) for each in scaled.values() for values in each for v in values})
