@@ -37,11 +37,9 @@ class Bootstrap:
 
     def __init__(self, clusters: int, seed: int = 0) -> None:
         """Draw `RESAMPLES` resamples of so many clusters: how often each is in each."""
-        self.clusters = clusters
-        chance = np.random.default_rng(seed)
-        self.times = chance.multinomial(clusters, np.full(clusters, 1 / max(1, clusters)), RESAMPLES).astype(
-            float
-        )
+        self.clusters = max(1, clusters)
+        even = np.full(self.clusters, 1 / self.clusters)
+        self.times = np.random.default_rng(seed).multinomial(self.clusters, even, RESAMPLES).astype(float)
 
     def estimate(
         self, contributions: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], items: int

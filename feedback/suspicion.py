@@ -24,8 +24,10 @@ LEAST_LENGTH_EFFECT = 0.15
 """By how much his share of "longer is better" must differ from the others'."""
 LONGER_IS_BETTER = 0.65
 """And how large it must be by itself (or, for shorter answers, how small: 1 minus it)."""
-NO_BETTER_THAN_CHANCE = 0.65
-"""An annotator looks random if the interval of his accuracy is below this and holds one half."""
+HARDLY_BETTER_THAN_CHANCE = 0.65
+"""An annotator looks random if the interval of his accuracy ends below this."""
+ADVERSARIAL = 0.4
+"""And adversarial if it ends below one half, with the accuracy itself below this."""
 FEWEST_ANNOTATORS = 3
 """With fewer and no gold answers, nobody can say which of two who disagree is wrong."""
 
@@ -81,24 +83,26 @@ def _length(each: "AnnotatorFigures") -> tuple[Kind, str] | None:
 
 
 def _accuracy(each: "AnnotatorFigures", may_use_model: bool) -> tuple[Kind, str] | None:
-    """From gold answers, and from the accuracy that the reliability model finds."""
+    """From gold answers, and from the accuracy that the reliability model finds; neither may speak against it."""
     found = []
     if each.gold is not None and each.gold.low is not None and each.gold.high is not None:
         what = f"agrees with the known answers in {_share(each.gold)} of the pairs of {each.gold.items} gold records"
-        found.append((each.gold.low, each.gold.high, what))
+        found.append((each.gold.value, each.gold.low, each.gold.high, what))
     if may_use_model and each.reliability is not None:
         low, high = each.reliability.accuracy_interval
         what = (
             f"orders {each.reliability.accuracy:.0%} ({low:.0%} to {high:.0%}) of pairs as the reliability model "
             f"finds them, from {each.reliability.rankings} rankings (beta {each.reliability.beta:.2f})"
         ).replace("-", "−")
-        found.append((low, high, what))
-    for _, high, what in found:
-        if high < 0.5 and all(other_low < 0.5 for other_low, _, _ in found):
+        found.append((each.reliability.accuracy, low, high, what))
+    for value, _, high, what in found:
+        if value < ADVERSARIAL and high < 0.5 and all(low < 0.5 for _, low, _, _ in found):
             return "adversarial", f"ranks the wrong way round: {what}, where chance gives 50%"
-    for low, high, what in found:
-        if low <= 0.5 <= high < NO_BETTER_THAN_CHANCE and all(other_low <= 0.5 for other_low, _, _ in found):
-            return "random", f"ranks no better than chance: {what}, where chance gives 50%"
+    for _, _, high, what in found:
+        if high < HARDLY_BETTER_THAN_CHANCE and all(
+            low < HARDLY_BETTER_THAN_CHANCE for _, low, _, _ in found
+        ):
+            return "random", f"ranks hardly better than chance: {what}, where chance gives 50%"
     return None
 
 
