@@ -181,16 +181,29 @@ def stop() -> None:
 @feedback.command()
 @CONFIG
 @OVERRIDES
-def users(config: Path, overrides: tuple[str, ...]) -> None:
-    """Make the accounts of a configuration's human annotators, and print their logins."""
-    from feedback.stage import open_argilla, set_up_people
+@click.option("--reset", metavar="NAME", help="Give this person a new password, and print it.")
+@AS_JSON
+def users(config: Path, overrides: tuple[str, ...], reset: str | None, as_json: bool) -> None:
+    """Make the accounts of a configuration's people; new passwords are printed, once."""
+    from feedback.people import people_of, reset_password, set_up_people
+    from feedback.stage import open_argilla
 
     section = _feedback_config(config, overrides)
+    if section.annotators != "human":
+        raise UsageError(f"{config} has simulated annotators, who need no accounts")
     with open_argilla(section, _runs().root, keep=True) as client:
-        logins = set_up_people(section, client, _runs().root)
-        click.echo(f"page: {client.url}")
-    for name, password in logins.items():
-        click.echo(f"user {name}   password {password}")
+        passwords = set_up_people(section, client)
+        if reset:
+            passwords[reset] = reset_password(client, reset)
+        page = client.url
+    names = [person.name for person in people_of(section)]
+    if as_json:
+        click.echo(json.dumps({"page": page, "users": names, "passwords": passwords}, indent=2))
+        return
+    click.echo(f"page: {page}")
+    for name in dict.fromkeys([*names, *passwords]):
+        word = passwords.get(name, "(as before; --reset NAME makes a new one)")
+        click.echo(f"user {name}   password {word}")
 
 
 @feedback.command()
@@ -211,9 +224,9 @@ def push(config: Path, overrides: tuple[str, ...]) -> None:
 @feedback.command()
 @CONFIG
 @OVERRIDES
-@click.option("--wait", is_flag=True, help="Stay until everything is ranked.")
+@click.option("--wait", is_flag=True, help="Stay until everything is judged.")
 def pull(config: Path, overrides: tuple[str, ...], wait: bool) -> None:
-    """Pull rankings and make preferences of them; exit code 75 while annotators have not finished."""
+    """Pull answers and make preferences of them; exit code 75 while annotators have not finished."""
     _feedback(config, overrides, wait)
 
 
@@ -229,6 +242,7 @@ def status(run: str, as_json: bool) -> None:
     """Show how far the annotators of a feedback run are."""
     from dataclasses import asdict
 
+    from accord.records import Comparison, read_jsonl
     from feedback.collect import status as look
     from feedback.config import FeedbackConfig
     from feedback.stage import open_argilla
@@ -237,13 +251,17 @@ def status(run: str, as_json: bool) -> None:
     found = runs.load(run)
     if found.record.stage != "feedback":
         raise UsageError(f"{found.id} is no feedback run; `accord runs list` shows which are")
+    queue = found.path / "queue.jsonl"
+    if not queue.exists():
+        raise UsageError(f"{found.id} has not sampled its answers yet; run its command again")
+    records = read_jsonl(queue, Comparison)
     with open_argilla(FeedbackConfig(**found.record.config), runs.root, keep=False) as client:
-        state = asdict(look(client, found.id))
+        state = asdict(look(client, found.id, records))
     if as_json:
         click.echo(json.dumps({"run": found.id, **state}, indent=2))
         return
     click.echo(
-        f"{found.id}: {state['records'] - state['records_waiting']} of {state['records']} records ranked"
+        f"{found.id}: {state['records'] - state['records_waiting']} of {state['records']} records judged"
     )
     for name, counts in state["answers"].items():
         click.echo(f"  {name}: " + ", ".join(f"{count} {kind}" for kind, count in counts.items()))
@@ -253,22 +271,40 @@ def status(run: str, as_json: bool) -> None:
 @RUN
 @AS_JSON
 def agreement(run: str, as_json: bool) -> None:
-    """Show how far the annotators of a finished feedback run agree."""
-    found = _runs().load(run)
-    figures = found.metrics if found.is_done and found.record.stage == "feedback" else None
-    if figures is None:
-        raise UsageError(f"{found.id} is no finished feedback run; `accord runs list` shows which are")
+    """Show how far the annotators of a finished feedback run agree, attend and follow position."""
+    found = _finished_feedback(run)
+    figures = json.loads((found.path / "agreement.json").read_text(encoding="utf-8"))
     if as_json:
         click.echo(json.dumps(figures, indent=2))
         return
-    share = figures["pairwise_agreement"]
-    click.echo(f"annotators: {', '.join(figures['annotators'])} ({figures['annotators_kind']})")
-    click.echo(f"rankings: {figures['rankings_submitted']}, with ties {figures['rankings_with_ties']}")
-    click.echo(
-        "agreement: no pair was ordered by two annotators"
-        if share is None
-        else f"agreement on pairs: {share:.1%}"
-    )
+    from feedback.report import summary
+
+    click.echo(summary(figures, show_names=True))
+    click.echo(f"report: {found.path / 'report.html'}")
+
+
+@feedback.command()
+@RUN
+@click.option(
+    "--output", type=click.Path(path_type=Path), required=True, help="A new folder for the data set."
+)
+@click.option("--names", is_flag=True, help="Keep annotators' names, in place of pseudonyms.")
+def export(run: str, output: Path, names: bool) -> None:
+    """Write a finished feedback run as a data set: preferences for TRL, every judgement, and a data card."""
+    from feedback.export import export_data_set
+
+    runs = _runs()
+    counts = export_data_set(_finished_feedback(run), runs, output, with_names=names)
+    for name, rows in counts.items():
+        click.echo(f"{output / name}: {rows} rows")
+    click.echo(f"{output / 'README.md'}: the data card; read it before you publish")
+
+
+def _finished_feedback(run: str) -> "Run":
+    found = _runs().load(run)
+    if not found.is_done or found.record.stage != "feedback":
+        raise UsageError(f"{found.id} is no finished feedback run; `accord runs list` shows which are")
+    return found
 
 
 def _feedback_config(config: Path, overrides: tuple[str, ...]) -> "FeedbackConfig":

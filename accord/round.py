@@ -6,17 +6,21 @@ Every stage is a run whose id follows from its configuration and inputs: what is
 killed continues, and while annotators are at work the command leaves with exit code 75 and may be repeated.
 """
 
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import reward.train
 import rl.dpo
 import sft.train
-from accord.models import resolve
+from accord.models import Model, resolve
+from accord.records import Comparison, Message
 from accord.round_config import RoundConfig, StageName
 from accord.runs import DataFile, Run, Runs
 from accord.sampling.shared import SharedSampler
 from eval.evaluate import evaluate
 from feedback.stage import gather_preferences
+from reward.score import score
 from reward.train import train_reward_model
 from rl.dpo import train_dpo
 from sft.train import fine_tune
@@ -52,7 +56,12 @@ def run_round(config: RoundConfig, runs: Runs, until: StageName = "eval", wait: 
         # People rank what this policy answers.
         preferences: Run | DataFile
         if config.feedback:
-            preferences = gather_preferences(config.feedback, runs, policy, sampler, wait)
+            doubtful = config.feedback.selection_reward_model
+            selection_model = resolve(doubtful, runs) if doubtful else None
+            scorer = partial(_scores, selection_model) if selection_model else None
+            preferences = gather_preferences(
+                config.feedback, runs, policy, sampler, wait, selection_model, scorer
+            )
             if until == "feedback":
                 return preferences
         else:
@@ -77,3 +86,14 @@ def run_round(config: RoundConfig, runs: Runs, until: StageName = "eval", wait: 
             candidate=resolve(f"run:{new_policy_run.id}", runs),
             reward_model=resolve(f"run:{reward_run.id}", runs),
         )
+
+
+def _scores(reward_model: Model, comparisons: Sequence[Comparison]) -> list[list[float]]:
+    """The reward of every response of every comparison; an empty response is scored as one space would be."""
+    conversations = [
+        [*comparison.prompt, Message(role="assistant", content=response.text or " ")]
+        for comparison in comparisons
+        for response in comparison.responses
+    ]
+    scores = iter(score(reward_model, conversations))
+    return [[next(scores) for _ in comparison.responses] for comparison in comparisons]

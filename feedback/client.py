@@ -11,7 +11,7 @@ is built on.
 
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +24,7 @@ RECORDS_PER_PAGE = 250
 TRIES = 4
 
 Json = dict[str, Any]
+Revive = Callable[[], object]
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class Client:
 
     url: str
     http: httpx.Client = field(repr=False)
+    revive: Revive | None = field(default=None, repr=False)
+    """Starts the server again when nothing answers; None for a server that is not ours to start."""
 
     def request(self, method: str, path: str, **options: Any) -> Any:
         """The JSON answer to one request; `path` is relative to `/api/v1/`.
@@ -44,29 +47,26 @@ class Client:
         """
         return request(self.http, method, path, **options)
 
-    def workspace_id(self) -> str:
-        """The id of accord's workspace, which is created when it is not there."""
-        for workspace in self.request("GET", "me/workspaces")["items"]:
-            if workspace["name"] == WORKSPACE:
-                return workspace["id"]
-        return self.request("POST", "workspaces", json={"name": WORKSPACE})["id"]
+    def workspace_id(self, workspace: str = WORKSPACE) -> str:
+        """The id of a workspace, which is created when it is not there."""
+        for known in self.request("GET", "me/workspaces")["items"]:
+            if known["name"] == workspace:
+                return known["id"]
+        return self.request("POST", "workspaces", json={"name": workspace})["id"]
 
-    def dataset(self, name: str) -> Json | None:
-        """The dataset of this name in accord's workspace, or None."""
-        for dataset in self.request("GET", "me/datasets", params={"workspace_id": self.workspace_id()})[
-            "items"
-        ]:
-            if dataset["name"] == name:
-                return dataset
-        return None
+    def dataset(self, name: str, workspace: str = WORKSPACE) -> Json | None:
+        """The dataset of this name in a workspace, or None."""
+        workspace_id = self.workspace_id(workspace)
+        found = self.request("GET", "me/datasets", params={"workspace_id": workspace_id})["items"]
+        return next((dataset for dataset in found if dataset["name"] == name), None)
 
-    def existing_dataset(self, name: str) -> Json:
-        """The dataset of this name in accord's workspace.
+    def existing_dataset(self, name: str, workspace: str = WORKSPACE) -> Json:
+        """The dataset of this name in a workspace.
 
         Raises:
             AccordError: there is none, or its creation was interrupted.
         """
-        dataset = self.dataset(name)
+        dataset = self.dataset(name, workspace)
         if dataset is None or dataset["status"] != "ready":
             raise AccordError(f"{self.url} has no dataset '{name}'; push the comparisons to it first")
         return dataset
@@ -98,8 +98,10 @@ class Client:
         """Every user of the server, with id, username and role."""
         return self.request("GET", "users")["items"]
 
-    def set_up_annotator(self, username: str, password: str | None = None) -> str:
-        """Make sure that an annotator of this name exists in accord's workspace, and return the password.
+    def set_up_annotator(
+        self, username: str, password: str | None = None, workspaces: Sequence[str] = (WORKSPACE,)
+    ) -> str:
+        """Make sure that an annotator of this name exists in these workspaces, and return the password.
 
         The password is set to `password`, or to a new random one. An annotator who exists keeps every answer;
         only the password changes.
@@ -107,32 +109,55 @@ class Client:
         Raises:
             AccordError: the name belongs to an owner or admin.
         """
-        password = password or secrets.token_urlsafe(12)
-        user = next((user for user in self.users() if user["username"] == username), None)
-        if user is None:
-            new = {"username": username, "first_name": username, "role": "annotator", "password": password}
-            user = self.request("POST", "users", json=new)
-        elif user["role"] != "annotator":
+        user = self.user(username)
+        if user is not None and user["role"] != "annotator":
             raise AccordError(
                 f"the user '{username}' is no annotator but {user['role']}; choose another name"
             )
+        password = password or new_password()
+        if user is None:
+            user = self.add_user(username, "annotator", password)
         else:
             self.request("PATCH", f"users/{user['id']}", json={"password": password})
-        workspace_id = self.workspace_id()
+        for workspace in workspaces:
+            self.join(user, workspace)
+        return password
+
+    def user(self, username: str) -> Json | None:
+        """The user of this name, or None."""
+        return next((user for user in self.users() if user["username"] == username), None)
+
+    def add_user(self, username: str, role: str, password: str) -> Json:
+        """A new user; `role` is annotator or admin."""
+        new = {"username": username, "first_name": username, "role": role, "password": password}
+        return self.request("POST", "users", json=new)
+
+    def join(self, user: Json, workspace: str) -> None:
+        """Make a user a member of a workspace, which is created when it is not there."""
+        workspace_id = self.workspace_id(workspace)
         members = self.request("GET", f"workspaces/{workspace_id}/users")["items"]
         if user["id"] not in [member["id"] for member in members]:
             self.request("POST", f"workspaces/{workspace_id}/users", json={"user_id": user["id"]})
-        return password
 
 
-def connect(url: str, api_key: str) -> Client:
+def new_password() -> str:
+    """A random password."""
+    return secrets.token_urlsafe(12)
+
+
+def workspace_of(annotator: str) -> str:
+    """The workspace of what is assigned to this annotator; what is assigned to nobody is in `WORKSPACE`."""
+    return f"{WORKSPACE}-{annotator}"
+
+
+def connect(url: str, api_key: str, revive: Revive | None = None) -> Client:
     """A session as the owner whose API key is given.
 
     Raises:
         AccordError: nothing answers at the URL, it is no Argilla 2, or the key is not an owner's.
     """
-    http = open_http(url, {"X-Argilla-Api-Key": api_key})
-    client = Client(url=url.rstrip("/"), http=http)
+    http = open_http(url, {"X-Argilla-Api-Key": api_key}, revive)
+    client = Client(url=url.rstrip("/"), http=http, revive=revive)
     version = client.request("GET", "version").get("version", "")
     if not version.startswith("2."):
         raise AccordError(f"{url} runs Argilla {version}; accord needs Argilla 2.8")
@@ -144,23 +169,41 @@ def connect(url: str, api_key: str) -> Client:
     return client
 
 
-def log_in(url: str, username: str, password: str) -> httpx.Client:
+def log_in(url: str, username: str, password: str, revive: Revive | None = None) -> httpx.Client:
     """A session as the web page opens it: name and password are exchanged for a token.
 
     Raises:
         AccordError: nothing answers at the URL, or the password is wrong.
     """
-    http = open_http(url, {})
+    http = open_http(url, {}, revive)
     token = request(http, "POST", "token", data={"username": username, "password": password})
     http.headers["Authorization"] = f"Bearer {token['access_token']}"
     return http
 
 
-def open_http(url: str, headers: dict[str, str]) -> httpx.Client:
+def open_http(url: str, headers: dict[str, str], revive: Revive | None = None) -> httpx.Client:
     """An HTTP client for the server's API; a proxy from the environment is left out for a server on this machine."""
     base_url = httpx.URL(url.rstrip("/") + "/api/v1/")
     is_local = base_url.host in ("127.0.0.1", "localhost", "::1")
-    return httpx.Client(base_url=base_url, headers=headers, timeout=60.0, trust_env=not is_local)
+    transport = _Reviving(revive) if revive else None
+    return httpx.Client(
+        base_url=base_url, headers=headers, timeout=60.0, trust_env=not is_local, transport=transport
+    )
+
+
+class _Reviving(httpx.HTTPTransport):
+    """Sends requests; when nothing answers, the server is started again before the next try."""
+
+    def __init__(self, revive: Revive) -> None:
+        super().__init__()
+        self.revive = revive
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        try:
+            return super().handle_request(request)
+        except httpx.ConnectError:
+            self.revive()
+            return super().handle_request(request)
 
 
 def request(http: httpx.Client, method: str, path: str, **options: Any) -> Any:

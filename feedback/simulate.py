@@ -6,7 +6,7 @@ say nothing about what people prefer. Everything a person can see of them begins
     answer_as_simulated(client, "round-1", seed=0)
 
 Each is a user of its own who logs in with a password, asks for the queue of pending records as the page does, sees
-the responses in the displayed order, and posts a ranking in the page's form. Four kinds come with accord:
+the responses in the displayed order, and posts an answer in the page's form. Four kinds come with accord:
 
     simulated_careful       follows the utility closely
     simulated_noisy         follows it roughly
@@ -31,8 +31,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from accord.records import Message
-from feedback.client import Client, RefusedError, log_in, request
-from feedback.tasks import QUESTION, as_read
+from feedback.client import WORKSPACE, Client, Json, RefusedError, log_in, request, workspace_of
+from feedback.tasks import CHOICE, RANKING, as_read
 
 RECORDS_PER_PAGE = 10  # what the web page asks for at a time
 TIE_THRESHOLD = 0.02
@@ -115,25 +115,24 @@ class SimulatedAnnotator:
     bonus_per_word: float = 0.0
     follows_display: float = 0.0
 
-    def ranks(
+    def felt(
         self, prompt: Sequence[Message], displayed: Sequence[str], record_id: str, seed: int
-    ) -> list[int] | None:
-        """The rank of each displayed response, 1 for the best, or None to discard the record.
+    ) -> list[float] | None:
+        """How good each displayed response seems, or None to discard the record.
 
-        The same annotator, record and seed always give the same answer. Utilities within 0.02 of the best one of
-        a group tie with it. The record is discarded when every response's utility is under 0.25.
+        The same annotator, record and seed always give the same answer. The record is discarded when every
+        response's utility is under 0.25.
         """
         chance = _random(seed, self.username, record_id)
         if chance.random() < self.follows_display:
-            return list(range(1, len(displayed) + 1))
+            return [1 - place / len(displayed) for place in range(len(displayed))]
         utilities = [utility(prompt, text) for text in displayed]
         if max(utilities) < DISCARD_BELOW:
             return None
-        felt = [
+        return [
             value + self.bonus_per_word * len(text.split()) + chance.gauss(0, self.noise)
             for value, text in zip(utilities, displayed, strict=True)
         ]
-        return ranks_with_ties(felt, TIE_THRESHOLD)
 
 
 SIMULATED_ANNOTATORS = (
@@ -179,28 +178,41 @@ def answer_as_simulated(
 
     Args:
         client: the owner's session, which creates the annotators (with new passwords that nobody keeps).
-        dataset_name: a dataset made by `feedback.collect.push`.
+        dataset_name: a dataset made by `feedback.collect.push`; where its records are assigned, each annotator
+            answers those of its own workspace.
         annotators: who answers, at the same time, each in its own session.
-        annotators_per_record: how many of them answer each record; None for all.
+        annotators_per_record: how many of them answer each record that is not assigned; None for all.
         seed: of the choice of annotators and of their noise.
 
     Raises:
         AccordError: there is no such dataset, or the server fails.
     """
-    dataset = client.existing_dataset(dataset_name)
     wanted = annotators_per_record or len(annotators)
-    sessions = {
-        annotator: log_in(client.url, annotator.username, client.set_up_annotator(annotator.username))
-        for annotator in annotators
+    is_assigned = client.dataset(dataset_name) is None
+    queues = []
+    for annotator in annotators:
+        workspace = workspace_of(annotator.username) if is_assigned else WORKSPACE
+        dataset = client.dataset(dataset_name, workspace)
+        if dataset is not None:
+            password = client.set_up_annotator(annotator.username, workspaces=[workspace])
+            queues.append(
+                (annotator, log_in(client.url, annotator.username, password, client.revive), dataset)
+            )
+    if not queues:
+        client.existing_dataset(dataset_name)  # says that there is none
+    counts = {
+        dataset["id"]: client.request("GET", f"datasets/{dataset['id']}/progress")["total"]
+        for _, _, dataset in queues
     }
-    counts = client.request("GET", f"datasets/{dataset['id']}/progress")
-    report = _Report(
-        f"simulated annotators rank '{dataset_name}'", counts["total"] * min(wanted, len(annotators))
-    )
+    total = sum(counts.values()) * (1 if is_assigned else min(wanted, len(annotators)))
+    report = _Report(f"simulated annotators judge '{dataset_name}'", total)
     must_stop = threading.Event()
 
-    def answer_queue(annotator: SimulatedAnnotator) -> int:
-        http, answers, skipped = sessions[annotator], 0, 0
+    def answer_queue(annotator: SimulatedAnnotator, http: httpx.Client, dataset: Json) -> int:
+        questions = {
+            each["name"] for each in request(http, "GET", f"datasets/{dataset['id']}/questions")["items"]
+        }
+        answers = skipped = 0
         answers_of_this_pass = 0
         while not must_stop.is_set():
             page = _pending(http, dataset["id"], offset=skipped)
@@ -209,10 +221,11 @@ def answer_as_simulated(
             if not page:  # records that others completed have left the queue, so look at its beginning again
                 skipped = answers_of_this_pass = 0
             for record in page:
-                if annotator.username not in assigned(annotators, record["external_id"], wanted, seed):
+                chosen = assigned(annotators, record["external_id"], wanted, seed)
+                if not is_assigned and annotator.username not in chosen:
                     skipped += 1
                     continue
-                _answer(http, annotator, record, seed)
+                _answer(http, annotator, questions, record, seed)
                 answers += 1
                 answers_of_this_pass += 1
                 report.advance()
@@ -220,13 +233,13 @@ def answer_as_simulated(
                     break
         return answers
 
-    with report, ThreadPoolExecutor(len(annotators)) as pool:
-        futures = [pool.submit(answer_queue, annotator) for annotator in annotators]
+    with report, ThreadPoolExecutor(len(queues)) as pool:
+        futures = [pool.submit(answer_queue, *queue) for queue in queues]
         try:
             return sum(future.result() for future in futures)
         finally:
             must_stop.set()
-            for session in sessions.values():
+            for _, session, _ in queues:
                 # a session is closed after its thread is done, which `must_stop` brings about
                 pool.submit(session.close)
 
@@ -247,26 +260,51 @@ def _pending(http: httpx.Client, dataset_id: str, offset: int) -> list[dict[str,
     return [item["record"] for item in found["items"]]
 
 
-def _answer(http: httpx.Client, annotator: SimulatedAnnotator, record: dict[str, Any], seed: int) -> None:
-    """Read a record as it is displayed, and post the ranking or the discard in the page's form."""
+def _answer(
+    http: httpx.Client, annotator: SimulatedAnnotator, questions: set[str], record: dict[str, Any], seed: int
+) -> None:
+    """Read a record as it is displayed, and post the answer or the discard in the page's form."""
     fields = record["fields"]
     prompt = [
         Message(role=message["role"], content=as_read(message["content"])) for message in fields["prompt"]
     ]
     displayed = [as_read(fields[f"response_{position}"]) for position in range(1, len(fields))]
-    ranks = annotator.ranks(prompt, displayed, record["external_id"], seed)
-    if ranks is None:
+    felt = annotator.felt(prompt, displayed, record["external_id"], seed)
+    if felt is None:
         answer: dict[str, Any] = {"status": "discarded", "values": {}}
     else:
-        value = [
-            {"value": f"response_{position}", "rank": rank} for position, rank in enumerate(ranks, start=1)
-        ]
-        answer = {"status": "submitted", "values": {QUESTION: {"value": value}}}
+        values = {name: {"value": value} for name, value in answers_from(felt, questions).items()}
+        answer = {"status": "submitted", "values": values}
     try:
         request(http, "POST", f"records/{record['id']}/responses", json=answer)
     except RefusedError as error:
         if error.status_code != 409:  # 409: an earlier try of this very request did arrive
             raise
+
+
+def answers_from(felt: Sequence[float], questions: set[str]) -> dict[str, Any]:
+    """What an annotator who finds the displayed responses so good answers to the required questions, by name.
+
+    Values within 0.02 of the best one of a group tie with it in a ranking; a choice is slight up to a difference of
+    0.1 and strong from 0.3; a rating is 1 + 4 x the value, rounded, between 1 and 5.
+    """
+    values: dict[str, Any] = {}
+    for name in questions:
+        if name == RANKING:
+            ranks = ranks_with_ties(felt, TIE_THRESHOLD)
+            values[name] = [
+                {"value": f"response_{place}", "rank": rank} for place, rank in enumerate(ranks, start=1)
+            ]
+        elif name == CHOICE:
+            difference = felt[0] - felt[1]
+            size = sum(abs(difference) > threshold for threshold in (0.1, 0.3))
+            strength = ("slightly_better", "better", "much_better")[size]
+            winner = "first" if difference > 0 else "second"
+            values[name] = "tie" if abs(difference) <= TIE_THRESHOLD else f"{winner}_{strength}"
+        elif name.startswith("rating_"):
+            position = int(name.rpartition("_")[2])
+            values[name] = round(min(5.0, max(1.0, 1 + 4 * felt[position - 1])))
+    return values
 
 
 def _random(seed: int, *parts: str) -> random.Random:

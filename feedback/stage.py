@@ -1,8 +1,11 @@
-"""The feedback stage: the policy answers prompts, annotators rank the answers in Argilla, rankings become pairs.
+"""The feedback stage: the policy answers prompts, annotators judge the answers in Argilla, judgements become pairs.
 
-    responses.jsonl     what the policy answered, before anyone ranked it
-    comparisons.jsonl   the same with every annotator's ranking, exactly as given
-    preferences.jsonl   the pairs that most annotators order one way
+    responses.jsonl     what the policy answered, before anyone judged it
+    queue.jsonl         the records that annotators get: the chosen comparisons, duplicates and gold
+    comparisons.jsonl   the same with every annotator's answer, exactly as given; replaced at every pull
+    preferences.jsonl   the pairs that can be told apart, weighted by how far their annotators can be relied on
+    agreement.json      how far annotators agree, attend and follow position
+    report.html         the same as a page
 
 Each part is kept as soon as it is whole, so a kill, or weeks of waiting for annotators, lose nothing.
 
@@ -14,7 +17,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,23 +28,49 @@ from accord.bundled import data_path
 from accord.chat import decode_response, encode_prompt
 from accord.errors import UsageError, WaitingForAnnotatorsError
 from accord.models import Model, load_tokenizer
-from accord.records import Comparison, Prompt, Response, content_id, read_jsonl, write_atomically, write_jsonl
-from accord.runs import DataFile, Run, Runs
+from accord.records import (
+    Comparison,
+    Preference,
+    Prompt,
+    Response,
+    content_id,
+    read_jsonl,
+    write_atomically,
+    write_jsonl,
+)
+from accord.runs import DataFile, Run, Runs, Source
 from accord.sampling.shared import SharedSampler
+from feedback.agreement import Agreement, measure_agreement
 from feedback.client import Client, connect
-from feedback.collect import pull, push, status
+from feedback.collect import changes, pull, push, status
 from feedback.config import FeedbackConfig
-from feedback.preferences import pairwise_preferences
+from feedback.people import annotator_names, set_up_people
+from feedback.plan import plan
+from feedback.preferences import needs_adjudication, pairwise_preferences
+from feedback.reliability import fit_reliability
+from feedback.report import figures, write_report
+from feedback.select import select_by_uncertainty, select_length_balanced, select_random
 from feedback.server import process
 from feedback.simulate import answer_as_simulated, utility
 
 SECONDS_BETWEEN_LOOKS = 3.0
+ADJUDICATION = "-adjudication"
+"""How the dataset's name ends in which disagreements are settled."""
+
+Scorer = Callable[[Sequence[Comparison]], list[list[float]]]
+"""Gives every response of every comparison a score."""
 
 
 def gather_preferences(
-    config: FeedbackConfig, runs: Runs, policy: Model, sampler: SharedSampler, wait: bool = False
+    config: FeedbackConfig,
+    runs: Runs,
+    policy: Model,
+    sampler: SharedSampler,
+    wait: bool = False,
+    selection_model: Model | None = None,
+    score: Scorer | None = None,
 ) -> Run:
-    """Sample answers of `policy`, have them ranked, and turn the rankings into preferences.
+    """Sample answers of `policy`, have them judged, and turn the judgements into preferences.
 
     Args:
         config: see `FeedbackConfig`.
@@ -49,34 +78,42 @@ def gather_preferences(
         policy: the model that answers.
         sampler: samples the answers.
         wait: look again until people have answered, instead of leaving.
+        selection_model: the reward model behind `score`, for the run's lineage.
+        score: scores responses, where the selection is by uncertainty.
 
     Raises:
         WaitingForAnnotatorsError: people have not answered everything yet; the page stays up for them.
-        DataError: the prompts are bad.
+        DataError: the prompts, gold records or users file are bad.
     """
-    prompts_file = DataFile(data_path(config.prompts))
-    with runs.begin("feedback", config, {"policy": policy, "prompts": prompts_file}) as run:
+    sources: dict[str, Source] = {"policy": policy, "prompts": DataFile(data_path(config.prompts))}
+    for role, file in (("gold", config.gold), ("guidelines", config.guidelines)):
+        if file:
+            sources[role] = DataFile(data_path(file))
+    if selection_model:
+        sources["selection_reward_model"] = selection_model
+    with runs.begin("feedback", config, sources) as run:
         if run.is_done:
             return run
-        prompts = read_jsonl(prompts_file.path, Prompt)[: config.max_prompts]
-        comparisons = _sampled(config, run, policy, sampler, prompts)
-        click.echo(
-            f"feedback: {len(comparisons)} records to rank, {config.responses_per_prompt} answers each"
-        )
+        names = annotator_names(config)
+        if config.assignment == "balanced" and len(names) < config.annotators_per_record:
+            raise UsageError(
+                f"feedback.annotators_per_record is {config.annotators_per_record}, but there are only {len(names)} "
+                "annotators to assign records to"
+            )
+        queue = _planned(config, run, _sampled(config, run, policy, sampler), names, score)
         with open_argilla(config, runs.root, keep=config.annotators == "human") as client:
-            push(client, run.id, comparisons, config.annotators_per_record)
-            if config.annotators == "simulated":
-                answer_as_simulated(
-                    client, run.id, annotators_per_record=config.annotators_per_record, seed=config.seed
-                )
-            else:
-                _wait_for_people(config, client, run, runs.root, wait)
-            ranked = pull(client, run.id, comparisons)
-        preferences, pairs = pairwise_preferences(ranked)
-        write_jsonl(run.path / "comparisons.jsonl", ranked)
+            judged = _judged(config, client, run, queue, wait)
+        reliability = fit_reliability(judged)
+        preferences, pairs = pairwise_preferences(judged, reliability)
+        agreement = measure_agreement(judged, reliability, config.seed)
         write_jsonl(run.path / "preferences.jsonl", preferences)
+        evidence = (judged, agreement, reliability, preferences, pairs)
+        write_atomically(
+            run.path / "agreement.json", json.dumps(figures(*evidence), indent=1, allow_nan=False) + "\n"
+        )
+        write_report(run.path / "report.html", *evidence, title=f"Feedback · {run.id}")
         run.finish(
-            _figures(config, ranked, len(preferences), pairs),
+            _figures(config, judged, agreement, preferences, pairs),
             {f"pairs_{reason}": count for reason, count in pairs.items() if reason != "kept"},
         )
     process.stop(argilla_home(runs.root))
@@ -108,30 +145,19 @@ def open_argilla(config: FeedbackConfig, runs_root: Path, keep: bool) -> Iterato
     was_running = process.running(home) is not None
     server = process.start(home, config.port)
     try:
-        yield connect(server.url, server.api_key)
+        # a server that dies, by a kill or for want of memory, is started again by the next request
+        yield connect(server.url, server.api_key, revive=lambda: process.start(home, config.port))
     finally:
         if not was_running and not keep:
             process.stop(home)
 
 
-def set_up_people(config: FeedbackConfig, client: Client, runs_root: Path) -> dict[str, str]:
-    """Accounts for the human annotators; names and passwords, which are kept in a file only the user can read."""
-    path = argilla_home(runs_root) / "annotators.json"
-    known: dict[str, str] = json.loads(path.read_text()) if path.exists() else {}
-    existing = {user["username"] for user in client.users()}
-    for name in config.human_annotators:
-        if name not in known or name not in existing:
-            known[name] = client.set_up_annotator(name, known.get(name))
-            write_atomically(path, json.dumps(known, indent=2) + "\n", mode=0o600)
-    return {name: known[name] for name in config.human_annotators}
-
-
-def _sampled(
-    config: FeedbackConfig, run: Run, policy: Model, sampler: SharedSampler, prompts: list[Prompt]
-) -> list[Comparison]:
+def _sampled(config: FeedbackConfig, run: Run, policy: Model, sampler: SharedSampler) -> list[Comparison]:
+    """What the policy answers to each prompt."""
     path = run.path / "responses.jsonl"
     if path.exists():
         return read_jsonl(path, Comparison)
+    prompts = read_jsonl(data_path(config.prompts), Prompt)[: config.max_prompts]
     tokenizer = load_tokenizer(policy)
     ids = [prompt.id or content_id([m.model_dump() for m in prompt.prompt]) for prompt in prompts]
     if len(set(ids)) < len(ids):
@@ -170,62 +196,157 @@ def _seed(seed: int, prompt_id: str, sample: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}:{prompt_id}:{sample}".encode()).digest()[:4])
 
 
-def _wait_for_people(config: FeedbackConfig, client: Client, run: Run, runs_root: Path, wait: bool) -> None:
-    logins = set_up_people(config, client, runs_root)
-    waiting = status(client, run.id).records_waiting
-    if not waiting:
-        return
-    click.echo(f"feedback: rank the answers in your browser at {client.url}")
-    for name, password in logins.items():
-        click.echo(f"feedback:   user {name}   password {password}")
-    try:
-        while wait and waiting:
-            time.sleep(SECONDS_BETWEEN_LOOKS)
-            now = status(client, run.id)
-            if now.records_waiting != waiting:
-                waiting = now.records_waiting
-                click.echo(f"feedback: {now.records - waiting} of {now.records} records are ranked")
-    except KeyboardInterrupt:
-        click.echo("")
+def _planned(
+    config: FeedbackConfig, run: Run, sampled: list[Comparison], names: list[str], score: Scorer | None
+) -> list[Comparison]:
+    """The records that annotators get."""
+    path = run.path / "queue.jsonl"
+    if path.exists():
+        return read_jsonl(path, Comparison)
+    wanted = min(config.max_comparisons or len(sampled), len(sampled))
+    if config.selection == "random":
+        chosen = select_random(sampled, wanted, config.seed)
+    elif config.selection == "length_balanced":
+        chosen = select_length_balanced(sampled, wanted, config.seed)
+    else:
+        assert score is not None  # comes with the selection_reward_model that the configuration demands
+        chosen = select_by_uncertainty(sampled, wanted, score(sampled), config.seed)
+    queue = plan(config, chosen, data_path(config.gold) if config.gold else None, names)
+    write_jsonl(path, queue)
+    return queue
+
+
+def _judged(
+    config: FeedbackConfig, client: Client, run: Run, queue: list[Comparison], wait: bool
+) -> list[Comparison]:
+    """The records with every answer, once everybody has answered, and with what adjudicators say to them."""
+    passwords = set_up_people(config, client) if config.annotators == "human" else {}
+    for name, password in passwords.items():
+        click.echo(f"feedback:   user {name}   password {password}   (shown this once)")
+    path = run.path / "comparisons.jsonl"
+    click.echo(
+        f"feedback: {len(queue)} records to judge, {len(queue[0].responses)} answers each, "
+        f"{sum(each.is_probe for each in queue)} of them to check attention"
+    )
+    judged = _answered(config, client, run.id, queue, path, wait)
+    if not config.adjudicators:
+        return judged
+
+    path = run.path / "adjudication.jsonl"
+    if path.exists():
+        contested = read_jsonl(path, Comparison)
+    else:
+        by_id = {each.id: each for each in judged}
+        contested = [
+            by_id[id_].model_copy(
+                update={
+                    "rankings": [],
+                    "assigned_to": [config.adjudicators[i % len(config.adjudicators)]],
+                    "display_order": list(reversed(by_id[id_].display_order or [])),
+                }
+            )
+            for i, id_ in enumerate(needs_adjudication(judged, fit_reliability(judged)))
+        ]
+        if not contested:
+            return judged
+        write_jsonl(path, contested)
+    click.echo(
+        f"feedback: annotators disagree on {len(contested)} records, which {', '.join(config.adjudicators)} settle"
+    )
+    settled = {
+        each.id: [ranking.model_copy(update={"adjudicates": True}) for ranking in each.rankings]
+        for each in _answered(config, client, run.id + ADJUDICATION, contested, path, wait)
+    }
+    judged = [
+        each.model_copy(update={"rankings": [*each.rankings, *settled.get(each.id, [])]}) for each in judged
+    ]
+    write_jsonl(run.path / "comparisons.jsonl", judged)
+    return judged
+
+
+def _answered(
+    config: FeedbackConfig,
+    client: Client,
+    dataset_name: str,
+    records: list[Comparison],
+    path: Path,
+    wait: bool,
+) -> list[Comparison]:
+    """Push the records, wait for their answers, and keep them in `path` as they come."""
+    guidelines = data_path(config.guidelines).read_text(encoding="utf-8") if config.guidelines else None
+    push(
+        client, dataset_name, records, config.annotators_per_record, config.task, config.criteria, guidelines
+    )  # fmt: skip
+    if config.annotators == "simulated":
+        answer_as_simulated(
+            client, dataset_name, annotators_per_record=config.annotators_per_record, seed=config.seed
+        )
+        waiting = 0
+    else:
+        waiting = _wait_for_people(client, dataset_name, records, wait)
+    before = read_jsonl(path, Comparison) if path.exists() else records
+    answered = pull(client, dataset_name, before)
+    write_jsonl(path, answered)
+    found = changes(before, answered)
+    click.echo(
+        f"feedback: pulled {found.new} new answers, {found.edited} edited, {found.deleted} deleted, "
+        f"{found.unchanged} as before"
+    )
     if waiting:
         raise WaitingForAnnotatorsError(
             f"{waiting} records wait for annotators at {client.url}; run the same command again when they are "
-            "ranked (the page stays up until then; `accord feedback stop` ends it)"
+            "judged (the page stays up until then; `accord feedback stop` ends it)"
         )
+    return answered
+
+
+def _wait_for_people(client: Client, dataset_name: str, records: list[Comparison], wait: bool) -> int:
+    """How many records still wait for answers, at once or, with `wait`, when none does or Ctrl-C is pressed."""
+    waiting = status(client, dataset_name, records).records_waiting
+    if not waiting:
+        return 0
+    click.echo(f"feedback: judge the answers in your browser at {client.url}")
+    try:
+        while wait and waiting:
+            began = time.monotonic()
+            now = status(client, dataset_name, records)
+            if now.records_waiting != waiting:
+                waiting = now.records_waiting
+                click.echo(f"feedback: {now.records - waiting} of {now.records} records are judged")
+            time.sleep(max(SECONDS_BETWEEN_LOOKS, 10 * (time.monotonic() - began)))
+    except KeyboardInterrupt:
+        click.echo("")
+    return waiting
 
 
 def _figures(
-    config: FeedbackConfig, comparisons: list[Comparison], preferences: int, pairs: dict[str, int]
+    config: FeedbackConfig,
+    comparisons: list[Comparison],
+    agreement: Agreement,
+    preferences: list[Preference],
+    pairs: dict[str, int],
 ) -> dict[str, Any]:
+    asked = [comparison for comparison in comparisons if not comparison.is_probe]
     rankings = [ranking for comparison in comparisons for ranking in comparison.rankings]
     submitted = [r for r in rankings if r.status == "submitted" and r.ranks is not None]
-    utilities = [utility(c.prompt, r.text) for c in comparisons for r in c.responses]
+    utilities = [utility(c.prompt, r.text) for c in asked for r in c.responses]
     return {
         "annotators_kind": config.annotators,
-        "annotators": sorted({ranking.annotator for ranking in rankings}),
-        "comparisons": len(comparisons),
+        "annotators": sorted(agreement.annotators),
+        "comparisons": len(asked),
+        "gold_records": agreement.gold_records,
+        "duplicates": agreement.duplicates,
         "rankings_submitted": len(submitted),
         "rankings_discarded": sum(r.status == "discarded" for r in rankings),
+        "rankings_deleted": sum(r.status == "deleted" for r in rankings),
         "rankings_with_ties": sum(len(set(r.ranks or [])) < len(r.ranks or []) for r in submitted),
-        "pairs": sum(pairs.values()),
-        "preferences": preferences,
-        "pairwise_agreement": pairwise_agreement(comparisons),
+        "comparisons_adjudicated": sum(any(r.adjudicates for r in c.rankings) for c in asked),
+        "responses_flagged_harmful": sum(
+            any(i in (r.harmful or []) for r in c.rankings) for c in asked for i in range(len(c.responses))
+        ),
+        "pairs": sum(count for reason, count in pairs.items() if reason != "probe"),
+        "preferences": len(preferences),
+        "krippendorff_alpha": agreement.alpha_pairs.value if agreement.alpha_pairs else None,
+        "annotators_to_look_at": sorted({warning.annotator for warning in agreement.warnings}),
         "mean_utility": sum(utilities) / len(utilities),
     }
-
-
-def pairwise_agreement(comparisons: list[Comparison]) -> float | None:
-    """How often two annotators who both order a pair of answers order it the same way; 0.5 is chance.
-
-    None where no pair was ordered by two annotators.
-    """
-    same = both = 0
-    for comparison in comparisons:
-        ranks = [r.ranks for r in comparison.rankings if r.status == "submitted" and r.ranks is not None]
-        for i in range(len(comparison.responses)):
-            for j in range(i):
-                votes = [1 if r[i] < r[j] else -1 for r in ranks if r[i] != r[j]]
-                up = votes.count(1)
-                both += len(votes) * (len(votes) - 1) // 2
-                same += up * (up - 1) // 2 + (len(votes) - up) * (len(votes) - up - 1) // 2
-    return same / both if both else None

@@ -112,7 +112,7 @@ def make_round(
         {
             "annotators_kind": annotators, "annotators": ["careful", "noisy"], "comparisons": 150,
             "rankings_submitted": 600, "rankings_discarded": 3, "pairs": 450, "preferences": 391,
-            "pairwise_agreement": 0.71,
+            "krippendorff_alpha": 0.41,
         },
         {"pairs_tied": 52, "pairs_identical": 7},
     )  # fmt: skip

@@ -8,11 +8,15 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from feedback_helpers import comparison
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.remote.webelement import WebElement
 
-from accord.records import Comparison, Message, Response
+from accord.records import Comparison, Message, Ranking, Response
 from feedback.client import Client
 from feedback.collect import pull, push
 from feedback.server.process import Server
@@ -121,6 +125,86 @@ def test_a_person_sees_the_conversation_and_ranks_by_keyboard(
     assert (ranking.annotator, ranking.status) == ("gina", "submitted")
     assert ranking.ranks is not None
     assert [ranking.ranks[index] for index in order] == [1, 2, 1]
+
+
+def test_a_person_drags_flags_declines_searches_filters_and_reads_the_guidelines(
+    browser: webdriver.Chrome, server: Server, client: Client, tmp_path: Path
+) -> None:
+    words = ("apple", "pear", "plum", "grape")
+    comparisons = [
+        comparison(i, [f"Alpha {word}.", f"Beta {word}.", f"Gamma {word}."]) for i, word in enumerate(words)
+    ]
+    push(client, "flow", comparisons, min_submitted=1)
+    open_record(browser, server, client, "flow")
+
+    def find(selector: str, text: str = "") -> WebElement:
+        found: WebElement = until(  # type: ignore[assignment]
+            lambda: [each for each in browser.find_elements(By.CSS_SELECTOR, selector) if text in each.text]
+        )[0]  # type: ignore[index]
+        return found
+
+    def search_for(word: str) -> None:
+        box = find(".search-area__input")
+        if not box.is_displayed():
+            find(".search-area__icon").click()
+        box.send_keys(Keys.CONTROL + "a" + Keys.NULL, Keys.DELETE, word, Keys.ENTER)
+        until(lambda: shows_only(word))
+
+    def shows_only(word: str) -> bool:
+        text = " ".join(shown(browser).split())
+        return f"Alpha {word}." in text and " of 1 " in text
+
+    def judged(number: int) -> Ranking:
+        (ranking,) = until(lambda: pull(client, "flow", comparisons)[number].rankings)  # type: ignore[misc, attr-defined]
+        return ranking
+
+    def as_displayed(number: int) -> list[int]:
+        """The comparison's ranks by place on the page."""
+        ranks = judged(number).ranks
+        assert ranks is not None
+        return [ranks[index] for index in display_order("flow", comparisons[number].id, 3)]
+
+    # the search finds one record; its responses are dragged to their ranks, two of them to the first
+    search_for("plum")
+    for response, rank in ((1, 2), (3, 1), (2, 1)):
+        card = find(".draggable__rank-card--unranked", f"Response {response}")
+        slot = browser.find_elements(By.CSS_SELECTOR, ".draggable__slot-box")[rank - 1]
+        drag = ActionChains(browser).click_and_hold(card).move_by_offset(10, 5).move_to_element(slot)
+        drag.move_by_offset(3, 3).pause(0.3).release().perform()
+        until(
+            lambda response=response, rank=rank: (
+                f"Response {response}" in find(f".draggable__slot:nth-child({rank})").text
+            )
+        )
+    find("label", "Response 2").click()  # of the question about harm
+    browser.save_screenshot(str(tmp_path / "dragged.png"))
+    find(".button--submit").click()
+    assert as_displayed(2) == [2, 1, 1]
+    assert judged(2).harmful == [display_order("flow", "c-2", 3)[1]]
+    assert judged(2).status == "submitted"
+
+    # another is declined, with a reason
+    search_for("pear")
+    reason = find(".content__text")
+    reason.click()
+    reason.send_keys("I cannot judge <this>.")
+    until(lambda: "I cannot judge" in reason.text)
+    find(".button--discard").click()
+    assert (judged(1).status, judged(1).reason, judged(1).ranks) == (
+        "discarded",
+        "I cannot judge <this>.",
+        None,
+    )
+
+    # the filter on the status of one's own answer shows either
+    for status, word in (("Submitted", "plum"), ("Discarded", "pear")):
+        open_record(browser, server, client, "flow")
+        find(".filter-status button").click()
+        find(".filter-status li", status).find_element(By.CSS_SELECTOR, "label").click()
+        until(lambda word=word: shows_only(word))
+
+    find(".panel__header", "GUIDELINES").click()
+    until(lambda: "A longer response is not better for its length" in " ".join(shown(browser).split()))
 
 
 @pytest.mark.parametrize("is_raw", [False, True], ids=["as accord sends it", "past accord, as raw HTML"])

@@ -8,20 +8,28 @@ from feedback_helpers import comparison
 
 from accord.errors import AccordError
 from accord.records import Comparison
-from feedback.client import Client, connect, log_in
-from feedback.collect import pull, push, status
+from feedback.client import WORKSPACE, Client, connect, log_in, workspace_of
+from feedback.collect import Changes, changes, pull, push, status
 from feedback.server.process import Server
-from feedback.tasks import as_read, display_order, displayable, fields_of, record_of
+from feedback.tasks import as_read, display_order, displayable, fields_of, record_id, record_of
 
 pytestmark = pytest.mark.slow
 
 TEXTS = ["Alpha.", "Beta.", "Gamma."]
 
 
-def answer(http: httpx.Client, client: Client, dataset_name: str, record_id: str, body: dict) -> dict:
+def answer(
+    http: httpx.Client,
+    client: Client,
+    dataset_name: str,
+    comparison_id: str,
+    body: dict,
+    workspace: str = WORKSPACE,
+) -> dict:
     """Post an answer as an annotator's page does; the record is found by its external id."""
-    dataset = client.existing_dataset(dataset_name)
-    record = next(r for r in client.records(dataset["id"]) if r["external_id"] == record_id)
+    dataset = client.existing_dataset(dataset_name, workspace)
+    wanted = record_id(dataset_name, comparison_id)
+    record = next(r for r in client.records(dataset["id"]) if r["external_id"] == wanted)
     response = http.post(f"records/{record['id']}/responses", json=body)
     assert response.status_code == 201, response.text
     return record
@@ -42,7 +50,7 @@ def test_push_adds_nothing_twice(client: Client) -> None:
     assert push(client, "once", comparisons, min_submitted=2) == 0
     dataset = client.existing_dataset("once")
     external_ids = [record["external_id"] for record in client.records(dataset["id"])]
-    assert sorted(external_ids) == sorted(each.id for each in comparisons)
+    assert sorted(external_ids) == sorted(record_id("once", each.id) for each in comparisons)
     assert dataset["distribution"] == {"strategy": "overlap", "min_submitted": 2}
     assert dataset["allow_extra_metadata"] is False
 
@@ -52,7 +60,7 @@ def test_a_push_that_was_killed_while_making_the_dataset_is_begun_again(client: 
     half = client.request("POST", "datasets", json=new)
     client.request("POST", f"datasets/{half['id']}/fields", json=fields_of(2)[0])
     with pytest.raises(AccordError, match="no dataset 'half-made'"):
-        status(client, "half-made")
+        status(client, "half-made", [comparison(1, TEXTS)])
     assert push(client, "half-made", [comparison(1, TEXTS)], min_submitted=1) == 1
 
 
@@ -119,12 +127,81 @@ def test_ranks_come_back_in_the_original_order_with_ties_discards_and_drafts(
     assert pulled[2].rankings[0].submitted_at is None
     assert pull(client, "exact", comparisons) == pulled
 
-    state = status(client, "exact")
+    state = status(client, "exact", comparisons)
     assert (state.records, state.records_completed, state.records_waiting) == (6, 1, 4)
     assert state.answers == {
         "anna": {"discarded": 2, "draft": 1, "submitted": 2},
         "ben": {"discarded": 1, "submitted": 1},
     }
+
+
+def test_a_pull_takes_edits_and_notices_what_was_deleted(server: Server, client: Client) -> None:
+    comparisons = [comparison(i, TEXTS) for i in range(3)]
+    push(client, "again", comparisons, min_submitted=2)
+    anna, ida = annotator(server, client, "anna"), annotator(server, client, "ida")
+    given = {"status": "submitted", "values": ranking(response_1=1, response_2=2, response_3=3)}
+    for each in comparisons:
+        answer(anna, client, "again", each.id, given)
+    answer(ida, client, "again", "c-0", given)
+    first = pull(client, "again", comparisons)
+    assert changes(comparisons, first) == Changes(new=4)
+    assert changes(first, pull(client, "again", first)) == Changes(unchanged=4)
+
+    # anna edits her answer to c-1, clears the one to c-2, and ida's account goes, with all she said
+    dataset = client.existing_dataset("again")
+    by_id = {r["external_id"]: r for r in client.records(dataset["id"], with_responses=True)}
+    edited, cleared = (by_id[record_id("again", id_)]["responses"][0]["id"] for id_ in ("c-1", "c-2"))
+    new = {"status": "submitted", "values": ranking(response_1=2, response_2=1, response_3=2)}
+    assert anna.put(f"responses/{edited}", json=new).status_code == 200
+    assert anna.delete(f"responses/{cleared}").status_code == 200
+    user = client.user("ida")
+    assert user is not None
+    client.request("DELETE", f"users/{user['id']}")
+    second = pull(client, "again", first)
+    assert changes(first, second) == Changes(edited=1, deleted=2, unchanged=1)
+    order = display_order("again", "c-1", 3)
+    ranks = second[1].rankings[0].ranks
+    assert ranks is not None and [ranks[index] for index in order] == [2, 1, 2]
+    kept = [(one.annotator, one.status, one.ranks) for each in second for one in each.rankings]
+    assert [each for each in kept if each[1] == "deleted"] == [
+        ("ida", "deleted", first[0].rankings[1].ranks),
+        ("anna", "deleted", first[2].rankings[0].ranks),
+    ]
+    # she answers again, and the record itself goes
+    answer(anna, client, "again", "c-2", given)
+    client.request("DELETE", f"records/{by_id[record_id('again', 'c-1')]['id']}")
+    third = pull(client, "again", second)
+    assert changes(second, third) == Changes(edited=1, deleted=1, unchanged=2)
+    assert third[2].rankings[0].status == "submitted"
+
+
+def test_assigned_records_go_to_their_annotators_and_nobody_else(server: Server, client: Client) -> None:
+    comparisons = [
+        comparison(i, TEXTS).model_copy(update={"assigned_to": names})
+        for i, names in enumerate([["jo", "kim"], ["kim", "lee"], ["lee", "jo"]])
+    ]
+    people = {
+        name: log_in(server.url, name, client.set_up_annotator(name, workspaces=[workspace_of(name)]))
+        for name in ("jo", "kim", "lee")
+    }
+    assert push(client, "assigned", comparisons, min_submitted=2) == 6
+    assert push(client, "assigned", comparisons, min_submitted=2) == 0
+    assert status(client, "assigned", comparisons).records_waiting == 6
+    given = {"status": "submitted", "values": ranking(response_1=1, response_2=2, response_3=3)}
+    for each in comparisons:
+        for name in each.assigned_to or []:
+            answer(people[name], client, "assigned", each.id, given, workspace_of(name))
+    for name, http in people.items():
+        (seen,) = [d for d in http.get("me/datasets").json()["items"] if d["name"] == "assigned"]
+        assert http.get(f"datasets/{seen['id']}/progress").json()["total"] == 2, name
+    state = status(client, "assigned", comparisons)
+    assert (state.records, state.records_completed, state.records_waiting) == (6, 6, 0)
+    pulled = pull(client, "assigned", comparisons)
+    assert [[one.annotator for one in each.rankings] for each in pulled] == [
+        ["jo", "kim"], ["kim", "lee"], ["jo", "lee"],
+    ]  # fmt: skip
+    with pytest.raises(AccordError, match="either all comparisons of one dataset are assigned"):
+        push(client, "mixed", [*comparisons, comparison(9, TEXTS)], min_submitted=1)
 
 
 @pytest.mark.parametrize("responses", [2, 3, 8])
@@ -152,6 +229,7 @@ def test_nothing_but_texts_reaches_the_server(client: Client) -> None:
     push(client, "blind", [each], min_submitted=1)
     record = next(client.records(client.existing_dataset("blind")["id"]))
     assert set(record["fields"]) == {"prompt", "response_1", "response_2", "response_3"}
+    assert each.id not in str(record["external_id"])
     assert not record["metadata"]
     assert "policy0" not in str(record)
 

@@ -15,10 +15,12 @@ from feedback.simulate import (
     WEIGHTS,
     SimulatedAnnotator,
     answer_as_simulated,
+    answers_from,
     assigned,
     ranks_with_ties,
     utility,
 )
+from feedback.tasks import TaskKind, record_id
 
 QUESTION = [Message(role="user", content="What are the largest planets?")]  # content words: largest, planets
 
@@ -77,15 +79,15 @@ def test_each_annotator_has_its_bias() -> None:
     texts = [bad, padded, good]
 
     def share(annotator: SimulatedAnnotator, wanted: int) -> float:
-        best = [annotator.ranks(QUESTION, texts, f"r{i}", seed=0) for i in range(200)]
-        return sum(ranks is not None and ranks[wanted] == 1 for ranks in best) / 200
+        felt = [annotator.felt(QUESTION, texts, f"r{i}", seed=0) for i in range(200)]
+        return sum(values is not None and values[wanted] == max(values) for values in felt) / 200
 
     assert share(careful, 0) == 0  # the bad one is never best
     assert share(noisy, 0) > 0.01
     assert share(long, 1) > 0.95
     assert 0.75 < share(first, 0) < 0.95
-    assert careful.ranks(QUESTION, ["", ""], "r", seed=0) is None
-    assert careful.ranks(QUESTION, texts, "r", seed=0) == careful.ranks(QUESTION, texts, "r", seed=0)
+    assert careful.felt(QUESTION, ["", ""], "r", seed=0) is None
+    assert careful.felt(QUESTION, texts, "r", seed=0) == careful.felt(QUESTION, texts, "r", seed=0)
     assert all(annotator.username.startswith("simulated_") for annotator in SIMULATED_ANNOTATORS)
 
 
@@ -113,7 +115,7 @@ def test_they_answer_everything_once_and_only_what_is_missing(
     assert answer_as_simulated(client, "simulated", careful) == 13
     assert answer_as_simulated(client, "simulated", careful) == 0
     assert answer_as_simulated(client, "simulated") == 3 * 13
-    state = status(client, "simulated")
+    state = status(client, "simulated", comparisons)
     assert state.records_waiting == 0
     assert set(state.answers) == {annotator.username for annotator in SIMULATED_ANNOTATORS}
     pulled = pull(client, "simulated", comparisons)
@@ -125,7 +127,7 @@ def test_they_answer_everything_once_and_only_what_is_missing(
         assert careful_ranks[1] > 1
     empty = {ranking.annotator: ranking.status for ranking in pulled[12].rankings}
     assert empty["simulated_careful"] == "discarded"
-    assert "simulated annotators rank 'simulated': 39 answers given" in capsys.readouterr().out
+    assert "simulated annotators judge 'simulated': 39 answers given" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -135,7 +137,56 @@ def test_two_of_four_answer_each_record(client: Client) -> None:
     assert answer_as_simulated(client, "simulated-pairs", annotators_per_record=2, seed=3) == 50
     for each in pull(client, "simulated-pairs", comparisons):
         names = sorted(ranking.annotator for ranking in each.rankings)
-        assert names == sorted(assigned(SIMULATED_ANNOTATORS, each.id, 2, seed=3))
+        record = record_id("simulated-pairs", each.id)
+        assert names == sorted(assigned(SIMULATED_ANNOTATORS, record, 2, seed=3))
+
+
+@pytest.mark.parametrize(
+    ("felt", "choice"),
+    [
+        ([0.9, 0.5], "first_much_better"),
+        ([0.7, 0.5], "first_better"),
+        ([0.5, 0.55], "second_slightly_better"),
+        ([0.5, 0.51], "tie"),
+        ([0.1, 0.9], "second_much_better"),
+    ],
+)
+def test_what_is_felt_becomes_a_choice_and_ratings(felt: list[float], choice: str) -> None:
+    answers = answers_from(felt, {"choice", "rating_helpful_1", "rating_helpful_2", "harmful", "reason"})
+    assert answers["choice"] == choice
+    expected = {0.1: 1, 0.5: 3, 0.51: 3, 0.55: 3, 0.7: 4, 0.9: 5}
+    assert [answers["rating_helpful_1"], answers["rating_helpful_2"]] == [expected[value] for value in felt]
+    assert set(answers) == {"choice", "rating_helpful_1", "rating_helpful_2"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["pairwise", "rating"])
+def test_they_answer_other_tasks_and_assigned_records(client: Client, task: TaskKind) -> None:
+    names = [annotator.username for annotator in SIMULATED_ANNOTATORS]
+    texts = ["Water is wet because it clings to things.", "No"]
+    comparisons = [
+        comparison(i, texts).model_copy(update={"assigned_to": [names[i % 4], names[(i + 1) % 4]]})
+        for i in range(8)
+    ]
+    dataset = f"simulated-{task}"
+    push(client, dataset, comparisons, 2, task, criteria=("helpful", "honest"))
+    assert answer_as_simulated(client, dataset, annotators_per_record=2) == 16
+    assert status(client, dataset, comparisons).records_waiting == 0
+    for each in pull(client, dataset, comparisons):
+        assert [one.annotator for one in each.rankings] == sorted(each.assigned_to or [])
+        for one in each.rankings:
+            assert one.ranks is not None
+            if one.annotator == "simulated_careful":
+                assert one.ranks == [1, 2]
+                assert (
+                    (one.strength or 0) >= 1
+                    if task == "pairwise"
+                    else one.ratings
+                    == [
+                        {"helpful": 5, "honest": 5},
+                        {"helpful": min(one.ratings[1].values()), "honest": min(one.ratings[1].values())},  # type: ignore[index]
+                    ]
+                )
 
 
 @pytest.mark.slow

@@ -1,22 +1,27 @@
-"""The feedback stage with people: it leaves while they rank, and goes on when they have."""
+"""The feedback stage with people: it leaves while they judge, goes on when they have, and what it yields is usable."""
 
 import json
-import stat
+import re
+from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
+from datasets import load_dataset
 from feedback_helpers import free_port
+from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer
 
 from accord.errors import UsageError, WaitingForAnnotatorsError
-from accord.models import Model
-from accord.records import Comparison, Message, Preference, Prompt, Ranking, Response, read_jsonl, write_jsonl
+from accord.models import Model, load_policy, load_reward_model, load_tokenizer
+from accord.records import Comparison, Message, Preference, Prompt, read_jsonl, write_jsonl
 from accord.runs import Runs
 from accord.sampling.config import SamplingConfig
 from accord.sampling.shared import SharedSampler
 from feedback.client import log_in, request
 from feedback.config import FeedbackConfig
+from feedback.export import export_data_set
 from feedback.server import process
-from feedback.stage import argilla_home, gather_preferences, pairwise_agreement
+from feedback.stage import argilla_home, gather_preferences
 
 
 @pytest.fixture
@@ -30,7 +35,7 @@ def prompts(tmp_path: Path) -> Path:
 
 
 def test_people_are_waited_for_and_nothing_is_sampled_twice(
-    tiny_model: Model, runs: Runs, prompts: Path
+    tiny_model: Model, runs: Runs, prompts: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = FeedbackConfig(
         prompts=str(prompts),
@@ -46,34 +51,181 @@ def test_people_are_waited_for_and_nothing_is_sampled_twice(
             (run,) = runs.all()
             assert run.record.status == "waiting"
             sampled = (run.path / "responses.jsonl").read_bytes()
-            assert process.running(argilla_home(runs.root)), "the page must stay up for people"
+            planned = (run.path / "queue.jsonl").read_bytes()
+            server = process.running(argilla_home(runs.root))
+            assert server, "the page must stay up for people"
+            (password,) = passwords(capsys.readouterr().out).values()
+            assert not any(password.encode() in path.read_bytes() for path in files_in(runs.root))
 
-            logins = argilla_home(runs.root) / "annotators.json"
-            assert stat.S_IMODE(logins.stat().st_mode) == 0o600
-            _rank_everything(f"http://127.0.0.1:{config.port}", json.loads(logins.read_text())["annotator"])
+            # one answer is pulled, the server dies, and the same command brings it back and pulls the rest
+            judge("annotator", password, server.url, most=1)
+            with pytest.raises(WaitingForAnnotatorsError, match="2 records wait"):
+                gather_preferences(config, runs, tiny_model, sampler)
+            assert "pulled 1 new answers, 0 edited, 0 deleted, 0 as before" in capsys.readouterr().out
+            killed = psutil.Process(server.pid)
+            killed.kill()
+            killed.wait()
+            with pytest.raises(WaitingForAnnotatorsError, match="2 records wait"):
+                gather_preferences(config, runs, tiny_model, sampler)
+            judge("annotator", password, server.url)
             done = gather_preferences(config, runs, tiny_model, sampler)
         finally:
             process.stop(argilla_home(runs.root))
+    output = capsys.readouterr().out
+    assert "pulled 2 new answers, 0 edited, 0 deleted, 1 as before" in output
+    assert passwords(output) == {}, "a password is shown once"
     assert done.is_done and done.id == run.id
     assert (done.path / "responses.jsonl").read_bytes() == sampled
+    assert (done.path / "queue.jsonl").read_bytes() == planned
     comparisons = read_jsonl(done.path / "comparisons.jsonl", Comparison)
     assert [c.rankings[0].annotator for c in comparisons] == ["annotator"] * 3
     assert done.metrics["rankings_submitted"] == 3 and done.metrics["annotators_kind"] == "human"
     assert done.metrics["preferences"] == len(read_jsonl(done.path / "preferences.jsonl", Preference))
 
 
-def _rank_everything(url: str, password: str) -> None:
-    """What the page sends when a person ranks the answers in the order they are shown."""
-    http = log_in(url, "annotator", password)
-    (dataset,) = request(http, "GET", "me/datasets")["items"]
-    found = request(
-        http, "POST", f"me/datasets/{dataset['id']}/records/search", json={}, params={"limit": 10}
+def test_a_team_judges_assigned_records_with_checks_and_somebody_settles_what_it_disagrees_on(
+    tiny_model: Model, runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompts, gold, team = tmp_path / "many.jsonl", tmp_path / "gold.jsonl", tmp_path / "team.yaml"
+    write_jsonl(
+        prompts,
+        [Prompt(id=f"p{i}", prompt=[Message(role="user", content=f"What is {i}?")]) for i in range(12)],
     )
-    for record in (item["record"] for item in found["items"]):
-        shown = sorted(name for name in record["fields"] if name.startswith("response"))
-        ranks = [{"value": name, "rank": place} for place, name in enumerate(shown, start=1)]
-        answer = {"status": "submitted", "values": {"ranking": {"value": ranks}}}
-        request(http, "POST", f"records/{record['id']}/responses", json=answer)
+    question = [{"role": "user", "content": "Is water wet?"}]
+    gold.write_text(json.dumps({"prompt": question, "responses": ["Yes.", "Blue."], "ranks": [1, 2]}))
+    team.write_text("users: [{name: ann}, {name: bob}, {name: eva, role: admin}]")
+    config = FeedbackConfig(
+        prompts=str(prompts), max_prompts=10, max_comparisons=8, responses_per_prompt=2, max_response_tokens=8,
+        task="pairwise", annotators="human", users=str(team), annotators_per_record=2, assignment="balanced",
+        duplicate_rate=0.25, gold=str(gold), adjudicators=("dan",), port=free_port(),
+    )  # fmt: skip
+    with SharedSampler(SamplingConfig(engine="transformers")) as sampler:
+        try:
+            with pytest.raises(
+                WaitingForAnnotatorsError, match="22 records wait"
+            ):  # (8 + 2 + 1) for each of 2
+                gather_preferences(config, runs, tiny_model, sampler)
+            server = process.running(argilla_home(runs.root))
+            assert server
+            known = passwords(capsys.readouterr().out)
+            assert set(known) == {"ann", "bob", "eva", "dan"}
+            # bob prefers the opposite of ann, except that both know the gold answer and hold to their own opinions
+            judge("ann", known["ann"], server.url, prefer=max)
+            judge("bob", known["bob"], server.url, prefer=min)
+            judge("dan", known["dan"], server.url)  # nothing is there for him yet
+            with pytest.raises(WaitingForAnnotatorsError, match="8 records wait"):
+                gather_preferences(config, runs, tiny_model, sampler)
+            assert "annotators disagree on 8 records, which dan settles" in " ".join(
+                capsys.readouterr().out.split()
+            )
+            assert judge("dan", known["dan"], server.url, prefer=max) == 8
+            done = gather_preferences(config, runs, tiny_model, sampler)
+        finally:
+            process.stop(argilla_home(runs.root))
+    comparisons = read_jsonl(done.path / "comparisons.jsonl", Comparison)
+    assert len(comparisons) == 11
+    asked = [each for each in comparisons if not each.is_probe]
+    assert {each.selection_probability for each in asked} == {0.8}
+    for each in asked:
+        given = {one.annotator: (one.ranks, one.adjudicates) for one in each.rankings}
+        best = max(range(2), key=lambda index: each.responses[index].text)
+        right, wrong = ([1, 2], [2, 1]) if best == 0 else ([2, 1], [1, 2])
+        assert given == {"ann": (right, False), "bob": (wrong, False), "dan": (right, True)}
+    preferences = read_jsonl(done.path / "preferences.jsonl", Preference)
+    assert len(preferences) == 8
+    for each in preferences:
+        assert each.chosen[0].content > each.rejected[0].content
+        assert each.weight == 1
+    figures = json.loads((done.path / "agreement.json").read_text())
+    assert (figures["gold_records"], figures["duplicates"]) == (1, 2)
+    for name in ("ann", "bob"):
+        assert figures["annotators"][name]["self_consistency"]["value"] == 1
+
+    # as a data set: no name in any file, the same pseudonyms again, and TRL's trainers take it as it is
+    counts = export_data_set(done, runs, tmp_path / "data")
+    assert counts == {"preferences.jsonl": 8, "comparisons.jsonl": 11}
+    text = "".join(path.read_text() for path in files_in(tmp_path / "data"))
+    assert not re.search(r"\b(ann|bob|dan|eva)\b", text)
+    card = (tmp_path / "data/README.md").read_text()
+    for fact in (
+        "from 8 comparisons",
+        "2 duplicates",
+        "1 gold",
+        "probability of being asked 0.8",
+        "Take the order",
+    ):
+        assert fact in " ".join(card.split())
+    export_data_set(done, runs, tmp_path / "again")
+    for path in files_in(tmp_path / "data"):
+        assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes()
+    export_data_set(done, runs, tmp_path / "named", with_names=True)
+    assert '"annotator": "ann"' in (tmp_path / "named/comparisons.jsonl").read_text()
+    with pytest.raises(UsageError, match="is not empty"):
+        export_data_set(done, runs, tmp_path / "data")
+    train_one_step(tmp_path / "data", tiny_model, tmp_path)
+
+
+def passwords(output: str) -> dict[str, str]:
+    """By name, what the stage printed of new accounts."""
+    return dict(re.findall(r"user (\S+)   password (\S+)", output))
+
+
+def files_in(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.rglob("*")) if path.is_file()]
+
+
+def judge(name: str, password: str, url: str, prefer: Callable[..., str] = max, most: int = 100) -> int:
+    """What the page sends when a person prefers the last text by alphabet, or the first; how many were judged."""
+    http = log_in(url, name, password)
+    judged = 0
+    pending = {"type": "terms", "scope": {"entity": "response", "property": "status"}, "values": ["pending"]}
+    for dataset in request(http, "GET", "me/datasets")["items"]:
+        body = {"query": {}, "filters": {"and": [pending]}}
+        path = f"me/datasets/{dataset['id']}/records/search"
+        found = request(http, "POST", path, json=body, params={"limit": most})
+        for record in (item["record"] for item in found["items"]):
+            texts = {key: text for key, text in record["fields"].items() if key.startswith("response")}
+            best = prefer(texts, key=texts.__getitem__)
+            if set(texts.values()) == {"Yes.", "Blue."}:
+                best = next(key for key, text in texts.items() if text == "Yes.")
+            if len(texts) == 2:
+                choice = "first_better" if best == "response_1" else "second_better"
+                values = {"choice": {"value": choice}}
+            else:
+                ranks = [{"value": key, "rank": 1 if key == best else 2} for key in texts]
+                values = {"ranking": {"value": ranks}}
+            request(
+                http,
+                "POST",
+                f"records/{record['id']}/responses",
+                json={"status": "submitted", "values": values},
+            )
+            judged += 1
+    return judged
+
+
+def train_one_step(data: Path, model: Model, scratch: Path) -> None:
+    """Both trainers read the file with datasets' own loader, and take a step."""
+    rows = load_dataset("json", data_files=str(data / "preferences.jsonl"), split="train")
+    options = {
+        "max_steps": 1,
+        "per_device_train_batch_size": 2,
+        "report_to": "none",
+        "use_cpu": True,
+        "bf16": False,
+    }
+    tokenizer = load_tokenizer(model)
+    for trainer in (
+        RewardTrainer(
+            model=load_reward_model(model), args=RewardConfig(str(scratch / "reward"), **options),
+            train_dataset=rows, processing_class=tokenizer,
+        ),
+        DPOTrainer(
+            model=load_policy(model), args=DPOConfig(str(scratch / "dpo"), **options),
+            train_dataset=rows, processing_class=tokenizer,
+        ),
+    ):  # fmt: skip
+        assert trainer.train().training_loss > 0
 
 
 def test_an_id_that_stands_twice_is_refused(tiny_model: Model, runs: Runs, tmp_path: Path) -> None:
@@ -84,22 +236,3 @@ def test_an_id_that_stands_twice_is_refused(tiny_model: Model, runs: Runs, tmp_p
         pytest.raises(UsageError, match="twice"),
     ):
         gather_preferences(FeedbackConfig(prompts=str(path)), runs, tiny_model, sampler)
-
-
-def test_agreement_by_hand() -> None:
-    """Three annotators, one pair: two say first, one says second: of 3 pairs of annotators, 1 agrees.
-
-    A second comparison with one tie: two annotators order it the same way: 1 of 1. Together 2 of 4.
-    """
-
-    def comparison(name: str, ranks: list[list[int]]) -> Comparison:
-        return Comparison(
-            id=name,
-            prompt=[Message(role="user", content="?")],
-            responses=[Response(text=text, run="r", seed=0) for text in ("x", "y")],
-            rankings=[Ranking(annotator=f"a{i}", ranks=r) for i, r in enumerate(ranks)],
-        )
-
-    rows = [comparison("c1", [[1, 2], [1, 2], [2, 1]]), comparison("c2", [[2, 1], [1, 1], [2, 1]])]
-    assert pairwise_agreement(rows) == pytest.approx(2 / 4)
-    assert pairwise_agreement(rows[:0]) is None

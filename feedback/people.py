@@ -1,0 +1,130 @@
+"""Accounts for the people who annotate. A password is shown once, when its account is made, and kept nowhere.
+
+A team is a YAML file:
+
+    users:
+      - name: alice
+      - name: bob
+        workspaces: [pilot]     # besides those that accord's records stand in
+      - name: dana
+        role: admin             # sees everybody's answers in her workspaces; annotators are the others
+"""
+
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from pydantic import Field, ValidationError, field_validator
+
+from accord.config import Config
+from accord.errors import DataError, UsageError
+from accord.records import describe
+from feedback.client import WORKSPACE, Client, new_password, workspace_of
+from feedback.config import FeedbackConfig
+from feedback.simulate import SIMULATED_ANNOTATORS
+
+
+class Person(Config):
+    """One account."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
+    """As it is typed at the log-in: letters, digits, - and _."""
+    role: Literal["annotator", "admin"] = "annotator"
+    workspaces: tuple[str, ...] = ()
+    """Besides those that the records to annotate stand in."""
+
+
+class Team(Config):
+    """The content of a users file."""
+
+    users: tuple[Person, ...] = Field(min_length=1)
+
+    @field_validator("users")
+    @classmethod
+    def _names_differ(cls, users: tuple[Person, ...]) -> tuple[Person, ...]:
+        names = [user.name for user in users]
+        if len(set(names)) < len(names):
+            raise ValueError(f"the name '{next(n for n in names if names.count(n) > 1)}' stands twice")
+        return users
+
+
+def people_of(config: FeedbackConfig) -> list[Person]:
+    """Everybody who needs an account: the users file or `human_annotators`, and the adjudicators.
+
+    Raises:
+        DataError: the users file is missing or bad; the message names file and field.
+        UsageError: a name cannot be an account's.
+    """
+    people = list(_read(Path(config.users)) if config.users else _persons(config.human_annotators))
+    known = {person.name for person in people}
+    return people + [person for person in _persons(config.adjudicators) if person.name not in known]
+
+
+def annotator_names(config: FeedbackConfig) -> list[str]:
+    """Those among whom records are distributed: everybody with the role of an annotator but the adjudicators."""
+    if config.annotators == "simulated":
+        return [annotator.username for annotator in SIMULATED_ANNOTATORS]
+    names = [person.name for person in people_of(config) if person.role == "annotator"]
+    return [name for name in names if name not in config.adjudicators]
+
+
+def set_up_people(config: FeedbackConfig, client: Client) -> dict[str, str]:
+    """Make the accounts that do not exist yet, and return the new passwords by name.
+
+    An account that exists keeps its password. Everybody becomes a member of the workspaces that the records to
+    judge stand in.
+
+    Raises:
+        AccordError: the server refuses.
+    """
+    passwords = {}
+    annotators = annotator_names(config)
+    for person in people_of(config):
+        user = client.user(person.name)
+        if user is None:
+            passwords[person.name] = new_password()
+            user = client.add_user(person.name, person.role, passwords[person.name])
+        workspaces = set(person.workspaces)
+        if person.name in annotators:
+            workspaces.add(WORKSPACE if config.assignment == "pool" else workspace_of(person.name))
+        if person.name in config.adjudicators:
+            workspaces.add(workspace_of(person.name))
+        if user["role"] != "owner":  # an owner is everywhere
+            for workspace in sorted(workspaces):
+                client.join(user, workspace)
+    return passwords
+
+
+def reset_password(client: Client, name: str) -> str:
+    """Give a user a new password, and return it; answers stay.
+
+    Raises:
+        UsageError: there is no such user.
+    """
+    user = client.user(name)
+    if user is None:
+        known = ", ".join(sorted(each["username"] for each in client.users()))
+        raise UsageError(f"{client.url} has no user '{name}'; it has {known}")
+    password = new_password()
+    client.request("PATCH", f"users/{user['id']}", json={"password": password})
+    return password
+
+
+def _persons(names: tuple[str, ...]) -> list[Person]:
+    try:
+        return [Person(name=name) for name in names]
+    except ValidationError as error:
+        raise UsageError(f"feedback.human_annotators or adjudicators: {describe(error)}") from None
+
+
+def _read(path: Path) -> tuple[Person, ...]:
+    try:
+        return Team.model_validate(yaml.safe_load(path.read_text(encoding="utf-8"))).users
+    except FileNotFoundError:
+        raise DataError(
+            f"{path}: no such file; check the path, which is relative to the working folder"
+        ) from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise DataError(f"{path}: cannot be read as YAML ({error})") from None
+    except ValidationError as error:
+        raise DataError(f"{path}: {describe(error)}") from None

@@ -1,0 +1,89 @@
+"""Accounts: from a file, once, with passwords that are shown and not kept."""
+
+from pathlib import Path
+
+import pytest
+
+from accord.errors import DataError, UsageError
+from feedback.client import Client, log_in
+from feedback.config import FeedbackConfig
+from feedback.people import annotator_names, people_of, reset_password, set_up_people
+from feedback.server.process import Server
+
+TEAM = """\
+users:
+  - name: ute
+  - name: vic
+    workspaces: [pilot]
+  - {name: wim, role: admin}
+"""
+
+
+@pytest.fixture
+def team(tmp_path: Path) -> Path:
+    path = tmp_path / "team.yaml"
+    path.write_text(TEAM)
+    return path
+
+
+def config(team: Path, **options: object) -> FeedbackConfig:
+    return FeedbackConfig.model_validate(
+        {"prompts": "p", "annotators": "human", "users": str(team), **options}
+    )
+
+
+def test_annotators_are_those_of_the_file_without_admins_and_adjudicators(team: Path) -> None:
+    assert annotator_names(config(team)) == ["ute", "vic"]
+    settled = config(team, adjudicators=["vic", "xia"])
+    assert annotator_names(settled) == ["ute"]
+    assert [person.name for person in people_of(settled)] == ["ute", "vic", "wim", "xia"]
+    named = FeedbackConfig(prompts="p", annotators="human", human_annotators=("a", "b"))
+    assert annotator_names(named) == ["a", "b"]
+    assert annotator_names(FeedbackConfig(prompts="p"))[0] == "simulated_careful"
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("users: []", "users: Tuple should have at least 1 item"),
+        ("users: [{name: a}, {name: a}]", "users: the name 'a' stands twice"),
+        ("users: [{name: 'a b'}]", r"users\.0\.name: String should match pattern .* found \"a b\""),
+        ("users: [{name: a, role: king}]", r"users\.0\.role: Input should be 'annotator' or 'admin'"),
+        ("users: [{nmae: a}]", r"users\.0\.(name|nmae)"),
+        ("users: [", "cannot be read as YAML"),
+    ],
+)
+def test_a_bad_file_is_one_sentence_with_file_and_field(tmp_path: Path, text: str, problem: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(DataError, match=f"bad.yaml: .*{problem}"):
+        people_of(config(path))
+    with pytest.raises(DataError, match="no such file"):
+        people_of(config(tmp_path / "nowhere.yaml"))
+
+
+@pytest.mark.slow
+def test_accounts_are_made_once_with_roles_and_workspaces(server: Server, client: Client, team: Path) -> None:
+    first = set_up_people(config(team), client)
+    assert set(first) == {"ute", "vic", "wim"}
+    assert set_up_people(config(team), client) == {}
+    workspaces = {}
+    for name, password in first.items():
+        http = log_in(server.url, name, password)
+        me = http.get("me").json()
+        assert me["role"] == ("admin" if name == "wim" else "annotator")
+        workspaces[name] = {each["name"] for each in http.get("me/workspaces").json()["items"]}
+    assert workspaces == {"ute": {"accord"}, "vic": {"accord", "pilot"}, "wim": set()}
+
+    assert set_up_people(config(team, assignment="balanced", adjudicators=["vic"]), client) == {}
+    joined = {
+        each["name"] for each in log_in(server.url, "vic", first["vic"]).get("me/workspaces").json()["items"]
+    }
+    assert joined == {"accord", "pilot", "accord-vic"}
+
+    new = reset_password(client, "ute")
+    assert log_in(server.url, "ute", new).get("me").json()["username"] == "ute"
+    with pytest.raises(UsageError, match="no user 'zoe'; it has"):
+        reset_password(client, "zoe")
+    kept = b"".join(path.read_bytes() for path in server.home.iterdir() if path.is_file())
+    assert not any(password.encode() in kept for password in [*first.values(), new])
