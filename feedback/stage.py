@@ -251,7 +251,8 @@ def _judged(
             return judged
         write_jsonl(path, contested)
     click.echo(
-        f"feedback: annotators disagree on {len(contested)} records, which {', '.join(config.adjudicators)} settle"
+        f"feedback: annotators disagree on {len(contested)} records, which {' and '.join(config.adjudicators)} "
+        f"{'settles' if len(config.adjudicators) == 1 else 'settle'}"
     )
     settled = {
         each.id: [ranking.model_copy(update={"adjudicates": True}) for ranking in each.rankings]

@@ -2,8 +2,9 @@
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -34,43 +35,64 @@ def prompts(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.fixture(params=["embedded", "remote"])
+def place(
+    request: pytest.FixtureRequest, runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[dict[str, Any]]:
+    """Where the annotators are: the run's own Argilla, or one that somebody else started, by URL and key."""
+    if request.param == "remote":
+        server = request.getfixturevalue("server")
+        monkeypatch.setenv("ARGILLA_API_KEY", server.api_key)
+        yield {"argilla_url": server.url}
+        assert not argilla_home(runs.root).exists(), "no Argilla of our own was needed"
+    else:
+        yield {"port": free_port()}
+        process.stop(argilla_home(runs.root))
+
+
+def url_of(config: FeedbackConfig) -> str:
+    return config.argilla_url or f"http://127.0.0.1:{config.port}"
+
+
 def test_people_are_waited_for_and_nothing_is_sampled_twice(
-    tiny_model: Model, runs: Runs, prompts: Path, capsys: pytest.CaptureFixture[str]
+    tiny_model: Model,
+    runs: Runs,
+    prompts: Path,
+    place: dict[str, Any],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     config = FeedbackConfig(
         prompts=str(prompts),
         max_response_tokens=8,
         annotators="human",
         annotators_per_record=1,
-        port=free_port(),
+        **place,
     )
     with SharedSampler(SamplingConfig(engine="transformers")) as sampler:
-        try:
-            with pytest.raises(WaitingForAnnotatorsError, match="3 records wait for annotators"):
-                gather_preferences(config, runs, tiny_model, sampler)
-            (run,) = runs.all()
-            assert run.record.status == "waiting"
-            sampled = (run.path / "responses.jsonl").read_bytes()
-            planned = (run.path / "queue.jsonl").read_bytes()
+        with pytest.raises(WaitingForAnnotatorsError, match="3 records wait for annotators"):
+            gather_preferences(config, runs, tiny_model, sampler)
+        (run,) = runs.all()
+        assert run.record.status == "waiting"
+        sampled = (run.path / "responses.jsonl").read_bytes()
+        planned = (run.path / "queue.jsonl").read_bytes()
+        (password,) = passwords(capsys.readouterr().out).values()
+        assert not any(password.encode() in path.read_bytes() for path in files_in(runs.root))
+
+        # one answer is pulled; our own server dies, and the same command brings it back and pulls the rest
+        judge("annotator", password, url_of(config), most=1)
+        with pytest.raises(WaitingForAnnotatorsError, match="2 records wait"):
+            gather_preferences(config, runs, tiny_model, sampler)
+        assert "pulled 1 new answers, 0 edited, 0 deleted, 0 as before" in capsys.readouterr().out
+        if not config.argilla_url:
             server = process.running(argilla_home(runs.root))
             assert server, "the page must stay up for people"
-            (password,) = passwords(capsys.readouterr().out).values()
-            assert not any(password.encode() in path.read_bytes() for path in files_in(runs.root))
-
-            # one answer is pulled, the server dies, and the same command brings it back and pulls the rest
-            judge("annotator", password, server.url, most=1)
-            with pytest.raises(WaitingForAnnotatorsError, match="2 records wait"):
-                gather_preferences(config, runs, tiny_model, sampler)
-            assert "pulled 1 new answers, 0 edited, 0 deleted, 0 as before" in capsys.readouterr().out
             killed = psutil.Process(server.pid)
             killed.kill()
             killed.wait()
-            with pytest.raises(WaitingForAnnotatorsError, match="2 records wait"):
-                gather_preferences(config, runs, tiny_model, sampler)
-            judge("annotator", password, server.url)
-            done = gather_preferences(config, runs, tiny_model, sampler)
-        finally:
-            process.stop(argilla_home(runs.root))
+        with pytest.raises(WaitingForAnnotatorsError, match="2 records wait"):
+            gather_preferences(config, runs, tiny_model, sampler)
+        judge("annotator", password, url_of(config))
+        done = gather_preferences(config, runs, tiny_model, sampler)
     output = capsys.readouterr().out
     assert "pulled 2 new answers, 0 edited, 0 deleted, 1 as before" in output
     assert passwords(output) == {}, "a password is shown once"
@@ -84,7 +106,11 @@ def test_people_are_waited_for_and_nothing_is_sampled_twice(
 
 
 def test_a_team_judges_assigned_records_with_checks_and_somebody_settles_what_it_disagrees_on(
-    tiny_model: Model, runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_model: Model,
+    runs: Runs,
+    tmp_path: Path,
+    place: dict[str, Any],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     prompts, gold, team = tmp_path / "many.jsonl", tmp_path / "gold.jsonl", tmp_path / "team.yaml"
     write_jsonl(
@@ -97,31 +123,24 @@ def test_a_team_judges_assigned_records_with_checks_and_somebody_settles_what_it
     config = FeedbackConfig(
         prompts=str(prompts), max_prompts=10, max_comparisons=8, responses_per_prompt=2, max_response_tokens=8,
         task="pairwise", annotators="human", users=str(team), annotators_per_record=2, assignment="balanced",
-        duplicate_rate=0.25, gold=str(gold), adjudicators=("dan",), port=free_port(),
+        duplicate_rate=0.25, gold=str(gold), adjudicators=("dan",), **place,
     )  # fmt: skip
     with SharedSampler(SamplingConfig(engine="transformers")) as sampler:
-        try:
-            with pytest.raises(
-                WaitingForAnnotatorsError, match="22 records wait"
-            ):  # (8 + 2 + 1) for each of 2
-                gather_preferences(config, runs, tiny_model, sampler)
-            server = process.running(argilla_home(runs.root))
-            assert server
-            known = passwords(capsys.readouterr().out)
-            assert set(known) == {"ann", "bob", "eva", "dan"}
-            # bob prefers the opposite of ann, except that both know the gold answer and hold to their own opinions
-            judge("ann", known["ann"], server.url, prefer=max)
-            judge("bob", known["bob"], server.url, prefer=min)
-            judge("dan", known["dan"], server.url)  # nothing is there for him yet
-            with pytest.raises(WaitingForAnnotatorsError, match="8 records wait"):
-                gather_preferences(config, runs, tiny_model, sampler)
-            assert "annotators disagree on 8 records, which dan settles" in " ".join(
-                capsys.readouterr().out.split()
-            )
-            assert judge("dan", known["dan"], server.url, prefer=max) == 8
-            done = gather_preferences(config, runs, tiny_model, sampler)
-        finally:
-            process.stop(argilla_home(runs.root))
+        with pytest.raises(WaitingForAnnotatorsError, match="22 records wait"):  # (8 + 2 + 1) for each of 2
+            gather_preferences(config, runs, tiny_model, sampler)
+        known = passwords(capsys.readouterr().out)
+        assert set(known) == {"ann", "bob", "eva", "dan"}
+        # bob always prefers the opposite of ann, but for the gold answer, which both know
+        url = url_of(config)
+        judge("ann", known["ann"], url, prefer=max)
+        judge("bob", known["bob"], url, prefer=min)
+        assert judge("dan", known["dan"], url) == 0
+        with pytest.raises(WaitingForAnnotatorsError, match="8 records wait"):
+            gather_preferences(config, runs, tiny_model, sampler)
+        told = " ".join(capsys.readouterr().out.split())
+        assert "annotators disagree on 8 records, which dan settles" in told
+        assert judge("dan", known["dan"], url, prefer=max) == 8
+        done = gather_preferences(config, runs, tiny_model, sampler)
     comparisons = read_jsonl(done.path / "comparisons.jsonl", Comparison)
     assert len(comparisons) == 11
     asked = [each for each in comparisons if not each.is_probe]
