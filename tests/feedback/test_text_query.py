@@ -144,7 +144,7 @@ def database(tmp_path: Path) -> Iterator[sqlite3.Connection]:
         )
         connection.execute(
             "CREATE TABLE records (id TEXT PRIMARY KEY, dataset_id TEXT REFERENCES datasets ON DELETE CASCADE, "
-            "fields TEXT, status TEXT)"
+            "fields TEXT, status TEXT, inserted_at TEXT)"
         )
         connection.execute("INSERT INTO datasets VALUES ('d')")
         kinds = {"prompt": "chat", "answer": "text", "page": "custom", "photo": "image"}
@@ -155,14 +155,19 @@ def database(tmp_path: Path) -> Iterator[sqlite3.Connection]:
 
 
 def add(database: sqlite3.Connection, record: str, **fields: object) -> None:
-    database.execute("INSERT INTO records VALUES (?, 'd', ?, 'pending')", (record, json.dumps(fields)))
+    database.execute(
+        "INSERT INTO records VALUES (?, 'd', ?, 'pending', '2026')", (record, json.dumps(fields))
+    )
     database.commit()
 
 
 def found(database: sqlite3.Connection, query: str) -> list[str]:
     leaf = parse(query)
     assert isinstance(leaf, Word | Prefix | Phrase)
-    sql = "SELECT record || '.' || field FROM accord_texts WHERE accord_texts MATCH ? ORDER BY 1"
+    sql = (
+        "SELECT record || '.' || field FROM accord_texts JOIN accord_fields ON id = accord_texts.rowid "
+        "WHERE accord_texts MATCH ? ORDER BY 1"
+    )
     return [row[0] for row in database.execute(sql, (full_text_expression(leaf),))]
 
 
@@ -196,7 +201,8 @@ def test_the_index_follows_every_change(database: sqlite3.Connection) -> None:
     database.execute("DELETE FROM records WHERE id = 'r2'")
     assert found(database, "blue") == ["r1.answer", "r1.prompt"]
     database.execute("DELETE FROM datasets")  # takes fields and records with it
-    assert database.execute("SELECT count(*) FROM accord_texts").fetchone() == (0,)
+    for table in ("accord_texts", "accord_fields"):
+        assert database.execute(f"SELECT count(*) FROM {table}").fetchone() == (0,)
     database.commit()
 
 

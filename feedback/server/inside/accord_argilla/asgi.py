@@ -3,7 +3,7 @@
 from argilla_server import app as argilla_app
 
 # importing them registers the engine and replaces functions of argilla-server
-from . import engine, events, fast_insert, jobs  # noqa: F401
+from . import engine, events, jobs, shortcuts  # noqa: F401
 from .loopback import uncompressed_on_loopback
 from .security import add_security_headers
 

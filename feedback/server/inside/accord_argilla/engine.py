@@ -9,6 +9,7 @@ It needs SQLite 3.38 or later for its JSON functions.
 import hashlib
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, TypeAlias
 from uuid import UUID
 
@@ -55,8 +56,8 @@ SqlExpression: TypeAlias = sa.ColumnElement[Any]
 
 # FTS5's expression for the ten nearest words of the index, as the stock engine asks for; `=x` is never a word
 FUZZY_EXPRESSION = """(
-SELECT coalesce('words : (' || group_concat('"' || term || '"', ' OR ') || ')', '"=x"') FROM (
-  SELECT term FROM accord_vocabulary WHERE col = 'words' AND accord_edits(term, :word) <= :edits
+SELECT coalesce(group_concat('"' || term || '"', ' OR '), '"=x"') FROM (
+  SELECT term FROM accord_vocabulary WHERE accord_edits(term, :word) <= :edits
   ORDER BY accord_edits(term, :word), term LIMIT 10))"""
 
 
@@ -71,8 +72,14 @@ def _prepare_connection(connection: Any, _: Any) -> None:
     text_index.add_functions(connection)
 
 
-def _shuffle_key(seed: str, record_id: str) -> str:
-    return hashlib.blake2b(f"{seed}:{record_id}".encode(), digest_size=8).hexdigest()
+def _shuffle_key(seed: str, record_id: str) -> int:
+    """A number to sort by: record ids are random already, and each seed multiplies them by a number of its own."""
+    return int(record_id, 16) * _multiplier(seed) >> 64 & (2**63 - 1)
+
+
+@lru_cache(maxsize=1024)
+def _multiplier(seed: str) -> int:
+    return int.from_bytes(hashlib.blake2b(seed.encode(), digest_size=16).digest(), "big") | 1
 
 
 @SearchEngine.register(engine_name="sql")
@@ -189,12 +196,16 @@ class SqlSearchEngine(SearchEngine):
         if not order and user_id is not None:
             order.append(func.accord_shuffle(str(user_id), cast(Record.id, sa.String)))
         order += [Record.inserted_at.asc(), Record.id.asc()]
+        page = (
+            select(Record.id, func.count().over()).where(*where).order_by(*order).offset(offset).limit(limit)
+        )
         async with AsyncSessionLocal() as session:
-            total = await session.scalar(select(func.count()).select_from(Record).where(*where))
-            record_ids = await session.scalars(
-                select(Record.id).where(*where).order_by(*order).offset(offset).limit(limit)
-            )
-            items = [SearchResponseItem(record_id=record_id, score=1.0) for record_id in record_ids]
+            rows = (await session.execute(page)).all()
+            if rows:
+                total = rows[0][1]
+            else:  # beyond the last page no row says how many there are
+                total = await session.scalar(select(func.count()).select_from(Record).where(*where))
+        items = [SearchResponseItem(record_id=record_id, score=1.0) for record_id, _ in rows]
         return SearchResponses(items=items, total=total)
 
     async def compute_metrics_for(self, metadata_property: MetadataProperty) -> MetadataMetrics:
@@ -300,12 +311,14 @@ def _text_condition(tree: text_query.Query | None, field: str | None) -> SqlExpr
         case text_query.Either(left, right):
             return or_(_text_condition(left, field), _text_condition(right, field))
         case _:
-            return sa.type_coerce(Record.id, sa.String).in_(_records_with(tree, field))
+            # the plus sign keeps SQLite from looking each of them up in the large table of records
+            return sa.literal_column("+records.id").in_(_records_with(tree, field))
 
 
 def _records_with(leaf: text_query.Leaf, field: str | None) -> sa.Select[Any]:
     """The ids of the records with a field that one part of a text query matches, from the full-text index."""
-    texts = sa.table("accord_texts", sa.column("record"), sa.column("field"), sa.column("words"))
+    texts = sa.table("accord_texts", sa.column("rowid"), sa.column("words"))
+    fields = sa.table("accord_fields", sa.column("id"), sa.column("record"), sa.column("field"))
     expression: Any
     if isinstance(leaf, text_query.Fuzzy):
         expression = sa.text(FUZZY_EXPRESSION).bindparams(
@@ -313,10 +326,15 @@ def _records_with(leaf: text_query.Leaf, field: str | None) -> sa.Select[Any]:
         )
     else:
         expression = text_query.full_text_expression(leaf)
-    found = select(texts.c.record).where(sa.literal_column("accord_texts").op("MATCH")(expression))
+    found = (
+        select(fields.c.record)
+        .select_from(texts)
+        .join(fields, fields.c.id == texts.c.rowid)
+        .where(sa.literal_column("accord_texts").op("MATCH")(expression))
+    )
     if isinstance(leaf, text_query.Phrase) and leaf.slop:
         found = found.where(func.accord_is_near(texts.c.words, leaf.text, leaf.slop) == 1)
-    return found.where(texts.c.field == field) if field is not None else found
+    return found.where(fields.c.field == field) if field is not None else found
 
 
 def _filter_condition(filter: Filter) -> SqlExpression:

@@ -227,7 +227,7 @@ def full_text_expression(leaf: Word | Prefix | Phrase) -> str:
                 if side_by_side
                 else "(" + " AND ".join(f'"{word}"' for word in words) + ")"
             )
-    return f"words : ({' OR '.join(alternatives)})"
+    return " OR ".join(alternatives)
 
 
 def edits(term: str, word: str) -> int:
