@@ -34,6 +34,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
+from math import comb
 from typing import Any
 
 import numpy as np
@@ -47,6 +48,11 @@ from feedback.rankings import same_responses
 
 TRUTH_SLOPE = 6.0
 """The beta of a gold answer or an adjudication: taken as truth, but for near-ties of the responses' worth."""
+FEWEST_ANNOTATORS, FEWEST_GOLD = 3, 10
+PRECISION_IF_ALIKE = 100.0
+"""With fewer annotators and gold records, nothing says which of two who disagree is wrong: the likelihood is as high
+with either as the liar. All are then taken as about equally reliable, by a prior of beta with this precision, so that
+what they disagree on stays undecided."""
 PRIOR_MEAN = np.array([1.0, 0.0, 0.0, -1.0])
 """Of beta, position, length and tie; each has the standard deviation 1, as has gamma around 0."""
 POINTS, FINAL_POINTS = 128, 1024
@@ -55,6 +61,11 @@ ROUNDS = 12
 """At most so many times are the points moved to where the posterior is; it takes 4 to 6."""
 WIDER = 2.0
 """How much wider than the posterior (in variance) the points are spread, so that its tails are seen."""
+MOST_SUBSETS = 40
+"""Tied sets are alternatives up to the size at which there are no more subsets than this: of any size for up to 5
+responses, pairs for 6 to 8. A larger tie counts as the mean over the sets of that size within it."""
+SETTLED = 0.05
+"""A round that moves no parameter by more is the last; their deviations are several times this."""
 CHUNK = 1 << 16
 """Numbers worked on at a time; more would not fit into a processor's cache."""
 
@@ -142,6 +153,9 @@ def fit_reliability(comparisons: Sequence[Comparison]) -> Reliability:
     theta = np.append(np.tile(PRIOR_MEAN, len(names)), 0.0)
     if not names:
         return Reliability({}, 0.0, {}, True)
+    known = sum(comparison.gold_ranks is not None for comparison in comparisons)
+    can_tell_apart = len(names) >= FEWEST_ANNOTATORS or known >= FEWEST_GOLD
+    beta_precision = 1.0 if can_tell_apart else PRECISION_IF_ALIKE
     converged = False
     for group in groups:
         group.spread(POINTS)
@@ -149,7 +163,7 @@ def fit_reliability(comparisons: Sequence[Comparison]) -> Reliability:
         found = minimize(
             negative_log_posterior,
             theta,
-            args=(groups,),
+            args=(groups, beta_precision),
             jac=True,
             method="L-BFGS-B",
             options={"maxiter": 25},
@@ -158,10 +172,10 @@ def fit_reliability(comparisons: Sequence[Comparison]) -> Reliability:
         for group in groups:
             group.approach(theta)
             group.spread(POINTS)
-        if moved < 0.02:
+        if moved < SETTLED:
             converged = True
             break
-    deviations = _deviations(theta, groups).reshape(-1, 4)
+    deviations = _deviations(theta, groups, beta_precision).reshape(-1, 4)
     pairs = {}
     for group in groups:
         group.spread(FINAL_POINTS)
@@ -183,21 +197,28 @@ def fit_reliability(comparisons: Sequence[Comparison]) -> Reliability:
     )  # fmt: skip
 
 
-def negative_log_posterior(theta: np.ndarray, groups: "Sequence[Group]") -> tuple[float, np.ndarray]:
+def negative_log_posterior(
+    theta: np.ndarray, groups: "Sequence[Group]", beta_precision: float = 1.0
+) -> tuple[float, np.ndarray]:
     """Minus the log posterior of every annotator's (beta, position, length, tie) and of gamma, and its gradient."""
-    deviation = theta - np.append(np.tile(PRIOR_MEAN, len(theta) // 4), 0.0)
-    value, gradient = -0.5 * deviation @ deviation, -deviation
+    annotators = len(theta) // 4
+    deviation = theta - np.append(np.tile(PRIOR_MEAN, annotators), 0.0)
+    precision = np.append(np.tile([beta_precision, 1.0, 1.0, 1.0], annotators), 1.0)
+    value, gradient = -0.5 * deviation @ (precision * deviation), -precision * deviation
     for group in groups:
         evidence, slope, _ = group.evidence(theta)
         value, gradient = value + evidence.sum(), gradient + slope
     return -float(value), -gradient
 
 
-def _deviations(theta: np.ndarray, groups: "Sequence[Group]", step: float = 1e-3) -> np.ndarray:
+def _deviations(
+    theta: np.ndarray, groups: "Sequence[Group]", beta_precision: float, step: float = 1e-3
+) -> np.ndarray:
     """The posterior standard deviations of the annotators' parameters: the gradient's differences, inverted."""
-    here = negative_log_posterior(theta, groups)[1]
+    here = negative_log_posterior(theta, groups, beta_precision)[1]
     moves = step * np.eye(len(theta))
-    information = np.array([negative_log_posterior(theta + move, groups)[1] - here for move in moves]) / step
+    there = [negative_log_posterior(theta + move, groups, beta_precision)[1] for move in moves]
+    information = (np.array(there) - here) / step
     covariance = np.linalg.pinv((information + information.T) / 2, hermitian=True)
     return np.sqrt(np.maximum(np.diag(covariance)[:-1], 0))
 
@@ -254,6 +275,22 @@ class Answer:
     early: np.ndarray
 
 
+def _choices(answer: Answer) -> list[tuple[set[int], set[int]]]:
+    """A ranking as choices: which responses remained, and which of them were ranked best.
+
+    The truth says nothing by a tie but that each of the tied is better than what follows.
+    """
+    left, choices = set(range(len(answer.ranks))), []
+    for rank in sorted(set(answer.ranks)):
+        best = {i for i in left if answer.ranks[i] == rank}
+        if answer.who is None:
+            choices += [({i} | (left - best), {i}) for i in best if left - best]
+        elif len(left) > 1:
+            choices.append((left, best))
+        left = left - best
+    return choices
+
+
 class Group:
     """Comparisons of k responses each as arrays, and the points over which their worths are integrated.
 
@@ -266,37 +303,42 @@ class Group:
         self, k: int, names: list[str], answers: dict[str, list[Answer]], length: np.ndarray
     ) -> None:
         """Args: `answers` by comparison; `length` the scaled centred log lengths [C, k]."""
-        largest_tie = max(
-            each.ranks.count(rank) for given in answers.values() for each in given for rank in each.ranks
-        )
-        members = [set(s) for size in range(1, largest_tie + 1) for s in combinations(range(k), size)]
         self.ids, self.k, self.count = list(answers), k, len(names)
         self.rankings = {
             name: sum(each.who == name for given in answers.values() for each in given) for name in names
         }
-        self.subsets = np.array([[(i in s) / len(s) for i in range(k)] for s in members])  # [T, k]
+        rows = [(c, each, *choice) for c, given in enumerate(answers.values()) for each in given
+                for choice in _choices(each)]  # fmt: skip
+        observed = max((len(best) for _, _, _, best in rows), default=1)
+        sizes = [
+            t
+            for t in range(1, observed + 1)
+            if t == 1 or sum(comb(k, i + 1) for i in range(t)) <= MOST_SUBSETS
+        ]
+        members = [set(s) for size in sizes for s in combinations(range(k), size)]
+        alternatives = np.array([[(i in s) / len(s) for i in range(k)] for s in members])  # [T, k]
         self.extra = np.array([len(s) - 1.0 for s in members])  # [T]
         self.basis = helmert(k)  # [k - 1, k]
         self.length = length
-        block, who, chosen, allowed, early = [], [], [], [], []
-        for c, given in enumerate(answers.values()):
-            for each in given:
-                left = set(range(k))
-                for rank in sorted(set(each.ranks)):
-                    best = {i for i in range(k) if each.ranks[i] == rank}
-                    if len(left) > 1 and not (
-                        each.who is None and len(best) > 1
-                    ):  # truth says nothing by a tie
-                        block.append(c)
-                        who.append(self.count if each.who is None else names.index(each.who))
-                        chosen.append(members.index(best))
-                        allowed.append([0.0 if s <= left else -np.inf for s in members])
-                        early.append(each.early)
-                    left -= best
-        self.block, self.who, self.chosen = (np.array(each, int) for each in (block, who, chosen))  # [R]
-        self.allowed = np.array(allowed).reshape(len(block), len(members))  # [R, T]
-        self.early = np.array(early).reshape(len(block), k) @ self.subsets.T  # [R, T]
-        self.row_length = self.length[self.block] @ self.subsets.T  # [R, T]
+        self.block = np.array([c for c, _, _, _ in rows], int)  # [R]
+        self.who = np.array(
+            [self.count if each.who is None else names.index(each.who) for _, each, _, _ in rows], int
+        )
+        self.allowed = np.array(
+            [[0.0 if s <= left else -np.inf for s in members] for _, _, left, _ in rows]
+        ).reshape(-1, len(members))  # [R, T]
+        chosen = np.array([[(i in best) / len(best) for i in range(k)] for _, _, _, best in rows]).reshape(
+            -1, k
+        )
+        self.chosen_extra = np.array([min(len(best), sizes[-1]) - 1.0 for _, _, _, best in rows])  # [R]
+        early = np.array([each.early for _, each, _, _ in rows]).reshape(-1, k)
+        row_length = length[self.block]
+        self.early, self.early_chosen = early @ alternatives.T, (early * chosen).sum(axis=1)  # [R, T], [R]
+        self.row_length, self.length_chosen = row_length @ alternatives.T, (row_length * chosen).sum(axis=1)
+        self.alternatives, self.chosen = (
+            self.basis @ alternatives.T,
+            chosen @ self.basis.T,
+        )  # [k - 1, T], [R, k - 1]
         self.center = np.zeros((len(length), k - 1))
         self.root = np.broadcast_to(np.eye(k - 1), (len(length), k - 1, k - 1))
 
@@ -310,8 +352,8 @@ class Group:
         self.z = self.center[:, None, :] + np.einsum("cij,cpj->cpi", self.root, standard)
         log_determinant = np.log(np.abs(np.linalg.det(self.root)))
         self.log_density = -0.5 * (standard**2).sum(axis=2) - log_determinant[:, None]  # [C, P]
-        self.worth = np.moveaxis(self.z @ (self.basis @ self.subsets.T), 2, 0).copy()  # [T, C, P]
-        size = max(1, CHUNK // max(1, self.worth[:, 0].size * max(1, len(self.block) // len(self.z))))
+        rows_per_comparison = max(1, len(self.block) // len(self.z))
+        size = max(1, CHUNK // (points * len(self.extra) * rows_per_comparison))
         self.chunks = []
         for start in range(0, len(self.z), size):
             stop = min(start + size, len(self.z))
@@ -336,40 +378,43 @@ class Group:
         parameters = np.vstack([theta[:-1].reshape(-1, 4), [TRUTH_SLOPE, 0.0, 0.0, -30.0]])
         beta, position, length, tie = parameters[self.who].T
         gamma = theta[-1]
+        length_or_worth = length + beta * gamma
         fixed = self.allowed + (
-            position[:, None] * self.early + (length + beta * gamma)[:, None] * self.row_length
+            position[:, None] * self.early
+            + length_or_worth[:, None] * self.row_length
             + tie[:, None] * self.extra
-        )  # fmt: skip
+        )
+        fixed_chosen = (
+            position * self.early_chosen + length_or_worth * self.length_chosen + tie * self.chosen_extra
+        )
         logs = -0.5 * (self.z**2).sum(axis=2) - self.log_density
-        weights = np.empty_like(logs)
+        weights = softmax(logs, axis=1)
         mean_choice, by_beta = np.empty_like(fixed), np.empty(len(fixed))
         for blocks, rows in self.chunks:
-            block, chosen = self.block[rows] - blocks.start, self.chosen[rows]
-            worth = self.worth[:, blocks][:, block]  # [T, rows, P]
+            block = self.block[rows] - blocks.start
+            of_blocks = np.moveaxis(self.z[blocks] @ self.alternatives, 2, 0)
+            worth = np.ascontiguousarray(of_blocks)[:, block]  # [T, rows, P]
+            worth_chosen = np.einsum("rpi,ri->rp", self.z[blocks][block], self.chosen[rows])
             choice = beta[rows, None] * worth + fixed[rows].T[:, :, None]
-            here = np.arange(len(block))
-            of_chosen, log_chosen = worth[chosen, here], choice[chosen, here]
             choice -= (highest := choice.max(axis=0))
             np.exp(choice, out=choice)
             choice /= (total := choice.sum(axis=0))
+            likelihood = beta[rows, None] * worth_chosen + fixed_chosen[rows, None] - highest - np.log(total)
             present, first = np.unique(block, return_index=True)
-            logs[blocks][present] += np.add.reduceat(log_chosen - highest - np.log(total), first, axis=0)
+            logs[blocks][present] += np.add.reduceat(likelihood, first, axis=0)
             weights[blocks] = softmax(logs[blocks], axis=1)
             of_rows = weights[blocks][block]  # [rows, P]
             mean_choice[rows] = np.einsum("rp,trp->rt", of_rows, choice)
             worth *= choice
-            by_beta[rows] = np.einsum("rp,rp->r", of_rows, of_chosen - worth.sum(axis=0))
+            by_beta[rows] = np.einsum("rp,rp->r", of_rows, worth_chosen - worth.sum(axis=0))
 
-        def slope(feature: np.ndarray) -> np.ndarray:
-            """Of each row's log likelihood by the factor of a feature [R, T]."""
-            own = np.take_along_axis(feature, self.chosen[:, None], axis=1)[:, 0]
-            return np.asarray(own - (mean_choice * feature).sum(axis=1))
-
-        by_length = slope(self.row_length)
+        by_length = self.length_chosen - (mean_choice * self.row_length).sum(axis=1)
         by_row = (
-            by_beta + gamma * by_length, slope(self.early), by_length,
-            slope(np.broadcast_to(self.extra, fixed.shape)),
-        )  # fmt: skip
+            by_beta + gamma * by_length,
+            self.early_chosen - (mean_choice * self.early).sum(axis=1),
+            by_length,
+            self.chosen_extra - mean_choice @ self.extra,
+        )
         of_annotator = [np.bincount(self.who, each, self.count + 1)[: self.count] for each in by_row]
         gradient = np.append(np.stack(of_annotator, axis=1).ravel(), (beta * by_length).sum())
         return logsumexp(logs, axis=1) - np.log(logs.shape[1]), gradient, weights

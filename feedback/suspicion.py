@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from feedback.reliability import FEWEST_ANNOTATORS
 from feedback.statistics import Estimate
 
 if TYPE_CHECKING:
@@ -28,8 +29,6 @@ HARDLY_BETTER_THAN_CHANCE = 0.65
 """An annotator looks random if the interval of his accuracy ends below this."""
 ADVERSARIAL = 0.4
 """And adversarial if it ends below one half, with the accuracy itself below this."""
-FEWEST_ANNOTATORS = 3
-"""With fewer and no gold answers, nobody can say which of two who disagree is wrong."""
 
 
 @dataclass(frozen=True)
