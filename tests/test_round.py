@@ -128,3 +128,36 @@ def test_edited_weights_are_refused(runs_root: Path, free_port: int) -> None:
         assert process.returncode == 1 and "was changed after it finished" in output
     finally:
         weights.write_bytes(content)
+
+
+@pytest.mark.slow
+def test_the_next_round_asks_about_what_the_reward_model_is_unsure_of(
+    runs_root: Path, free_port: int, tmp_path: Path
+) -> None:
+    reward = records(runs_root)["reward"]["id"]
+    chosen = (
+        "feedback.selection=uncertainty", "feedback.max_comparisons=6", f"feedback.selection_reward_model=run:{reward}",
+        "feedback.gold=bundled:demo/gold.jsonl", "feedback.duplicate_rate=0.5", f"feedback.port={free_port}",
+    )  # fmt: skip
+    pulled = accord(runs_root, "feedback", "pull", str(ROOT / "configs/tiny.yaml"), *chosen)
+    assert pulled.returncode == 0, pulled.stderr
+    (record,) = [
+        each
+        for each in json.loads(accord(runs_root, "runs", "list", "--json").stdout)
+        if each["stage"] == "feedback" and reward in each["parents"].values()
+    ]
+    folder = runs_root / record["id"]
+    rows = [json.loads(line) for line in (folder / "comparisons.jsonl").read_text().splitlines()]
+    asked = [row for row in rows if "duplicate_of" not in row and "gold_ranks" not in row]
+    assert (len(rows), len(asked)) == (6 + 3 + 1, 6)
+    probabilities = {row["selection_probability"] for row in asked}
+    assert len(probabilities) > 1 and all(0 < value <= 1 for value in probabilities)
+
+    figures = json.loads(accord(runs_root, "feedback", "agreement", record["id"], "--json").stdout)
+    assert (figures["gold_records"], figures["duplicates"]) == (1, 3)
+    told = accord(runs_root, "feedback", "agreement", record["id"]).stdout
+    assert "Krippendorff" in told and "simulated_careful" in told
+    data = tmp_path / "data"
+    exported = accord(runs_root, "feedback", "export", record["id"], "--output", str(data))
+    assert exported.returncode == 0, exported.stderr
+    assert "SIMULATED" in (data / "README.md").read_text()
