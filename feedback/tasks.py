@@ -131,7 +131,9 @@ def questions_of(task: TaskKind, responses: int, criteria: tuple[str, ...] = ())
         settings = {"type": "rating", "options": [{"value": value} for value in range(1, 6)]}
         asked = [
             _question(
-                f"rating_{criterion}_{number}", f"Response {number}: how {criterion}? 5 is best", settings
+                f"rating_{criterion}_{number}",
+                f"Response {number}, {criterion}: 1 is worst, 5 is best",
+                settings,
             )
             for number in positions
             for criterion in criteria
