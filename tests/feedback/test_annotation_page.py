@@ -1,5 +1,6 @@
 """The annotation page in headless Chromium: what a person sees, and what a hostile record cannot do."""
 
+import json
 import shutil
 import threading
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 from feedback_helpers import comparison
 from selenium import webdriver
+from selenium.common.exceptions import NoAlertPresentException
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
@@ -33,7 +35,15 @@ Look: <script>top.hacked = 'script'</script><b>bold</b> & <img src=x onerror="to
 <svg onload="top.hacked = 'onload'"></svg><iframe srcdoc="<script>top.hacked = 'frame'</script>"></iframe>
 <a href="javascript:top.hacked = 'link'" id="trap">click</a><img src="REMOTE/image"><style>@import "REMOTE/style";
 body { background: url(REMOTE/background) }</style><link rel="stylesheet" href="REMOTE/link">
-<iframe src="REMOTE/frame"></iframe>"""
+<iframe src="REMOTE/frame"></iframe><img src=x onerror="alert('dialog')">
+![image](REMOTE/markdown-image) [link](javascript:alert('dialog')) <REMOTE/autolink>
+<details open ontoggle="top.hacked = 'toggle'"></details>
+
+[reference]: REMOTE/reference "title"
+![by reference][reference]
+```html
+<script>top.hacked = 'fence'</script>
+```"""
 # takes the whole page elsewhere, and no policy can forbid it: only the escaping of texts does
 REFRESH = '<meta http-equiv="refresh" content="0; url=REMOTE/refresh">'
 
@@ -48,6 +58,7 @@ def browser(
         pytest.skip("no chromium with chromedriver here")
     options = webdriver.ChromeOptions()
     options.binary_location = chromium
+    options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
     for flag in [*FLAGS.split(), f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"]:
         options.add_argument(flag)
     chrome = webdriver.Chrome(options=options, service=Service(driver))
@@ -79,6 +90,18 @@ def open_record(browser: webdriver.Chrome, server: Server, client: Client, datas
     browser.get(f"{server.url}/dataset/{dataset['id']}/annotation-mode")
     until(lambda: browser.find_elements(By.CSS_SELECTOR, "[class*=draggable]"))
     return shown(browser)
+
+
+def requested_urls(browser: webdriver.Chrome) -> list[str]:
+    """The URL of every request since the last call that the content security policy let through."""
+    wanted, blocked = {}, set()
+    for entry in browser.get_log("performance"):
+        message = json.loads(entry["message"])["message"]
+        if message["method"] == "Network.requestWillBeSent":
+            wanted[message["params"]["requestId"]] = message["params"]["request"]["url"]
+        elif message["method"] == "Network.loadingFailed" and message["params"].get("blockedReason") == "csp":
+            blocked.add(message["params"]["requestId"])
+    return [url for request_id, url in wanted.items() if request_id not in blocked]
 
 
 def shown(browser: webdriver.Chrome) -> str:
@@ -238,6 +261,7 @@ def test_html_in_a_record_runs_and_fetches_nothing(
         client.request("DELETE", f"records/{record['id']}")
         fields = {"prompt": [{"role": "user", "content": html}], "response_1": html, "response_2": html}
         client.request("POST", f"datasets/{dataset['id']}/records/bulk", json={"items": [{"fields": fields}]})
+    requested_urls(browser)  # what earlier pages asked for
     page = open_record(browser, server, client, name)
     for trap in browser.find_elements(By.ID, "trap"):
         browser.execute_script("arguments[0].click()", trap)
@@ -245,6 +269,11 @@ def test_html_in_a_record_runs_and_fetches_nothing(
     listener.shutdown()
     assert browser.execute_script("return window.hacked") is None
     assert fetched == []
+    urls = requested_urls(browser)
+    assert any("/records/search" in url for url in urls), "the page's own requests are seen"
+    assert [url for url in urls if not url.startswith((server.url, "data:", "blob:"))] == []
+    with pytest.raises(NoAlertPresentException):
+        _ = browser.switch_to.alert.text
     assert browser.current_url.startswith(server.url)
     if not is_raw:  # every character as it was written
         assert " ".join(html.split()) in " ".join(page.split())
