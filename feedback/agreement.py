@@ -73,7 +73,8 @@ class AnnotatorFigures:
     gold: Estimate | None
     """Share of gold pairs ordered as known (a tie is not); `items` counts gold records, and so does the interval."""
     self_consistency: Estimate | None
-    """Share of pairs of duplicates labelled as in the original; `items` and interval count duplicates."""
+    """Share of pairs of duplicates ordered as in the original, half for a tie in one of them; `items` and interval
+    count duplicates."""
     with_others: Estimate | None
     """Of pairs that he and another order strictly: the share ordered alike. Half is chance."""
     first_position: FirstPosition | None
@@ -310,7 +311,7 @@ class _Measured:
 
     def self_consistency(self, who: str, comparisons: Sequence[Comparison]) -> Estimate | None:
         by_id = {comparison.id: comparison for comparison in comparisons}
-        same = pairs = records = 0
+        same, pairs, records = 0.0, 0, 0
         for id_, again in self.of[who].items():
             before = self.of[who].get(by_id[id_].duplicate_of or "")
             places = same_responses(again.comparison, before.comparison) if before else None
@@ -319,7 +320,7 @@ class _Measured:
             records += 1
             for i, j in combinations(range(len(places)), 2):
                 pairs += 1
-                same += vote(again.ranks, i, j) == vote(before.ranks, places[i], places[j])
+                same += 1 - abs(vote(again.ranks, i, j) - vote(before.ranks, places[i], places[j])) / 2
         return wilson(same / pairs, records) if records else None
 
     def with_others(self, who: str) -> Estimate | None:

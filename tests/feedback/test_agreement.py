@@ -226,6 +226,12 @@ def test_figures_of_an_annotator_counted_by_hand() -> None:
     assert (kappa.value, kappa.items) == (pytest.approx(statsmodels_kappa(table).kappa), 6)
 
 
+def test_a_tie_in_one_of_two_duplicates_is_half_consistent() -> None:
+    comparisons = [record("one", {"x": [1, 2, 3]}), record("again", {"x": [1, 1, 2]}, duplicate_of="one")]
+    found = measure_agreement(comparisons).annotators["x"].self_consistency
+    assert found is not None and found.value == pytest.approx((0.5 + 1 + 1) / 3)
+
+
 def test_without_display_order_positions_are_unknown() -> None:
     found = measure_agreement([record(f"r{i}", {"x": [1, 2, 3]}) for i in range(3)])
     assert found.annotators["x"].first_position is None
