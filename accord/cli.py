@@ -157,16 +157,55 @@ def feedback() -> None:
 
 
 @feedback.command()
-@click.option("--port", default=6900, show_default=True, help="Port on the loopback interface.")
-def serve(port: int) -> None:
+@click.option("--port", default=6900, show_default=True, help="Port to listen on.")
+@click.option(
+    "--host", default="127.0.0.1", show_default=True, help="IP address to listen at; 0.0.0.0 for all."
+)
+@click.option("--behind-proxy", metavar="URL", help="The URL of a reverse proxy that people use instead.")
+@click.option("--proxy-address", default="127.0.0.1", show_default=True, help="That proxy's IP address.")
+def serve(port: int, host: str, behind_proxy: str | None, proxy_address: str) -> None:
     """Run the embedded Argilla in the foreground, until Ctrl-C."""
+    from feedback.server.exposure import Exposure
     from feedback.server.process import Server, run_in_foreground
     from feedback.stage import argilla_home
 
-    def ready(server: Server) -> None:
-        click.echo(f"Argilla answers at {server.url}; the owner's login is in {server.home / 'secrets.json'}")
+    exposure = Exposure(host, behind_proxy, proxy_address)
+    if exposure.is_readable_on_the_way:
+        click.echo(
+            "warning: without TLS everybody on the way can read passwords; put a reverse proxy before it and name "
+            "that with --behind-proxy https://...",
+            err=True,
+        )
 
-    click.get_current_context().exit(run_in_foreground(argilla_home(_runs().root), port, ready))
+    def ready(server: Server) -> None:
+        url = behind_proxy or server.url
+        click.echo(f"Argilla answers at {url}; the owner's login is in {server.home / 'secrets.json'}")
+
+    home = argilla_home(_runs().root)
+    click.get_current_context().exit(run_in_foreground(home, port, ready, exposure))
+
+
+@feedback.command()
+@click.argument("file", type=click.Path(path_type=Path))
+def backup(file: Path) -> None:
+    """Write all that the embedded Argilla keeps to one private file; it may be running."""
+    from feedback.server.backup import backup as write_backup
+    from feedback.stage import argilla_home
+
+    write_backup(argilla_home(_runs().root), file)
+    click.echo(f"{file} holds Argilla's database and secrets; keep it as private as they are")
+
+
+@feedback.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--force", is_flag=True, help="Replace what the embedded Argilla holds now.")
+def restore(file: Path, force: bool) -> None:
+    """Bring the embedded Argilla back from a backup."""
+    from feedback.server.backup import restore as read_backup
+    from feedback.stage import argilla_home
+
+    read_backup(file, argilla_home(_runs().root), force)
+    click.echo("restored; `accord feedback serve` or the next round starts it")
 
 
 @feedback.command()

@@ -31,9 +31,9 @@ from filelock import FileLock
 from accord.bootstrap import argilla_python
 from accord.errors import AccordError
 from accord.records import write_atomically
+from feedback.server.exposure import LOOPBACK, Exposure
 
 INSIDE = Path(__file__).parent / "inside"
-HOST = "127.0.0.1"
 OWNER = "owner"
 SECONDS_TO_START = 120.0
 SECONDS_TO_STOP = 15.0
@@ -65,30 +65,47 @@ def start(home: Path, port: int = 6900, timeout_seconds: float = SECONDS_TO_STAR
         AccordError: there is no Argilla environment, the port is taken, or the server did not come up.
     """
     home = _prepare(home)
-    with _lock(home):
+    with lock(home):
         if server := running(home):
             return server
         process = _launch(home, port, detached=True)
-        return _wait_until_healthy(home, port, process, timeout_seconds)
+        return _wait_until_healthy(home, LOOPBACK.local_url(port), process, timeout_seconds)
 
 
-def run_in_foreground(home: Path, port: int = 6900, on_ready: Callable[[Server], None] | None = None) -> int:
+def revive(server: Server) -> Server:
+    """`server` again, at the same URL: as it is if it still answers, or started anew if its process has died.
+
+    Raises:
+        AccordError: as `start`.
+    """
+    port = httpx.URL(server.url).port
+    assert port is not None
+    return start(server.home, port)
+
+
+def run_in_foreground(
+    home: Path,
+    port: int = 6900,
+    on_ready: Callable[[Server], None] | None = None,
+    exposure: Exposure = LOOPBACK,
+) -> int:
     """Run the server until Ctrl-C or until it ends, and return its exit code (0 after Ctrl-C).
 
     Args:
         home: the server's folder.
-        port: the port on the loopback interface.
+        port: the port to listen on.
         on_ready: called once, as soon as the server answers.
+        exposure: who can reach it; as it stands, programs on this machine.
 
     Raises:
         AccordError: as `start`, or the server of `home` is running already.
     """
     home = _prepare(home)
-    with _lock(home):
+    with lock(home):
         if server := running(home):
             raise AccordError(f"this Argilla is running already, at {server.url} (process {server.pid})")
-        process = _launch(home, port, detached=False)
-        server = _wait_until_healthy(home, port, process, SECONDS_TO_START)
+        process = _launch(home, port, detached=False, exposure=exposure)
+        server = _wait_until_healthy(home, exposure.local_url(port), process, SECONDS_TO_START)
     try:
         if on_ready is not None:
             on_ready(server)
@@ -104,8 +121,8 @@ def stop(home: Path) -> bool:
     home = home.resolve()
     if not home.is_dir():
         return False
-    with _lock(home):
-        process = _recorded_process(home)
+    with lock(home):
+        process = recorded_process(home)
         if process is not None:
             process.terminate()
             try:
@@ -120,7 +137,7 @@ def stop(home: Path) -> bool:
 def running(home: Path) -> Server | None:
     """The server that `home/server.json` records, if that process is alive, is ours, and answers."""
     home = home.resolve()
-    process = _recorded_process(home)
+    process = recorded_process(home)
     if process is None:
         return None
     server = _server(home, _recorded(home)["url"], process.pid)
@@ -132,6 +149,11 @@ def running(home: Path) -> Server | None:
         f"the Argilla server at {server.url} (process {process.pid}) is alive but does not answer; end it with "
         f"`kill {process.pid}` and run this again\n{_log_tail(home)}"
     )
+
+
+def lock(home: Path) -> FileLock:
+    """Keeps others from starting or ending the server of `home`, or changing its files, at the same time."""
+    return FileLock(home / "start.lock", timeout=SECONDS_TO_START + SECONDS_TO_STOP, mode=0o600)
 
 
 def _prepare(home: Path) -> Path:
@@ -151,19 +173,15 @@ def _prepare(home: Path) -> Path:
             "jwt_secret": secrets.token_urlsafe(48),
         }
         write_atomically(home / "secrets.json", json.dumps(made, indent=1), mode=0o600)
-    _secrets(home)
+    read_secrets(home)
     return home
 
 
-def _lock(home: Path) -> FileLock:
-    return FileLock(home / "start.lock", timeout=SECONDS_TO_START + SECONDS_TO_STOP, mode=0o600)
-
-
-def _launch(home: Path, port: int, detached: bool) -> subprocess.Popen[bytes]:
+def _launch(home: Path, port: int, detached: bool, exposure: Exposure = LOOPBACK) -> subprocess.Popen[bytes]:
     python = argilla_python()
     if python is None:
         raise AccordError("there is no environment with argilla-server yet; run `make setup` to build it")
-    _require_free(port)
+    _require_free(exposure.host, port)
     log = home / "server.log"
     if log.exists():
         log.replace(home / "server.log.1")
@@ -172,7 +190,10 @@ def _launch(home: Path, port: int, detached: bool) -> subprocess.Popen[bytes]:
     with os.fdopen(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as output:
         return subprocess.Popen(
             # -P: the current folder stays off Python's path
-            [str(python), "-P", "-m", "accord_argilla", "--home", str(home), "--port", str(port)],
+            [
+                *(str(python), "-P", "-m", "accord_argilla", *exposure.arguments()),
+                *("--home", str(home), "--port", str(port)),  # last: `_other_server` reads them
+            ],
             cwd=home,
             env=environment,
             stdin=subprocess.DEVNULL,
@@ -183,11 +204,11 @@ def _launch(home: Path, port: int, detached: bool) -> subprocess.Popen[bytes]:
         )
 
 
-def _require_free(port: int) -> None:
+def _require_free(host: str, port: int) -> None:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((HOST, port))
+            probe.bind((host, port))
         except OSError as error:
             raise AccordError(
                 f"port {port} cannot be used for Argilla ({error.strerror}{_other_server(port)}); choose another one "
@@ -205,9 +226,9 @@ def _other_server(port: int) -> str:
 
 
 def _wait_until_healthy(
-    home: Path, port: int, process: subprocess.Popen[bytes], timeout_seconds: float
+    home: Path, url: str, process: subprocess.Popen[bytes], timeout_seconds: float
 ) -> Server:
-    server = _server(home, f"http://{HOST}:{port}", process.pid)
+    server = _server(home, url, process.pid)
     record = {
         "pid": server.pid,
         "url": server.url,
@@ -237,11 +258,12 @@ def _wait_until_healthy(
 
 
 def _server(home: Path, url: str, pid: int) -> Server:
-    known = _secrets(home)
+    known = read_secrets(home)
     return Server(url, home, pid, known["username"], known["password"], known["api_key"])
 
 
-def _secrets(home: Path) -> dict[str, str]:
+def read_secrets(home: Path) -> dict[str, str]:
+    """The owner's name, password and API key, and the key that signs log-ins."""
     path = home / "secrets.json"
     try:
         known = json.loads(path.read_text())
@@ -274,7 +296,7 @@ def _recorded(home: Path) -> dict[str, str]:
         return {}
 
 
-def _recorded_process(home: Path) -> psutil.Process | None:
+def recorded_process(home: Path) -> psutil.Process | None:
     """The process of `home/server.json`, if its command line says that it serves this folder.
 
     A process id alone proves nothing: after a reboot it belongs to some other program.

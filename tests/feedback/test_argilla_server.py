@@ -155,7 +155,7 @@ def test_a_killed_server_starts_again_with_its_data_and_right_statuses(tmp_path:
     psutil.Process(first.pid).kill()
     psutil.wait_procs([psutil.Process(first.pid)])
     with sqlite3.connect(tmp_path / "argilla.db") as database:  # as if killed before a status was set back
-        database.execute("UPDATE records SET status = 'completed' WHERE external_id = 'c-1'")
+        database.execute("UPDATE records SET status = 'completed' WHERE id = (SELECT min(id) FROM records)")
     second = start(tmp_path, port)
     try:
         assert second.pid != first.pid
@@ -212,8 +212,9 @@ def test_jobs_run_without_redis_and_webhooks_are_delivered(client: Client) -> No
     finally:
         client.request("DELETE", f"webhooks/{webhook['id']}")
         listener.shutdown()
-    assert [event["data"]["external_id"] for event in delivered] == ["c-1"]
     dataset = client.existing_dataset("hooked")
+    (record,) = client.records(dataset["id"])
+    assert [event["data"]["id"] for event in delivered] == [record["id"]]
     # a change of the dataset starts the status job, which stock Argilla would hand to Redis
     changed = client.request(
         "PATCH",
@@ -229,6 +230,91 @@ def test_jobs_run_without_redis_and_webhooks_are_delivered(client: Client) -> No
     }
     with pytest.raises(RefusedError, match="works offline"):
         client.request("POST", f"datasets/{dataset['id']}/import", json=hub)
+
+
+def test_events_go_to_who_listens_for_them_and_are_not_even_made_otherwise(client: Client) -> None:
+    """A webhook for deletions hears of the deletion, with the record's data, and of nothing before it."""
+    delivered: list[dict] = []
+
+    class Listener(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            delivered.append(json.loads(self.rfile.read(int(self.headers["content-length"]))))
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    listener = ThreadingHTTPServer(("127.0.0.1", 0), Listener)
+    threading.Thread(target=listener.serve_forever, daemon=True).start()
+    new = {"url": f"http://localhost:{listener.server_port}/", "description": "test"}
+    webhook = client.request("POST", "webhooks", json={**new, "events": ["record.deleted"]})
+    try:
+        push(client, "heard", [comparison(i, ["One.", "Two."]) for i in (1, 2)], min_submitted=1)
+        dataset = client.existing_dataset("heard")
+        first, second = client.records(dataset["id"])
+        client.request("DELETE", f"records/{first['id']}")
+        client.request("DELETE", f"datasets/{dataset['id']}/records", params={"ids": second["id"]})
+        deadline = time.monotonic() + 10
+        while len(delivered) < 2 and time.monotonic() < deadline:
+            time.sleep(0.1)
+    finally:
+        client.request("DELETE", f"webhooks/{webhook['id']}")
+        listener.shutdown()
+    assert [event["type"] for event in delivered] == ["record.deleted"] * 2
+    assert {event["data"]["id"] for event in delivered} == {first["id"], second["id"]}
+    assert delivered[0]["data"]["dataset"]["name"] == "heard"
+
+
+def test_a_status_job_that_died_with_the_server_is_done_at_the_next_start(tmp_path: Path) -> None:
+    """`min_submitted` falls from 2 to 1; the server is killed before the records with one answer are completed."""
+    port = free_port()
+    first = start(tmp_path, port)
+    try:
+        client = connect(first.url, first.api_key)
+        push(client, "job", [comparison(i, ["One.", "Two."]) for i in range(3)], min_submitted=2)
+        dataset = client.existing_dataset("job")
+        record = next(client.records(dataset["id"]))
+        # answered by every question's first choice, whatever the task asks
+        questions = client.request("GET", f"datasets/{dataset['id']}/questions")["items"]
+        values = {
+            each["name"]: {
+                "value": [
+                    {"value": option["value"], "rank": rank}
+                    for rank, option in enumerate(each["settings"]["options"], start=1)
+                ]
+            }
+            for each in questions
+            if each["settings"]["type"] == "ranking"
+        }
+        assert values
+        answer = {"status": "submitted", "values": values}
+        client.request("POST", f"records/{record['id']}/responses", json=answer)
+        assert {each["status"] for each in client.records(dataset["id"])} == {"pending"}
+        psutil.Process(first.pid).kill()
+        psutil.wait_procs([psutil.Process(first.pid)])
+        with sqlite3.connect(
+            tmp_path / "argilla.db"
+        ) as database:  # as the PATCH leaves it before its job has run
+            database.execute(
+                "UPDATE datasets SET distribution = json_set(distribution, '$.min_submitted', 1) WHERE name = 'job'"
+            )
+        second = start(tmp_path, port)
+        client = connect(second.url, second.api_key)
+        statuses = {each["id"]: each["status"] for each in client.records(dataset["id"])}
+        assert statuses.pop(record["id"]) == "completed"
+        assert set(statuses.values()) == {"pending"}
+        # with the server alive, the job itself does it
+        distribution = {"strategy": "overlap", "min_submitted": 2}
+        client.request("PATCH", f"datasets/{dataset['id']}", json={"distribution": distribution})
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline:
+            if {each["status"] for each in client.records(dataset["id"])} == {"pending"}:
+                break
+            time.sleep(0.1)
+        assert {each["status"] for each in client.records(dataset["id"])} == {"pending"}
+    finally:
+        stop(tmp_path)
 
 
 def test_what_runs_inside_the_server_imports_nothing_of_accord() -> None:

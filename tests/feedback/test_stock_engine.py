@@ -30,7 +30,7 @@ pytestmark = pytest.mark.slow
 
 RECORDS = 30
 PASSWORD = "a password for the tests"
-PEOPLE = ("owner", "gina", "hugo")
+PEOPLE = ("owner", "olga", "hugo")
 
 TEXTS = [
     "Rayleigh scattering makes the sky blue; the-end",
@@ -45,10 +45,10 @@ TEXTS = [
 AGENTS = ("model-a", "model b", "model-c")
 
 
-# how many of their own answers have which status, by the arithmetic of `build`: gina has answered every third record,
+# how many of their own answers have which status, by the arithmetic of `build`: olga has answered every third record,
 # hugo every fifth
 OWN_ANSWERS = {
-    "gina": {"submitted": 10, "draft": 0, "discarded": 0},
+    "olga": {"submitted": 10, "draft": 0, "discarded": 0},
     "hugo": {"submitted": 2, "draft": 2, "discarded": 2},
 }
 
@@ -376,7 +376,7 @@ def build(client: Client) -> str:
         }
         responses = []
         if i % 3 == 0:
-            responses.append({"user_id": users["gina"], "status": "submitted", "values": values})
+            responses.append({"user_id": users["olga"], "status": "submitted", "values": values})
         if i % 5 == 0:
             status = ("draft", "submitted", "discarded")[i % 3]
             other = {"better": {"value": "b"}, "stars": {"value": (i + 2) % 6}}
@@ -545,7 +545,7 @@ def test_own_progress_differs_by_the_stock_engines_bug(both: Both) -> None:
         assert ours["total"] == RECORDS
         assert ours["pending"] == RECORDS - sum(own.values())
     stock = both.stock["hugo"].get(path).json()["responses"]
-    # gina submitted answers to two of hugo's six records, and the owner discarded one
+    # olga submitted answers to two of hugo's six records, and the owner discarded one
     assert {status: stock[status] for status in ("submitted", "draft", "discarded")} != OWN_ANSWERS["hugo"]
 
 
@@ -566,7 +566,7 @@ def test_random_order_is_a_stable_permutation_of_each_users_own(both: Both) -> N
         assert sorted(order) == inserted
         assert order != inserted
     for is_ours in (True, False):
-        assert orders["gina", is_ours] != orders["hugo", is_ours]
+        assert orders["olga", is_ours] != orders["hugo", is_ours]
 
 
 def test_similarity_is_exact_cosine(both: Both) -> None:

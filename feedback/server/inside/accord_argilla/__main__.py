@@ -1,4 +1,4 @@
-"""Start the server: migrate the database, create the owner, mend record statuses, serve on loopback.
+"""Start the server: migrate the database, create the owner, mend record statuses, serve.
 
     python -P -m accord_argilla --home runs/argilla --port 6900
 
@@ -14,6 +14,7 @@ import os
 import shutil
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 
 def main() -> None:
@@ -21,10 +22,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="accord_argilla", description=__doc__)
     parser.add_argument("--home", type=Path, required=True, help="folder of the database and the secrets")
     parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--host", default="127.0.0.1", help="IP address to listen at")
+    parser.add_argument("--public-url", help="the address that people use, at a reverse proxy")
+    parser.add_argument("--proxy-address", help="the one IP address whose X-Forwarded-* headers count")
     arguments = parser.parse_args()
     home: Path = arguments.home
     owner = json.loads((home / "secrets.json").read_text())
-    configure(home, arguments.port, owner["jwt_secret"])
+    configure(home, arguments.port, owner["jwt_secret"], arguments.public_url)
 
     import uvicorn
 
@@ -37,18 +41,23 @@ def main() -> None:
     build_text_index(home)
     asyncio.run(prepare(owner))
     uvicorn.run(
-        app, host="127.0.0.1", port=arguments.port, access_log=False, server_header=False,
+        app, host=arguments.host, port=arguments.port, access_log=False, server_header=False,
+        proxy_headers=arguments.proxy_address is not None, forwarded_allow_ips=arguments.proxy_address or "",
         timeout_graceful_shutdown=5,
     )  # fmt: skip
 
 
-def configure(home: Path, port: int, jwt_secret: str) -> None:
+def configure(home: Path, port: int, jwt_secret: str, public_url: str | None) -> None:
     """Set argilla-server's settings, which it reads from the environment when it is first imported."""
     scratch = (
         home / "tmp"
     )  # at every start argilla-server leaves a copy of its web page in the temporary folder
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir()
+    origins = [f"http://127.0.0.1:{port}", f"http://localhost:{port}"]
+    public = urlsplit(public_url or "")
+    if public_url is not None:
+        origins.append(f"{public.scheme}://{public.netloc}")
     os.environ |= {
         "TMPDIR": str(scratch),
         "ARGILLA_HOME_PATH": str(home),
@@ -56,7 +65,8 @@ def configure(home: Path, port: int, jwt_secret: str) -> None:
         "ARGILLA_DATABASE_SQLITE_TIMEOUT": "30",
         "ARGILLA_SEARCH_ENGINE": "sql",
         "ARGILLA_AUTH_SECRET_KEY": jwt_secret,
-        "ARGILLA_CORS_ORIGINS": json.dumps([f"http://127.0.0.1:{port}", f"http://localhost:{port}"]),
+        "ARGILLA_CORS_ORIGINS": json.dumps(origins),
+        "ARGILLA_BASE_URL": public.path.rstrip("/") + "/",
         "ARGILLA_DOCS_ENABLED": "false",  # Swagger's page loads scripts from a foreign host
         "ARGILLA_SHOW_HUGGINGFACE_SPACE_PERSISTENT_STORAGE_WARNING": "false",
         "ARGILLA_MAX_MESSAGE_LENGTH": "1000000",  # characters of one chat message; the stock limit is 20,000

@@ -1,4 +1,4 @@
-"""The application that is served: stock argilla-server, with accord's engine, jobs and headers around it."""
+"""The application that is served: stock argilla-server, with accord's engine, jobs, headers and throttle around it."""
 
 from argilla_server import app as argilla_app
 
@@ -6,5 +6,6 @@ from argilla_server import app as argilla_app
 from . import engine, events, jobs, shortcuts  # noqa: F401
 from .loopback import uncompressed_on_loopback
 from .security import add_security_headers
+from .throttle import throttle_log_ins
 
-app = add_security_headers(uncompressed_on_loopback(argilla_app))
+app = add_security_headers(throttle_log_ins(uncompressed_on_loopback(argilla_app)))

@@ -2,7 +2,7 @@
 
 from ipaddress import ip_address
 
-from .security import Application, Message, Receive, Send
+from .application import Application, Message, Receive, Send
 
 
 def uncompressed_on_loopback(app: Application) -> Application:

@@ -8,17 +8,12 @@ own inline scripts; scripts, event handlers, remote images and forms that came w
 import base64
 import hashlib
 import re
-from collections.abc import Awaitable, Callable, MutableMapping
 from pathlib import Path
-from typing import Any
 
 import argilla_server
 from argilla_server.settings import settings
 
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-Application = Callable[[Message, Receive, Send], Awaitable[None]]
+from .application import Application, Message, Receive, Send
 
 
 def content_security_policy() -> str:
