@@ -35,7 +35,7 @@ FATES = {
     "probe": "of gold records and duplicates, which only check attention",
 }
 WHAT_TO_DO = {
-    "position": "Show the annotator the order was random, and look at a few records together.",
+    "position": "Tell the annotator that the order is random, and look at a few records together.",
     "length": "Ask what makes an answer good; the guidelines may seem to ask for length.",
     "adversarial": "The scale may have been understood the wrong way round. Ask before using or dropping the answers.",
     "random": "Check that the task was understood and the time was enough.",
