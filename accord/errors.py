@@ -28,6 +28,10 @@ class SyncError(AccordError):
     """The sampler's weights are not the trainer's: what it generates would come from another policy."""
 
 
+class SamplerGoneError(AccordError):
+    """The sampler's process ended while it was needed."""
+
+
 class WaitingForAnnotatorsError(AccordError):
     """The round cannot go on before people have answered; run the same command again later."""
 

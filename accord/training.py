@@ -14,7 +14,7 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 import click
 import datasets
@@ -102,7 +102,21 @@ def build_arguments(section: str, target: type[ArgumentsT], arguments: Mapping[s
         raise UsageError(f"{section}.trainer: {error}") from error
 
 
-def computes_in_bfloat16(config: TrainingConfig) -> bool:
+class Precision(Protocol):
+    """The part of a training stage's configuration that decides in which dtypes it computes."""
+
+    @property
+    def precision(self) -> Literal["auto", "float32", "bfloat16"]:
+        """See `TrainingConfig`."""
+        ...
+
+    @property
+    def lora(self) -> LoraConfig | None:
+        """See `TrainingConfig`."""
+        ...
+
+
+def computes_in_bfloat16(config: Precision) -> bool:
     """Whether this machine trains in bfloat16 under this configuration."""
     if config.precision != "auto":
         return config.precision == "bfloat16"
@@ -112,7 +126,7 @@ def computes_in_bfloat16(config: TrainingConfig) -> bool:
     return cpu.exists() and "amx_bf16" in cpu.read_text()
 
 
-def base_dtype(config: TrainingConfig) -> torch.dtype:
+def base_dtype(config: Precision) -> torch.dtype:
     """The dtype to load a model in for training: frozen weights may be bfloat16, trained ones are float32."""
     return torch.bfloat16 if computes_in_bfloat16(config) and config.lora is not None else torch.float32
 
@@ -212,12 +226,18 @@ def save_trained_model(
         base: for LoRA, the base in float32, onto which the adapter is merged (the trained copy of the base may be
             rounded to bfloat16 or quantised to 4 bit); None for full fine-tuning.
     """
-    model: Any = trainer.accelerator.unwrap_model(trainer.model)
+    save_model(trainer.accelerator.unwrap_model(trainer.model), tokenizer, run, base)
+
+
+def save_model(
+    model: Any, tokenizer: "PreTrainedTokenizerBase", run: Run, base: "PreTrainedModel | None"
+) -> None:
+    """The same for a model: its adapter "default" is the one that is saved."""
     if base is not None:
         import peft
 
         shutil.rmtree(run.path / "adapter", ignore_errors=True)
-        model.save_pretrained(run.path / "adapter")
+        model.save_pretrained(run.path / "adapter", selected_adapters=["default"])
         model = peft.PeftModel.from_pretrained(base, str(run.path / "adapter")).merge_and_unload()
     model.config.use_cache = True
     model.config.pad_token_id = tokenizer.pad_token_id

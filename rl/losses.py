@@ -11,11 +11,13 @@ from torch import Tensor
 
 
 class PolicyLoss(NamedTuple):
-    """The loss (a scalar with gradient), and figures without: sums over the mask, and the largest ratio."""
+    """The loss (a scalar with gradient), and figures without: of the ratios, and of the clipping."""
 
     loss: Tensor
     ratio_sum: Tensor
     ratio_max: Tensor
+    ratio_deviation: Tensor
+    """The largest |ratio - 1|."""
     clipped: Tensor
     """How many tokens have no gradient because the ratio left the clip range."""
 
@@ -61,10 +63,13 @@ def policy_loss(
     if weights is not None:
         objective = objective * weights
     objective = torch.where(mask, objective, torch.zeros_like(objective))
-    with torch.no_grad():
-        largest = torch.where(mask, ratio, torch.zeros_like(ratio)).max()
+    ratio = ratio.detach()
     return PolicyLoss(
-        -objective.sum() / count, (ratio.detach() * mask).sum(), largest, (inactive & mask).sum()
+        -objective.sum() / count,
+        (ratio * mask).sum(),
+        (ratio * mask).max(),
+        ((ratio - 1) * mask).abs().max(),
+        (inactive & mask).sum(),
     )
 
 

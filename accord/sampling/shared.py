@@ -14,7 +14,7 @@ from accord.models import Model, load_policy, load_tokenizer
 from accord.records import Message
 from accord.sampling.config import SamplingConfig
 from accord.sampling.protocol import Sampler
-from accord.sampling.verify import BOUNDS, verify
+from accord.sampling.verify import BOUNDS, Bound, verify
 from accord.sampling.vllm_engine import VLLMSampler, vllm_is_installed
 
 if TYPE_CHECKING:
@@ -50,6 +50,11 @@ class SharedSampler:
         self._architecture: dict[str, Any] = {}
         self._loaded: tuple[str, int] | None = None  # a model's digest, and the sampler's sync count with it
 
+    @property
+    def bound(self) -> Bound:
+        """How far the sampler's log-probabilities may be from those of the same weights in float32."""
+        return BOUNDS[self._config.dtype]
+
     def use(self, model: Model) -> Sampler:
         """The sampler, with this model's weights; new weights are verified against the model in float32.
 
@@ -75,7 +80,7 @@ class SharedSampler:
             encode_prompt(tokenizer, [Message(role="user", content=question)])
             for question in VERIFICATION_QUESTIONS
         ]
-        report = verify(self._sampler, policy, prompts, BOUNDS[self._config.dtype])
+        report = verify(self._sampler, policy, prompts, self.bound)
         self._loaded = (model.digest, self._sampler.sync_count)
         logger.info(
             "%s has the weights of %s after %.0f s; log-probabilities agree to %.1g over %d tokens",

@@ -13,7 +13,7 @@ from multiprocessing import Pipe
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from accord.errors import AccordError
+from accord.errors import AccordError, SamplerGoneError
 from accord.preload import libraries
 from accord.sampling.config import SamplingConfig
 from accord.sampling.progress import progress
@@ -132,7 +132,7 @@ class VLLMSampler:
             self._connection.send((method, arguments))
             return self._wait(update)
         except (OSError, EOFError):
-            raise AccordError(
+            raise SamplerGoneError(
                 f"vLLM's process ended while it was needed, the reason may be in {self.log}; run the same command "
                 "again to continue, with sampling.engine=transformers if this repeats"
             ) from None
@@ -164,13 +164,16 @@ def engine_environment() -> dict[str, str]:
 
 def cpu_engine_environment() -> dict[str, str]:
     """What vLLM needs on CPU besides: all cores, and faster libraries for memory and threads where installed."""
-    environment = engine_environment() | {
-        "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
-        "TORCH_COMPILE_DISABLE": "1",  # one small function is compiled even when eager: seconds, and a C++ compiler
-        # The trainer uses the same cores between two samplings: threads must sleep soon after their work.
-        "KMP_BLOCKTIME": "5",
-        "KMP_TPAUSE": "0",
-    }
+    environment = (
+        engine_environment()
+        | {
+            "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
+            "TORCH_COMPILE_DISABLE": "1",  # one small function is compiled even when eager: seconds, and a C++ compiler
+            # The trainer uses the same cores between two samplings: threads must sleep soon after their work.
+            "KMP_BLOCKTIME": "5",
+            "KMP_TPAUSE": "0",
+        }
+    )
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     environment.setdefault("OMP_NUM_THREADS", str(cores))  # vLLM would take one
     preload = [*libraries(), *filter(None, [os.environ.get("LD_PRELOAD")])]

@@ -1,0 +1,377 @@
+"""The four models of PPO: policy, reference, reward model and critic, in three layouts.
+
+    separate      policy and critic are trained in full; reference and reward model are frozen copies
+    lora          policy and critic are adapters; without its adapter the policy is the reference, and the critic,
+                  which starts from the reward model, is the reward model
+    shared base   one frozen base, with an adapter each for policy, critic and reward model
+
+All of them read the same right-padded rows of token ids, so the reward model's tokenizer must be the policy's.
+Dropout is off everywhere: PPO's ratios compare one function with itself.
+"""
+
+import contextlib
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from accord.config import LoraConfig
+from accord.errors import UsageError
+from accord.models import Model, load_policy, load_reward_model, load_tokenizer, peft_config
+from accord.records import Message
+from rl.log_probabilities import TokenStatistics, token_statistics
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A micro-batch: prompts with their answers, padded on the right. R rows of W tokens."""
+
+    input_ids: Tensor
+    """[R, W]"""
+    attention_mask: Tensor
+    """[R, W]"""
+    prompt_lengths: Tensor
+    """[R]"""
+    response_lengths: Tensor
+    """[R]"""
+
+    @classmethod
+    def of(cls, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> "Rows":
+        """Rows from token ids; padding is masked, so its id does not matter."""
+        rows = [[*prompt, *response] for prompt, response in zip(prompts, responses, strict=True)]
+        width = max(map(len, rows))
+        return cls(
+            torch.tensor([row + [0] * (width - len(row)) for row in rows]),
+            torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows]),
+            torch.tensor([len(prompt) for prompt in prompts]),
+            torch.tensor([len(response) for response in responses]),
+        )
+
+    def to(self, device: torch.device) -> "Rows":
+        """The same on a device."""
+        return Rows(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
+
+    def states(self, extra: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Where the states before each answer token stand, and `extra` more after them: row, slot and position [T]."""
+        lengths = self.response_lengths + extra
+        row = torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths)
+        first = torch.repeat_interleave(lengths.cumsum(0) - lengths, lengths)
+        slot = torch.arange(len(row), device=lengths.device) - first
+        return row, slot, self.prompt_lengths[row] - 1 + slot
+
+
+def micro_batches(lengths: Sequence[int], tokens_per_pass: int) -> list[list[int]]:
+    """Indices of sequences of like length, as many together as make at most `tokens_per_pass` tokens with padding.
+
+    A sequence that is longer than that is alone.
+    """
+    batches: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lambda index: lengths[index]):
+        # In ascending order the newest is the widest.
+        if batches and (len(batches[-1]) + 1) * lengths[index] <= tokens_per_pass:
+            batches[-1].append(index)
+        else:
+            batches.append([index])
+    return batches
+
+
+class Actors:
+    """The four models. Methods that take `Rows` return padded tensors [R, slots], 0 where there is nothing."""
+
+    def __init__(
+        self,
+        policy: Any,
+        critic: Any,
+        critic_head: nn.Linear,
+        reference: Any | None = None,
+        reward: Any | None = None,
+        reward_head: nn.Linear | None = None,
+        bfloat16: bool = False,
+    ) -> None:
+        """Args:
+        policy: a causal language model, or one with PEFT adapters.
+        critic: the critic's transformer without a head; the policy itself for a shared base.
+        critic_head: from a state to a value, trained.
+        reference: None: the policy without its adapter.
+        reward: the reward model's transformer; None: the critic without its adapter or, for a shared base, the
+            policy with the adapter "reward".
+        reward_head: from a state to a score, frozen; None: a copy of the critic's, as it is now.
+        bfloat16: compute in it (autocast).
+        """
+        self.policy, self.critic, self.critic_head = policy, critic, critic_head
+        self.reference, self.reward = reference, reward
+        self.reward_head = reward_head or copy.deepcopy(critic_head).requires_grad_(False)
+        self.bfloat16 = bfloat16
+        self.score_shift = 0.0
+        """Subtracted from scores and values alike, so that the critic still starts where the scores are."""
+        shared = self.has_shared_base
+        trained = [
+            (name, p) for name, p in policy.named_parameters() if p.requires_grad or ".critic." in name
+        ]
+        self.policy_parameters = {name: p for name, p in trained if not (shared and ".critic." in name)}
+        """What is trained of the policy, by name."""
+        body = policy if shared else critic
+        self.critic_parameters = {
+            name: p
+            for name, p in body.named_parameters()
+            if ".critic." in name or (p.requires_grad and not shared)
+        } | {f"head.{name}": p for name, p in critic_head.named_parameters()}
+        """What is trained of the critic, by name, its head included."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where they are."""
+        return next(self.policy.parameters()).device
+
+    @property
+    def has_shared_base(self) -> bool:
+        """Whether policy, critic and reward model are adapters of one base."""
+        return self.critic is self.policy
+
+    def policy_statistics(self, rows: Rows, slots: int, temperature: float) -> TokenStatistics:
+        """Log-probabilities and entropies [R, slots] of the answers' tokens under the policy."""
+        return self._statistics(self.policy, rows, slots, temperature)
+
+    @torch.no_grad()
+    def reference_statistics(self, rows: Rows, slots: int, temperature: float) -> TokenStatistics:
+        """The same under the reference, without gradients."""
+        if self.reference is not None:
+            return self._statistics(self.reference, rows, slots, temperature)
+        with self._without_adapter(self.policy):
+            return self._statistics(self.policy, rows, slots, temperature)
+
+    def values(self, rows: Rows, slots: int) -> Tensor:
+        """The critic's predictions [R, slots], one slot more than tokens."""
+        row, slot, position = rows.states(extra=1)
+        with self.adapter("critic"):
+            states = self._states(self.critic, rows)[row, position]
+        values = self.critic_head(states.float()).squeeze(-1) - self.score_shift
+        return _scatter(values, row, slot, (len(rows.input_ids), slots))
+
+    @torch.no_grad()
+    def scores(self, rows: Rows) -> Tensor:
+        """The reward model's scores [R], read at each answer's last token, before the shift."""
+        if self.reward is not None:
+            states = self._states(self.reward, rows)
+        elif self.has_shared_base:
+            with self.adapter("reward"):
+                states = self._states(self.policy, rows)
+        else:
+            with self._without_adapter(self.critic):
+                states = self._states(self.critic, rows)
+        last = rows.prompt_lengths + rows.response_lengths - 1
+        return self.reward_head(states[torch.arange(len(last), device=last.device), last].float()).squeeze(-1)
+
+    def _statistics(self, model: Any, rows: Rows, slots: int, temperature: float) -> TokenStatistics:
+        row, slot, position = rows.states(extra=0)
+        states = self._states(model, rows)[row, position]
+        head = model.get_output_embeddings().weight
+        head = head.bfloat16() if self.bfloat16 else head
+        found = token_statistics(states, head, rows.input_ids[row, position + 1], temperature)
+        shape = (len(rows.input_ids), slots)
+        return TokenStatistics(*(_scatter(values, row, slot, shape) for values in found))
+
+    def _states(self, model: Any, rows: Rows) -> Tensor:
+        """The last hidden states [R, W, d], after the final norm."""
+        causal = model.get_base_model() if hasattr(model, "peft_config") else model
+        body = getattr(causal, causal.base_model_prefix, causal)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
+            output = body(input_ids=rows.input_ids, attention_mask=rows.attention_mask, use_cache=False)
+        states: Tensor = output.last_hidden_state
+        return states
+
+    @contextlib.contextmanager
+    def adapter(self, name: str) -> Iterator[None]:
+        """With a shared base, compute with another adapter than the policy's for a while; else nothing changes.
+
+        With gradient checkpointing the backward pass computes states again, so it must be inside, too.
+        """
+        if not self.has_shared_base:
+            yield
+            return
+        before = self.policy.active_adapter
+        self.policy.set_adapter(name)
+        self._keep_training()
+        try:
+            yield
+        finally:
+            self.policy.set_adapter(before)
+            self._keep_training()
+
+    @contextlib.contextmanager
+    def _without_adapter(self, model: Any) -> Iterator[None]:
+        with model.disable_adapter():
+            yield
+        self._keep_training()
+
+    def _keep_training(self) -> None:
+        """PEFT marks adapters that are not active as frozen, and their gradients would be thrown away silently."""
+        for p in (*self.policy_parameters.values(), *self.critic_parameters.values()):
+            p.requires_grad_(True)
+
+
+def load_actors(
+    policy: Model,
+    reward_model: Model,
+    lora: LoraConfig | None,
+    max_sequence_tokens: int,
+    reward_adapter: Path | None = None,
+    base_dtype: torch.dtype = torch.float32,
+    bfloat16: bool = False,
+    gradient_checkpointing: bool = False,
+    seed: int = 0,
+) -> Actors:
+    """Load the models in the layout that `lora` and `reward_adapter` say.
+
+    Args:
+        policy: what is optimised, and the reference.
+        reward_model: the scores, and where the critic starts.
+        lora: adapters for policy and critic; None trains all weights.
+        max_sequence_tokens: the longest prompt and answer together, which both must be able to read.
+        reward_adapter: with `lora`: the reward model as an adapter of the policy, so that one base serves all.
+        base_dtype: of frozen weights.
+        bfloat16: compute in it.
+        gradient_checkpointing: compute activations again in the backward pass instead of keeping them.
+        seed: of new adapters.
+
+    Raises:
+        UsageError: the reward model has another tokenizer, a context is too short, or the policy's logits are not its
+            output layer's product.
+    """
+    _check_tokenizers(policy, reward_model)
+    device = torch.accelerator.current_accelerator() or torch.device("cpu")
+    torch.manual_seed(seed)
+    policy_model: Any = load_policy(policy, base_dtype if lora else torch.float32)
+    _check_logits(policy_model)
+    scoring: Any = load_reward_model(reward_model, base_dtype if lora else torch.float32)
+    context = min(model.config.max_position_embeddings for model in (policy_model, scoring))
+    if max_sequence_tokens > context:
+        raise UsageError(
+            f"rl.max_sequence_tokens is {max_sequence_tokens}, and policy and reward model read at most {context} "
+            "tokens; lower it"
+        )
+    head, backbone = scoring.score, getattr(scoring, scoring.base_model_prefix)
+    critic_head = nn.Linear(head.in_features, 1, bias=head.bias is not None)
+    critic_head.load_state_dict({name: p.float() for name, p in head.state_dict().items()})
+    actors: Actors
+    if lora is None:
+        reference, reward = copy.deepcopy(policy_model), copy.deepcopy(backbone)
+        for frozen in (reference, reward):
+            frozen.requires_grad_(False)
+        actors = Actors(policy_model, backbone, critic_head, reference, reward, bfloat16=bfloat16)
+    elif reward_adapter is not None:
+        model = _with_adapter(policy_model, lora, "CAUSAL_LM")
+        for name in ("critic", "reward"):
+            _add_adapter(model, reward_adapter, name)
+        model.set_adapter("default")
+        actors = Actors(model, model, critic_head, bfloat16=bfloat16)
+    else:
+        actors = Actors(
+            _with_adapter(policy_model, lora, "CAUSAL_LM"),
+            _with_adapter(backbone, lora, "FEATURE_EXTRACTION"),
+            critic_head,
+            bfloat16=bfloat16,
+        )
+    for module in (
+        actors.policy,
+        actors.critic,
+        actors.reference,
+        actors.reward,
+        critic_head,
+        actors.reward_head,
+    ):
+        if module is not None:
+            module.to(device)
+            _prepare(module, gradient_checkpointing)
+    return actors
+
+
+def _check_tokenizers(policy: Model, reward_model: Model) -> None:
+    """The critic starts from the reward model and reads the policy's tokens, so they must be the same tokens."""
+    ours, theirs = load_tokenizer(policy), load_tokenizer(reward_model)
+    probe = [
+        {"role": m.role, "content": m.content} for m in [Message(role="user", content="Is 1 + 1 = 2?\n\nYes")]
+    ]
+    if (
+        ours.get_vocab() != theirs.get_vocab()
+        or ours.eos_token_id != theirs.eos_token_id
+        or ours.apply_chat_template(probe) != theirs.apply_chat_template(probe)
+    ):
+        raise UsageError(
+            f"the reward model {reward_model.reference} has another tokenizer or chat template than the policy "
+            f"{policy.reference}, and PPO's critic, which starts from it, must read the policy's tokens; train the "
+            "reward model from this policy"
+        )
+
+
+@torch.no_grad()
+def _check_logits(model: Any) -> None:
+    """Some models scale or cap their logits after the output layer; here that would go unnoticed."""
+    ids = torch.arange(8)[None] % model.config.vocab_size
+    model.eval()
+    states = getattr(model, model.base_model_prefix)(input_ids=ids, use_cache=False).last_hidden_state
+    product = states @ model.get_output_embeddings().weight.T
+    logits = model(input_ids=ids, use_cache=False).logits
+    if not torch.allclose(product.float(), logits.float(), atol=1e-2, rtol=1e-2):
+        raise UsageError(
+            f"PPO takes logits from the output layer, and {type(model).__name__} changes them after it (by a bias, a "
+            "cap or a scale); use rl.algorithm=dpo for this model"
+        )
+
+
+def _with_adapter(model: Any, lora: LoraConfig, task: str) -> Any:
+    import peft
+
+    adapted = peft.get_peft_model(model, peft_config(lora, task))
+    for p in adapted.parameters():
+        if p.requires_grad:
+            p.data = p.data.float()
+    return adapted
+
+
+def _add_adapter(model: Any, folder: Path, name: str) -> None:
+    """Add the reward model's adapter under a name; its head is loaded elsewhere."""
+    import peft
+    from peft.utils import load_peft_weights, set_peft_model_state_dict
+
+    trained = peft.LoraConfig.from_pretrained(str(folder))
+    config = peft.LoraConfig(
+        r=trained.r,
+        lora_alpha=trained.lora_alpha,
+        target_modules=trained.target_modules,
+        task_type="CAUSAL_LM",
+    )
+    model.add_adapter(name, config)
+    weights = {
+        key: value for key, value in load_peft_weights(str(folder), device="cpu").items() if "lora_" in key
+    }
+    result: Any = set_peft_model_state_dict(model, weights, adapter_name=name)
+    missing = [key for key in result.missing_keys if f".{name}." in key]
+    if result.unexpected_keys or missing:
+        raise UsageError(
+            f"the adapter in {folder} does not fit the policy; train the reward model from this policy with lora"
+        )
+    for key, p in model.named_parameters():
+        if f".{name}." in key:
+            p.data = p.data.float()
+
+
+def _prepare(model: nn.Module, gradient_checkpointing: bool) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.0  # type: ignore[assignment]
+    model.eval()
+    any_model: Any = model
+    if gradient_checkpointing and hasattr(model, "gradient_checkpointing_enable"):
+        any_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.train()  # transformers checkpoints in training mode only; there is no dropout left to switch on
+
+
+def _scatter(values: Tensor, row: Tensor, slot: Tensor, shape: tuple[int, int]) -> Tensor:
+    return values.new_zeros(shape).index_put((row, slot), values)

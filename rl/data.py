@@ -1,0 +1,97 @@
+"""What PPO reads: prompts to train on, what is held out, and demonstrations that say where scores have their zero."""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from accord.chat import encode_conversation, encode_prompt
+from accord.errors import DataError
+from accord.records import Demonstration, Message, Preference, Prompt, read_jsonl
+from reward.data import drop_too_long, split_by_prompt
+from rl.actors import Actors, Rows, micro_batches
+from rl.dpo import encode_pairs
+
+
+@dataclass(frozen=True)
+class Data:
+    """Prompts to train on and what is held out, all as token ids."""
+
+    prompts: list[list[int]]
+    heldout_prompts: list[list[int]]
+    pairs: list[dict[str, Any]]
+    """Held-out preferences as `rl.dpo.encode_pairs` makes them."""
+    dropped: dict[str, int]
+    """Rows that are not used, by reason."""
+
+
+def load_data(
+    tokenizer: PreTrainedTokenizerBase, prompts: Path, preferences: Path, heldout_fraction: float,
+    max_sequence_tokens: int, max_response_tokens: int,
+) -> Data:  # fmt: skip
+    """Prompts without those that are held out, and held-out pairs and their prompts.
+
+    Raises:
+        DataError: a bad file, or nothing is left of the prompts or of the held-out pairs.
+    """
+    longest_prompt = max_sequence_tokens - max_response_tokens
+    kept, pairs_too_long = drop_too_long(tokenizer, read_jsonl(preferences, Preference), max_sequence_tokens)
+    heldout = split_by_prompt(kept, heldout_fraction)[1]
+    if not heldout:
+        raise DataError(
+            f"{preferences}: no pair is left to hold out, {pairs_too_long} were longer than max_sequence_tokens; "
+            "collect more preferences or raise it"
+        )
+    aside = {_key(row.prompt): encode_prompt(tokenizer, row.prompt) for row in heldout}
+    rows = read_jsonl(prompts, Prompt)
+    training = [encode_prompt(tokenizer, row.prompt) for row in rows if _key(row.prompt) not in aside]
+    short = [ids for ids in training if len(ids) <= longest_prompt]
+    if not short:
+        raise DataError(
+            f"{prompts}: no prompt is left, {len(rows) - len(training)} are held out and {len(training)} leave no room "
+            f"for {max_response_tokens} tokens of answer within max_sequence_tokens ({max_sequence_tokens})"
+        )
+    dropped = {
+        "prompts_heldout": len(rows) - len(training), "prompts_too_long": len(training) - len(short),
+        "pairs_too_long": pairs_too_long,
+    }  # fmt: skip
+    heldout_prompts = [ids for ids in aside.values() if len(ids) <= longest_prompt]
+    if not heldout_prompts:
+        raise DataError(
+            f"{preferences}: no held-out prompt leaves room for {max_response_tokens} tokens of answer within "
+            f"max_sequence_tokens ({max_sequence_tokens}); raise it"
+        )
+    return Data(short, heldout_prompts, list(encode_pairs(tokenizer, heldout)), dropped)
+
+
+def mean_demonstration_score(
+    actors: Actors,
+    tokenizer: PreTrainedTokenizerBase,
+    path: Path,
+    max_sequence_tokens: int,
+    tokens_per_pass: int,
+) -> float:
+    """The mean score of the demonstrations in a file that are short enough.
+
+    Raises:
+        DataError: a bad file, or all are too long.
+    """
+    rows = [encode_conversation(tokenizer, row.messages).input_ids for row in read_jsonl(path, Demonstration)]
+    short = [ids for ids in rows if len(ids) <= max_sequence_tokens]
+    if not short:
+        raise DataError(
+            f"{path}: all demonstrations are longer than max_sequence_tokens ({max_sequence_tokens})"
+        )
+    scores: list[float] = []
+    for index in micro_batches([len(ids) for ids in short], tokens_per_pass):
+        # Scores are read at the last token, wherever the answer is said to begin.
+        batch = Rows.of([short[i][:-1] for i in index], [short[i][-1:] for i in index]).to(actors.device)
+        scores += actors.scores(batch).tolist()
+    return statistics.fmean(scores)
+
+
+def _key(prompt: Sequence[Message]) -> str:
+    return "\n".join(f"{message.role}: {message.content}" for message in prompt)

@@ -1,0 +1,50 @@
+"""How good a policy is on what it was not trained on.
+
+A policy must not be chosen by the reward that it was trained on. Here it is chosen by what people said about held-out
+answers: the policy that is optimal for a reward r at KL coefficient b is reference * exp(r / b) / Z, so every policy
+implies a reward, b * log(policy / reference), and the loss of that reward on held-out preferences is low as long as the
+policy moves towards what people prefer. It needs no second reward model, starts at ln 2, and rises when the policy
+exploits the first. (The implied reward is that of Rafailov et al. 2023, https://arxiv.org/abs/2305.18290.)
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from rl.actors import Actors, Rows, micro_batches
+
+COEFFICIENT_WITHOUT_KL = 0.1
+"""What stands for b where the KL costs nothing; DPO's usual one."""
+
+
+@torch.no_grad()
+def preference_loss(
+    actors: Actors,
+    pairs: Sequence[dict[str, Any]],
+    kl_coefficient: float,
+    temperature: float,
+    tokens_per_pass: int,
+) -> float:
+    """The mean of -log sigmoid(b * (log-ratio of chosen - log-ratio of rejected)), log-ratios of policy to reference.
+
+    Args:
+        actors: policy and reference.
+        pairs: rows with `prompt_ids`, `chosen_ids` and `rejected_ids`.
+        kl_coefficient: b.
+        temperature: of policy and reference.
+        tokens_per_pass: how many tokens are computed at a time.
+    """
+    prompts = [pair["prompt_ids"] for pair in pairs for _ in range(2)]
+    answers = [pair[side] for pair in pairs for side in ("chosen_ids", "rejected_ids")]
+    log_ratios = torch.zeros(len(answers))
+    for index in micro_batches(
+        [len(p) + len(a) for p, a in zip(prompts, answers, strict=True)], tokens_per_pass
+    ):
+        rows = Rows.of([prompts[i] for i in index], [answers[i] for i in index]).to(actors.device)
+        slots = max(len(answers[i]) for i in index)
+        policy = actors.policy_statistics(rows, slots, temperature).log_probabilities
+        reference = actors.reference_statistics(rows, slots, temperature).log_probabilities
+        log_ratios[index] = (policy - reference).sum(dim=1).cpu()
+    margins = (kl_coefficient or COEFFICIENT_WITHOUT_KL) * (log_ratios[::2] - log_ratios[1::2])
+    return -torch.nn.functional.logsigmoid(margins).mean().item()

@@ -1,0 +1,214 @@
+"""PPO's loop: updates, evaluations, checkpoints and progress, between `rl.ppo`'s building and saving."""
+
+import json
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from accord.chat import decode_response
+from accord.errors import AccordError
+from accord.records import write_jsonl
+from accord.sampling.verify import BFLOAT16_BOUND
+from accord.training import SECONDS_BETWEEN_LINES
+from rl.actors import Actors
+from rl.advantages import shape_scores
+from rl.checkpoints import Progress, save_checkpoint
+from rl.config import PPOConfig
+from rl.data import Data
+from rl.evaluation import preference_loss
+from rl.kl import next_kl_coefficient
+from rl.learner import NotFiniteError, experience, hear, learn
+from rl.rollout import PolicySampler, Rollout, check_sampler, make_rollout, prompts_of_update, seeds_of_update
+from rl.watch import Evaluation, answer_figures, correlation, stop_reason
+
+NOT_FINITE_BATCH = "not-finite.jsonl"
+
+
+class Loop:
+    """Updates, evaluations and checkpoints, from wherever `progress` is to the end."""
+
+    def __init__(
+        self, config: PPOConfig, folder: Path, tokenizer: PreTrainedTokenizerBase, data: Data, actors: Actors,
+        optimiser: torch.optim.Optimizer, progress: Progress, sampler: PolicySampler,
+    ) -> None:  # fmt: skip
+        self.config, self.folder, self.tokenizer, self.data = config, folder, tokenizer, data
+        self.actors, self.optimiser, self.progress, self.sampler = actors, optimiser, progress, sampler
+
+    def run(self) -> None:
+        """Go on to the last update or to a stop rule; afterwards `progress` tells which."""
+        config, progress = self.config, self.progress
+        if progress.update == 0 and not progress.evaluations and config.evaluate_every_updates:
+            self._log(self.evaluate())
+        bar = tqdm(
+            total=config.updates, initial=progress.update, desc="ppo", unit="update", disable=not sys.stderr.isatty()
+        )  # fmt: skip
+        shown_at = 0.0
+        with bar:
+            while progress.update < config.updates and progress.stop_reason is None:
+                row = self.update()
+                is_last = progress.update == config.updates or progress.stop_reason is not None
+                every = config.evaluate_every_updates
+                evaluates = is_last or (every is not None and progress.update % every == 0)
+                self._log(row)
+                if evaluates:
+                    self._log(self.evaluate())
+                    progress.stop_reason = progress.stop_reason or self._stop_reason(row)
+                if evaluates or progress.update % config.checkpoint_every_updates == 0:
+                    save_checkpoint(self.folder / "checkpoints", progress, self.actors, self.optimiser)
+                bar.set_postfix_str(
+                    f"score {row['score']:.2f}, KL {row['kl_k1_nats']:.2f} nats, {row['response_tokens']:.0f} tokens, "
+                    f"ratio {row['ratio_mean']:.2f}, {row['tokens_per_second']:.0f} tokens/s"
+                )
+                bar.update()
+                if bar.disable and (time.monotonic() - shown_at > SECONDS_BETWEEN_LINES or is_last):
+                    shown_at = time.monotonic()
+                    click.echo(f"ppo: update {progress.update}/{config.updates}, {_in_words(row)}")
+        if progress.stop_reason:
+            click.echo(f"ppo: stopped after update {progress.update}: {progress.stop_reason}")
+
+    def update(self) -> dict[str, Any]:
+        """One update, and its row of metrics."""
+        config, progress, actors = self.config, self.progress, self.actors
+        number = progress.update + 1
+        learning_rate = config.learning_rate * (1 - (number - 1) / config.updates)
+        for group in self.optimiser.param_groups:
+            group["lr"] = learning_rate
+        restarts = self.sampler.restarts
+        clock = [time.perf_counter()]
+
+        chosen = prompts_of_update(number, len(self.data.prompts), config.prompts_per_update, config.seed)
+        rollout = self._sample(
+            [self.data.prompts[i] for i in chosen], seeds_of_update(number, len(chosen), config.seed)
+        )
+        clock.append(time.perf_counter())
+        try:
+            opinions = hear(actors, rollout, config.temperature, config.tokens_per_pass)
+            mismatch = check_sampler(
+                opinions.log_probabilities, opinions.sampler, opinions.tokens,
+                BFLOAT16_BOUND if actors.bfloat16 else self.sampler.bound,
+            )  # fmt: skip
+            shaped = shape_scores(
+                opinions.scores, opinions.lengths, torch.tensor(rollout.ended, device=actors.device),
+                progress.score_shift, config.score_clip, config.missing_eos, config.missing_eos_penalty,
+                config.length_penalty_per_token,
+            )  # fmt: skip
+            learned_from = experience(
+                opinions, shaped.scores, progress.kl_coefficient, config.discount, config.trace, config.whiten_rewards,
+                config.importance_weight_cap,
+            )  # fmt: skip
+            clock.append(time.perf_counter())
+            learned = learn(
+                actors, self.optimiser, rollout, learned_from, epochs=config.epochs_per_update,
+                minibatches=config.minibatches_per_epoch, clip=config.clip, value_clip=config.value_clip,
+                value_coefficient=config.value_coefficient, entropy_coefficient=config.entropy_coefficient,
+                dual_clip=config.dual_clip, max_gradient_norm=config.max_gradient_norm,
+                temperature=config.temperature, tokens_per_pass=config.tokens_per_pass, seed=f"{config.seed}/{number}",
+            )  # fmt: skip
+        except NotFiniteError as error:
+            path = self._keep(rollout)
+            raise AccordError(
+                f"ppo: {error} at update {number}; look at the batch in {path}, and lower the learning rate or mend "
+                "the reward model"
+            ) from None
+        clock.append(time.perf_counter())
+        self.sampler.sync()
+        clock.append(time.perf_counter())
+
+        scores = (opinions.scores - progress.score_shift).tolist()
+        lengths = [float(length) for length in opinions.lengths.tolist()]
+        figures = learned_from.figures() | answer_figures(rollout)
+        if number == 1:
+            progress.first_response_tokens = figures["response_tokens"]
+        row = {
+            "step": number,
+            "learning_rate": learning_rate,
+            "score": statistics.fmean(scores),
+            "shaped_score": shaped.scores.mean().item(),
+            "length_penalty": shaped.length_penalties.mean().item(),
+            "score_length_correlation": correlation(scores, lengths),
+            "kl_coefficient": progress.kl_coefficient,
+            **figures,
+            **learned,
+            "sampler_largest_difference": mismatch.largest,
+            "sampler_mean_difference": mismatch.mean,
+            "mean_importance_weight": learned_from.weights[opinions.tokens].mean().item(),
+            "sampler_restarts": self.sampler.restarts - restarts,
+            "tokens_per_second": sum(lengths) / (clock[-1] - clock[0]),
+        }
+        names = ("rollout_runtime", "scoring_runtime", "learning_runtime", "sync_runtime")
+        row |= {name: after - before for name, before, after in zip(names, clock, clock[1:], strict=False)}
+        if config.kl_target_nats is not None:
+            progress.kl_coefficient = next_kl_coefficient(
+                progress.kl_coefficient, figures["kl_k1_nats"], config.kl_target_nats, len(chosen),
+                config.kl_horizon_answers,
+            )  # fmt: skip
+        progress.update = number
+        progress.stop_reason = self._stop_reason(row)
+        return row
+
+    def evaluate(self) -> dict[str, Any]:
+        """The policy as it is now, on held-out prompts and preferences."""
+        config, progress = self.config, self.progress
+        loss = preference_loss(
+            self.actors, self.data.pairs, config.kl_coefficient, config.temperature, config.tokens_per_pass
+        )
+        # The same seeds each time, so that two evaluations differ by the policy alone.
+        prompts = self.data.heldout_prompts
+        rollout = self._sample(prompts, seeds_of_update(0, len(prompts), config.seed))
+        opinions = hear(self.actors, rollout, config.temperature, config.tokens_per_pass)
+        score = (opinions.scores - progress.score_shift).mean().item()
+        kl = (opinions.log_probabilities - opinions.reference)[opinions.tokens].sum().item() / len(prompts)
+        progress.evaluations.append(Evaluation(progress.update, score, loss))
+        figures = {"score": score, "preference_loss": loss, "kl_k1_nats": kl, **answer_figures(rollout)}
+        return {"step": progress.update, **{f"eval_{name}": value for name, value in figures.items()}}
+
+    def _sample(self, prompts: Sequence[list[int]], seeds: Sequence[int]) -> Rollout:
+        config, eos = self.config, self.tokenizer.eos_token_id
+        completions = self.sampler.sample(prompts, seeds, config.max_response_tokens, config.temperature)
+        return make_rollout(prompts, completions, int(str(eos)))
+
+    def _stop_reason(self, row: dict[str, Any]) -> str | None:
+        config, progress = self.config, self.progress
+        return stop_reason(
+            row["kl_k1_nats"], row["response_tokens"], progress.first_response_tokens, progress.evaluations,
+            config.stop_at_kl_nats, config.stop_at_length_factor, config.stop_after_worse_evaluations,
+        )  # fmt: skip
+
+    def _log(self, row: dict[str, Any]) -> None:
+        self.progress.rows.append(row)
+        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def _keep(self, rollout: Rollout) -> Path:
+        """Save a batch for inspection."""
+        path = self.folder / NOT_FINITE_BATCH
+        rows = zip(
+            rollout.prompts, rollout.responses, rollout.ended, rollout.sampler_log_probabilities, strict=True
+        )  # fmt: skip
+        write_jsonl(
+            path,
+            [
+                {
+                    "answer": number, "prompt": self.tokenizer.decode(prompt),
+                    "response": decode_response(self.tokenizer, response), "ended": ended, "prompt_ids": prompt,
+                    "response_ids": response, "sampler_log_probabilities": log_probabilities,
+                }
+                for number, (prompt, response, ended, log_probabilities) in enumerate(rows, start=1)
+            ],
+        )  # fmt: skip
+        return path
+
+
+def _in_words(row: dict[str, Any]) -> str:
+    return (
+        f"score {row['score']:.2f}, KL {row['kl_k1_nats']:.2f} nats, {row['response_tokens']:.0f} tokens an answer, "
+        f"ratio up to {row['ratio_max']:.2f}, {row['tokens_per_second']:.0f} tokens/s"
+    )

@@ -1,0 +1,165 @@
+"""Proximal policy optimisation: the policy learns from its own answers what the reward model scores highly.
+
+An update samples an answer to each of its prompts, has the four models look at them (policy, reference, reward model,
+critic), turns scores and KL into advantages, takes a few epochs of optimiser steps, and gives the sampler the new
+weights; the next rollout's log-probabilities prove that they arrived. The details are those of "The N+ Implementation
+Details of RLHF with PPO" (Huang et al. 2024, https://arxiv.org/abs/2403.17031); ours are: answers are sampled by the
+round's sampler and weighted by truncated importance sampling, no padding beyond a micro-batch is computed, the score
+stands after an answer's last token whatever the lengths of the others, and the policy that is kept is chosen by
+held-out preferences, not by the reward.
+
+    accord ppo configs/tiny-ppo.yaml
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from accord.bundled import data_path
+from accord.errors import UsageError
+from accord.models import Model, load_policy, load_tokenizer
+from accord.runs import DataFile, Run, Runs, Source
+from accord.sampling.shared import SharedSampler
+from accord.training import base_dtype, computes_in_bfloat16, quiet_libraries, save_model
+from rl.actors import load_actors
+from rl.checkpoints import Progress, load_best, load_checkpoint
+from rl.config import PPOConfig
+from rl.data import load_data, mean_demonstration_score
+from rl.loop import NOT_FINITE_BATCH, Loop
+from rl.rollout import PolicySampler
+
+OPTIMISER_EPSILON = 1e-5
+"""Of AdamW; Huang et al. found the usual 1e-8 worse (detail 18)."""
+
+
+def train_ppo(
+    config: PPOConfig,
+    runs: Runs,
+    policy: Model,
+    reward_model: Model,
+    preferences: Run | DataFile,
+    sampler: SharedSampler,
+) -> Run:
+    """Optimise `policy` for the scores of `reward_model`; returns the finished run, whose `model/` is the new policy.
+
+    Args:
+        config: see `PPOConfig`.
+        runs: where the run is kept.
+        policy: what is optimised; the reference, too.
+        reward_model: has the policy's tokenizer; the critic starts from it.
+        preferences: the held-out part of them says which policy is the best; its prompts are never trained on.
+        sampler: the round's.
+
+    Raises:
+        DataError: a bad file, or no prompt or no held-out pair is left.
+        UsageError: policy and reward model do not fit together.
+        AccordError: a score, a loss or a gradient became NaN or infinite; the batch is kept in the run.
+        SyncError: the sampler's weights are not the trainer's.
+    """
+    prompts_file = DataFile(data_path(config.prompts))
+    sources: dict[str, Source] = {
+        "policy": policy, "reward_model": reward_model, "preferences": preferences, "prompts": prompts_file,
+    }  # fmt: skip
+    if config.demonstrations:
+        sources["demonstrations"] = DataFile(data_path(config.demonstrations))
+    with runs.begin("ppo", config, sources) as run, quiet_libraries():
+        if run.is_done:
+            return run
+        (run.path / NOT_FINITE_BATCH).unlink(missing_ok=True)  # of an earlier attempt
+
+        # load
+        tokenizer = load_tokenizer(policy)
+        pairs_path = (
+            preferences.output("preferences.jsonl") if isinstance(preferences, Run) else preferences.path
+        )
+        data = load_data(
+            tokenizer, prompts_file.path, pairs_path, config.heldout_fraction, config.max_sequence_tokens,
+            config.max_response_tokens,
+        )  # fmt: skip
+
+        # build
+        bfloat16 = computes_in_bfloat16(config)
+        run.record.hardware["training_precision"] = "bfloat16" if bfloat16 else "float32"
+        actors = load_actors(
+            policy, reward_model, config.lora, config.max_sequence_tokens,
+            reward_adapter=_reward_adapter(runs, policy, reward_model) if config.shared_base else None,
+            base_dtype=base_dtype(config), bfloat16=bfloat16,
+            gradient_checkpointing=config.gradient_checkpointing, seed=config.seed,
+        )  # fmt: skip
+        trained = [*actors.policy_parameters.values(), *actors.critic_parameters.values()]
+        optimiser = torch.optim.AdamW(
+            trained, lr=config.learning_rate, eps=OPTIMISER_EPSILON, weight_decay=0.0
+        )
+        checkpoints = run.path / "checkpoints"
+        progress = load_checkpoint(checkpoints, actors, optimiser)
+        if progress is None:
+            if config.demonstrations:
+                actors.score_shift = mean_demonstration_score(
+                    actors, tokenizer, data_path(config.demonstrations), config.max_sequence_tokens,
+                    config.tokens_per_pass,
+                )  # fmt: skip
+            progress = Progress(config.kl_coefficient, actors.score_shift)
+        _write_rows(run, progress)
+        policy_sampler = PolicySampler(sampler, policy, actors.policy)
+        loop = Loop(config, run.path, tokenizer, data, actors, optimiser, progress, policy_sampler)
+
+        # loop
+        loop.run()
+
+        # save
+        load_best(checkpoints, progress, actors)
+        save_model(actors.policy, tokenizer, run, load_policy(policy) if config.lora else None)
+        run.finish(final_figures(progress), data.dropped)
+    return run
+
+
+def final_figures(progress: Progress) -> dict[str, Any]:
+    """The run's metrics.json."""
+    updates = [row for row in progress.rows if "policy_loss" in row]
+    last = updates[-1]
+    evaluated = [row for row in progress.rows if "eval_preference_loss" in row]
+    best = progress.best
+    kept = next(row for row in evaluated if best is not None and row["step"] == best.update)
+    return {
+        "updates": progress.update,
+        "kept_update": kept["step"],
+        "stop_reason": progress.stop_reason,
+        "first_score": updates[0]["score"],
+        "score": last["score"],
+        "kl_nats": last["kl_k1_nats"],
+        "eos_rate": last["eos_rate"],
+        "response_tokens": last["response_tokens"],
+        "heldout_score": kept["eval_score"],
+        "heldout_kl_nats": kept["eval_kl_k1_nats"],
+        "heldout_eos_rate": kept["eval_eos_rate"],
+        "heldout_repetition": kept["eval_repetition"],
+        "heldout_preference_loss": kept["eval_preference_loss"],
+        "sampler_restarts": sum(row["sampler_restarts"] for row in updates),
+    }
+
+
+def _write_rows(run: Run, progress: Progress) -> None:
+    """After a kill, rows beyond the checkpoint are made again."""
+    with (run.path / "metrics.jsonl").open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in progress.rows)
+
+
+def _reward_adapter(runs: Runs, policy: Model, reward_model: Model) -> Path:
+    """The adapter of a reward model that was trained from this policy.
+
+    Raises:
+        UsageError: it has none, or was trained from another model.
+    """
+    if reward_model.run_id is not None:
+        record = runs.load(reward_model.run_id).record
+        base = record.parents.get("base", record.inputs.get("base"))
+        if base in (policy.run_id, policy.digest) and any(
+            name.startswith("adapter/") for name in record.outputs
+        ):
+            return reward_model.folder.parent / "adapter"
+    raise UsageError(
+        f"rl.shared_base needs a reward model that was trained from the policy {policy.reference} with lora, and "
+        f"{reward_model.reference} was not; set shared_base to false"
+    )

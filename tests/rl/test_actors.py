@@ -1,0 +1,195 @@
+"""The four models give the numbers of plain transformers, in every layout, and gradients reach what is trained only."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ppo_helpers import make_reward_model
+from training_helpers import run_stage
+
+from accord.config import LoraConfig
+from accord.errors import UsageError
+from accord.models import Model, load_policy, load_reward_model, load_tokenizer, resolve
+from accord.records import Message
+from accord.runs import Runs
+from reward.score import score
+from rl.actors import Actors, Rows, load_actors, micro_batches
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+LORA = LoraConfig(rank=4, alpha=8)
+PROMPTS = [[5, 6, 7], [8, 9, 10, 11, 12], [13]]
+RESPONSES = [[20, 21, 2], [22, 2], [23, 24, 25, 26, 27]]
+
+
+def rows() -> Rows:
+    return Rows.of(PROMPTS, RESPONSES)
+
+
+def plain_log_p(model: Any, temperature: float) -> list[torch.Tensor]:
+    found = []
+    for prompt, response in zip(PROMPTS, RESPONSES, strict=True):
+        with torch.no_grad():
+            log_p = (model(torch.tensor([prompt + response])).logits[0] / temperature).log_softmax(-1)
+        found.append(torch.stack([log_p[len(prompt) - 1 + t, token] for t, token in enumerate(response)]))
+    return found
+
+
+@pytest.fixture(scope="module")
+def reward_model(tiny_model: Model, tmp_path_factory: pytest.TempPathFactory) -> Model:
+    return make_reward_model(tiny_model, tmp_path_factory.mktemp("reward-model"))
+
+
+def shared(tiny_model: Model, preferences: Path, tmp_path: Path) -> tuple[Actors, Model]:
+    """Actors on one base, and the reward model of that adapter, merged."""
+    runs = Runs(tmp_path / "runs")
+    config = {
+        "lora": {"rank": 2, "alpha": 8},
+        "learning_rate": 1e-2,
+        "max_sequence_tokens": 300,
+        "minimum_pairs": 4,
+    }
+    run = run_stage("reward", config, tiny_model, preferences, runs)
+    merged = resolve(f"run:{run.id}", runs)
+    return load_actors(tiny_model, merged, LORA, 300, run.path / "adapter"), merged
+
+
+@pytest.mark.parametrize("layout", ["separate", "lora", "shared base"])
+def test_every_model_s_numbers_are_those_of_plain_transformers(
+    tiny_model: Model, reward_model: Model, preferences: Path, tmp_path: Path, layout: str
+) -> None:
+    if layout == "shared base":
+        actors, reward_model = shared(tiny_model, preferences, tmp_path)
+    else:
+        actors = load_actors(tiny_model, reward_model, LORA if layout == "lora" else None, 300)
+    actors.score_shift = 0.25
+    policy, plain = load_policy(tiny_model).eval(), load_reward_model(reward_model).eval()
+    expected = plain_log_p(policy, temperature=0.8)
+    for statistics in (
+        actors.policy_statistics(rows(), 7, 0.8), actors.reference_statistics(rows(), 7, 0.8),
+    ):  # fmt: skip
+        for row, right in zip(statistics.log_probabilities.detach(), expected, strict=True):
+            torch.testing.assert_close(row[: len(right)], right, atol=2e-5, rtol=0)
+            assert not row[len(right) :].any()
+    values = actors.values(rows(), 7).detach()
+    any_plain: Any = plain
+    scores = actors.scores(rows())
+    for i, (prompt, response) in enumerate(zip(PROMPTS, RESPONSES, strict=True)):
+        with torch.no_grad():
+            states = any_plain.model(torch.tensor([prompt + response])).last_hidden_state[0]
+            everywhere = any_plain.score(states)[:, 0]
+        right = everywhere[len(prompt) - 1 :]
+        torch.testing.assert_close(values[i, : len(response) + 1], right - 0.25, atol=2e-5, rtol=0)
+        assert not values[i, len(response) + 1 :].any()
+        # The critic starts as the reward model: its last prediction is the (shifted) score.
+        assert scores[i].item() == pytest.approx(right[-1].item(), abs=2e-5)
+
+
+@pytest.mark.parametrize("layout", ["separate", "lora", "shared base"])
+def test_gradients_reach_what_is_trained_and_a_step_leaves_reference_and_reward_alone(
+    tiny_model: Model, reward_model: Model, preferences: Path, tmp_path: Path, layout: str
+) -> None:
+    if layout == "shared base":
+        actors, _ = shared(tiny_model, preferences, tmp_path)
+        assert actors.has_shared_base
+    else:
+        actors = load_actors(tiny_model, reward_model, LORA if layout == "lora" else None, 300)
+
+    def opinions() -> tuple[torch.Tensor, ...]:
+        with torch.no_grad():
+            return (
+                actors.reference_statistics(rows(), 7, 1.0).log_probabilities, actors.scores(rows()),
+                actors.policy_statistics(rows(), 7, 1.0).log_probabilities, actors.values(rows(), 7),
+            )  # fmt: skip
+
+    before = opinions()
+    trained = [*actors.policy_parameters.values(), *actors.critic_parameters.values()]
+    optimiser = torch.optim.SGD(trained, lr=0.1)
+    for _ in range(2):  # LoRA's first matrices get a gradient once the second ones are not 0
+        optimiser.zero_grad()
+        actors.policy_statistics(rows(), 7, 1.0).log_probabilities.sum().backward()
+        assert all(p.grad is None for p in actors.critic_parameters.values())
+        policy_gradients = {
+            name: p.grad.clone() for name, p in actors.policy_parameters.items() if p.grad is not None
+        }
+        with actors.adapter("critic"):
+            actors.values(rows(), 7).square().sum().backward()
+        for name, gradient in policy_gradients.items():
+            torch.testing.assert_close(actors.policy_parameters[name].grad, gradient, rtol=0, atol=0)
+        optimiser.step()
+    assert all(p.grad is not None and p.grad.any() for p in actors.policy_parameters.values())
+    assert all(p.grad is not None and p.grad.any() for p in actors.critic_parameters.values())
+    after = opinions()
+    for i in (0, 1):
+        torch.testing.assert_close(after[i], before[i], rtol=0, atol=0)
+    for i in (2, 3):
+        assert not torch.allclose(after[i], before[i], atol=1e-3)
+
+
+def test_checkpointing_activations_changes_no_gradient(tiny_model: Model, reward_model: Model) -> None:
+    gradients = []
+    for checkpointing in (False, True):
+        actors = load_actors(tiny_model, reward_model, None, 300, gradient_checkpointing=checkpointing)
+        actors.policy_statistics(rows(), 7, 1.0).log_probabilities.sum().backward()
+        actors.values(rows(), 7).square().sum().backward()
+        assert actors.policy.training == checkpointing
+        gradients.append(
+            [p.grad for p in [*actors.policy_parameters.values(), *actors.critic_parameters.values()]]
+        )
+    for plain, checkpointed in zip(*gradients, strict=True):
+        torch.testing.assert_close(plain, checkpointed, atol=1e-6, rtol=1e-5)
+
+
+def test_scores_are_those_of_the_reward_stage(tiny_model: Model, reward_model: Model) -> None:
+    """`reward.score` tokenises a conversation; PPO has its tokens already."""
+    actors = load_actors(tiny_model, reward_model, None, 300)
+    conversation = [Message(role="user", content="Why?"), Message(role="assistant", content="Because.")]
+    tokenizer = load_tokenizer(tiny_model)
+    prompt = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Why?"}], add_generation_prompt=True, return_dict=True
+    )["input_ids"]
+    response = tokenizer("Because.<|im_end|>").input_ids
+    ours = actors.scores(Rows.of([prompt], [response])).item()
+    assert ours == pytest.approx(score(reward_model, [conversation])[0], abs=1e-5)
+
+
+def test_micro_batches_hold_their_budget_and_every_sequence_once() -> None:
+    lengths = [7, 3, 9, 3, 30, 4, 8]
+    batches = micro_batches(lengths, 16)
+    assert batches == [[1, 3, 5], [0, 6], [2], [4]]  # 3 x 4, 2 x 8, 9, 30
+    assert micro_batches(lengths, 10_000) == [[1, 3, 5, 0, 6, 2, 4]]
+
+
+def test_another_tokenizer_is_refused(tiny_model: Model, reward_model: Model, tmp_path: Path) -> None:
+    """The same ids would mean other words."""
+    load_reward_model(reward_model).save_pretrained(tmp_path / "other")
+    tokenizer = load_tokenizer(tiny_model)
+    tokenizer.add_tokens(["please"])
+    tokenizer.save_pretrained(tmp_path / "other")
+    with pytest.raises(UsageError, match="has another tokenizer or chat template than the policy"):
+        load_actors(tiny_model, resolve(str(tmp_path / "other"), Runs(tmp_path)), None, 300)
+
+
+def test_a_longer_context_than_the_models_read_is_refused(tiny_model: Model, reward_model: Model) -> None:
+    with pytest.raises(
+        UsageError, match="max_sequence_tokens is 2000, and policy and reward model read at most 1024"
+    ):
+        load_actors(tiny_model, reward_model, None, 2000)
+
+
+def test_a_model_that_changes_its_logits_is_refused(
+    tmp_path: Path, tiny_model: Model, reward_model: Model
+) -> None:
+    """Gemma 2 caps them: its output layer's product is not what it samples from."""
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    config = Gemma2Config(
+        vocab_size=259, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, head_dim=8, final_logit_softcapping=0.1, initializer_range=1.0,
+        pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    Gemma2ForCausalLM(config).save_pretrained(tmp_path / "gemma")
+    load_tokenizer(tiny_model).save_pretrained(tmp_path / "gemma")
+    with pytest.raises(UsageError, match="Gemma2ForCausalLM changes them after it"):
+        load_actors(resolve(str(tmp_path / "gemma"), Runs(tmp_path)), reward_model, None, 300)
