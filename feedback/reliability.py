@@ -55,7 +55,7 @@ with either as the liar. All are then taken as about equally reliable, by a prio
 what they disagree on stays undecided."""
 PRIOR_MEAN = np.array([1.0, 0.0, 0.0, -1.0])
 """Of beta, position, length and tie; each has the standard deviation 1, as has gamma around 0."""
-POINTS, FINAL_POINTS = 128, 1024
+POINTS, FINAL_POINTS = 128, 512
 """Quasi-random points a comparison: while the parameters are sought, and for the probabilities."""
 ROUNDS = 12
 """At most so many times are the points moved to where the posterior is; it takes 4 to 6."""
