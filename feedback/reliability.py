@@ -121,7 +121,8 @@ class Reliability:
 def fit_reliability(comparisons: Sequence[Comparison]) -> Reliability:
     """Fit the model above to every submitted ranking.
 
-    Gold answers and adjudications enter as answers of an annotator who cannot err (beta fixed at `feedback.choices.TRUTH_SLOPE`).
+    Gold answers and adjudications enter as answers of an annotator who cannot err,
+    with the beta `feedback.choices.TRUTH_SLOPE`.
     A duplicate adds its rankings to the comparison that it repeats. Where `display_order` is missing, places
     are taken as without influence. Nothing is drawn at random: the same records give the same figures.
     """
