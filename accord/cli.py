@@ -22,7 +22,7 @@ CONFIG = click.argument("config", type=click.Path(path_type=Path))
 OVERRIDES = click.argument("overrides", nargs=-1, metavar="[key=value]...")
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 RUN = click.argument("run")
-COMPUTE = ("demo", "round", "sft", "reward", "dpo", "eval", "feedback", "gate")
+COMPUTE = ("demo", "round", "sft", "reward", "dpo", "ppo", "eval", "feedback", "gate")
 """The commands that train or sample, and are worth a restart with faster libraries."""
 
 
@@ -144,7 +144,8 @@ def _stage_command(stage: "StageName", does: str) -> None:
 
 _stage_command("sft", "Fine-tune the base model on demonstrations.")
 _stage_command("reward", "Train the reward model on the round's preferences.")
-_stage_command("dpo", "Optimise the policy on the round's preferences.")
+_stage_command("dpo", "Optimise the policy on the round's preferences (rl.algorithm: dpo).")
+_stage_command("ppo", "Optimise the policy on the reward model's scores (rl.algorithm: ppo).")
 _stage_command("eval", "Compare the new policy with the one before, and give a verdict.")
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Tag, ValidationError
 
 from accord.errors import UsageError
 
@@ -102,13 +102,19 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
 def _describe(error: ValidationError, config_type: type[BaseModel]) -> str:
     sentences = []
     for problem in error.errors():
-        location = [part for part in problem["loc"] if isinstance(part, str)]
-        key = ".".join(str(part) for part in problem["loc"])
+        place = _without_tags(config_type, problem["loc"])
+        key = ".".join(str(part) for part in place)
         if problem["type"] == "extra_forbidden":
-            close = difflib.get_close_matches(location[-1], _known_keys(config_type, location[:-1]), n=1)
+            close = difflib.get_close_matches(place[-1], _known_keys(config_type, problem["loc"][:-1]), n=1)
             sentences.append(f"unknown key '{key}'" + (f"; did you mean '{close[0]}'?" if close else ""))
         elif problem["type"] == "missing":
             sentences.append(f"'{key}' is missing")
+        elif problem["type"] == "union_tag_invalid":
+            context = problem["ctx"]
+            known = context["expected_tags"].replace("'", "")
+            sentences.append(f"'{key}.algorithm' must be one of {known}, found '{context['tag']}'")
+        elif problem["type"] == "union_tag_not_found":
+            sentences.append(f"'{key}' must be a section of settings, found {problem['input']!r}")
         else:
             reason = problem["msg"].removeprefix("Value error, ")
             reason = reason[0].lower() + reason[1:]
@@ -118,12 +124,42 @@ def _describe(error: ValidationError, config_type: type[BaseModel]) -> str:
     return "; ".join(sentences)
 
 
-def _known_keys(config_type: Any, location: Sequence[str]) -> list[str]:
-    for key in location:
-        field = getattr(config_type, "model_fields", {}).get(key)
-        candidates = [] if field is None else [field.annotation, *getattr(field.annotation, "__args__", ())]
-        config_type = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
-    return list(getattr(config_type, "model_fields", {}))
+def _known_keys(config_type: Any, place: Sequence[Any]) -> list[str]:
+    """What may stand at a place of a configuration; the place may name the class that a tagged union took."""
+    choices: dict[str, Any] = {"": config_type}
+    for key in place:
+        if key in choices:
+            choices = {"": choices[key]}
+        elif isinstance(key, str):  # a number is the place in a list, whose items are all of one class
+            choices = _sections(next(iter(choices.values()), None), key)
+    return list(getattr(next(iter(choices.values()), None), "model_fields", {}))
+
+
+def _without_tags(config_type: Any, place: Sequence[Any]) -> list[Any]:
+    """The place of an error as keys and indices only: a tagged union also names the class that it took."""
+    keys: list[Any] = []
+    choices: dict[str, Any] = {"": config_type}
+    for key in place:
+        if key in choices:
+            choices = {"": choices[key]}
+            continue
+        keys.append(key)
+        if isinstance(key, str):
+            choices = _sections(next(iter(choices.values()), None), key)
+    return keys
+
+
+def _sections(config_type: Any, key: Any) -> dict[str, Any]:
+    """The classes that a key of a section may hold, by tag where it is a tagged union."""
+    field = getattr(config_type, "model_fields", {}).get(key)
+    annotations = [] if field is None else [field.annotation, *getattr(field.annotation, "__args__", ())]
+    found = {}
+    for each in annotations:
+        plain = getattr(each, "__origin__", each)  # without `Annotated`
+        if isinstance(plain, type) and issubclass(plain, BaseModel):
+            tag = next((m.tag for m in getattr(each, "__metadata__", ()) if isinstance(m, Tag)), "")
+            found[tag] = plain
+    return found
 
 
 def check_trainer_arguments(

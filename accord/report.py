@@ -42,9 +42,9 @@ LABELS = {
     "rewards/margins": "Preferred answer above the other (implied reward)",
     "rewards/accuracies": "Share of pairs ordered as preferred",
     "mean_token_accuracy": "Share of tokens predicted exactly",
-    "objective/kl": "Distance from the reference (KL, nats)",
-    "objective/scores": "Reward model's score",
-    "entropy": "Entropy (nats a token)",
+    "score": "Reward model's score",
+    "kl_k1_nats": "Distance from the reference (KL of an answer, nats)",
+    "response_tokens": "Length of an answer (tokens)",
 }
 """Curves that are worth drawing, most telling first, and their titles."""
 CURVES_PER_STAGE = 3
@@ -65,6 +65,12 @@ FIGURES = {
     "prefer_shorter_accuracy": "Accuracy of always preferring the shorter answer",
     "mean_reward_margin": "Score of the preferred answer above the other's, mean",
     "heldout_loss_before": "Held-out loss before",
+    "kept_update": "Update whose policy was kept",
+    "stop_reason": "Why it stopped early",
+    "first_score": "Reward model's score, first update",
+    "score": "Reward model's score, last update",
+    "kl_nats": "KL from the reference, last update (nats an answer)",
+    "heldout_preference_loss": "Loss of the implied reward on held-out preferences (ln 2 at the start)",
     "heldout_reward_margin": "Held-out preferred answer above the other (implied reward)",
 }
 """Final figures whose names do not explain themselves."""

@@ -13,6 +13,7 @@ from pathlib import Path
 import reward.train
 import rl.dpo
 import sft.train
+from accord.errors import UsageError
 from accord.models import Model, resolve
 from accord.records import Comparison, Message
 from accord.round_config import RoundConfig, StageName
@@ -22,7 +23,9 @@ from eval.evaluate import evaluate
 from feedback.stage import gather_preferences
 from reward.score import score
 from reward.train import train_reward_model
+from rl.config import DPOConfig, PPOConfig
 from rl.dpo import train_dpo
+from rl.ppo import train_ppo
 from sft.train import fine_tune
 
 
@@ -42,7 +45,13 @@ def run_round(config: RoundConfig, runs: Runs, until: StageName = "eval", wait: 
     if config.sft:
         sft.train.check_arguments(config.sft.trainer)
     reward.train.check_arguments(config.reward.trainer)
-    rl.dpo.check_arguments(config.rl.trainer)
+    if isinstance(config.rl, DPOConfig):
+        rl.dpo.check_arguments(config.rl.trainer)
+    if until in ("dpo", "ppo") and until != config.rl.algorithm:
+        raise UsageError(
+            f"this configuration says rl.algorithm: {config.rl.algorithm}; run `accord {config.rl.algorithm}`, or "
+            "change the algorithm"
+        )
 
     with SharedSampler(config.sampling, log=runs.root / "vllm.log") as sampler:
         # The base model learns the form of good answers from demonstrations.
@@ -73,8 +82,12 @@ def run_round(config: RoundConfig, runs: Runs, until: StageName = "eval", wait: 
             return reward_run
 
         # The policy is optimised towards what they prefer.
-        new_policy_run = train_dpo(config.rl, runs, policy, preferences)
-        if until == "dpo":
+        if isinstance(config.rl, PPOConfig):
+            reward_model = resolve(f"run:{reward_run.id}", runs)
+            new_policy_run = train_ppo(config.rl, runs, policy, reward_model, preferences, sampler)
+        else:
+            new_policy_run = train_dpo(config.rl, runs, policy, preferences)
+        if until == config.rl.algorithm:
             return new_policy_run
 
         # The gate decides whether the new policy may replace the old one.

@@ -1,8 +1,8 @@
 """A round's configuration file: one section a stage. Imports nothing heavy, so that a typo is answered at once."""
 
-from typing import Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import model_validator
+from pydantic import Discriminator, Tag, model_validator
 
 from accord.bundled import MODEL
 from accord.config import Config
@@ -10,10 +10,17 @@ from accord.sampling.config import SamplingConfig
 from eval.config import EvalConfig
 from feedback.config import FeedbackConfig
 from reward.config import RewardConfig
-from rl.config import DPOConfig
+from rl.config import DPOConfig, PPOConfig
 from sft.config import SFTConfig
 
-StageName = Literal["sft", "feedback", "reward", "dpo", "eval"]
+StageName = Literal["sft", "feedback", "reward", "dpo", "ppo", "eval"]
+
+
+def _algorithm(section: Any) -> Any:
+    """Which class a section `rl` is of; DPO where it does not say."""
+    if isinstance(section, dict):
+        return section.get("algorithm", "dpo")
+    return getattr(section, "algorithm", None)
 
 
 class RoundConfig(Config):
@@ -28,7 +35,10 @@ class RoundConfig(Config):
     preferences: str | None = None
     """A file of preferences, in place of the feedback stage."""
     reward: RewardConfig
-    rl: DPOConfig
+    rl: Annotated[
+        Annotated[DPOConfig, Tag("dpo")] | Annotated[PPOConfig, Tag("ppo")], Discriminator(_algorithm)
+    ]
+    """The settings of one algorithm, which `algorithm` names."""
     eval: EvalConfig
 
     @model_validator(mode="after")

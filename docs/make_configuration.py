@@ -19,7 +19,7 @@ from accord.training_config import TrainingConfig
 from eval.config import EvalConfig, Margin
 from feedback.config import FeedbackConfig
 from reward.config import RewardConfig
-from rl.config import DPOConfig
+from rl.config import DPOConfig, PPOConfig
 from sft.config import SFTConfig, WeightedFile
 
 PAGE = Path(__file__).parent / "configuration.md"
@@ -42,7 +42,7 @@ SECTIONS: list[tuple[str, type[BaseModel], str, set[str]]] = [
     (
         "Settings of every training stage",
         TrainingConfig,
-        "`sft`, `reward` and `rl` have these. A row is a conversation for `sft`, a pair for the others.",
+        "`sft`, `reward` and `rl` (DPO) have these. A row is a conversation for `sft`, a pair for the others.",
         set(),
     ),
     ("lora", LoraConfig, "`lora:` of a training stage.", set()),
@@ -50,7 +50,13 @@ SECTIONS: list[tuple[str, type[BaseModel], str, set[str]]] = [
     ("demonstrations", WeightedFile, "Each entry of `sft.demonstrations`.", set()),
     ("feedback", FeedbackConfig, "See [collect-feedback.md](collect-feedback.md).", set()),
     ("reward", RewardConfig, AND_TRAINING, TRAINING),
-    ("rl", DPOConfig, AND_TRAINING, TRAINING - {"learning_rate"}),
+    (
+        "rl with algorithm: dpo",
+        DPOConfig,
+        f"What `rl` is where it names no algorithm. {AND_TRAINING}",
+        TRAINING - {"learning_rate"},
+    ),
+    ("rl with algorithm: ppo", PPOConfig, "See [optimise-with-ppo.md](optimise-with-ppo.md).", set()),
     ("eval", EvalConfig, "See [read-a-report.md](read-a-report.md).", set()),
     ("gate", Margin, "Each metric under `eval.gate`.", set()),
 ]

@@ -165,3 +165,36 @@ def test_a_wrong_whole_is_one_sentence_without_the_whole(tmp_path: Path) -> None
     with pytest.raises(UsageError) as caught:
         load_config(demo, RoundConfig, ["feedback="])
     assert str(caught.value).endswith("demo.yaml: give either a feedback section or a preferences file")
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("rl={algorithm: grpo}", "'rl.algorithm' must be one of dpo, ppo, found 'grpo'"),
+        ("rl={algorithm: ppo, prompts: x, update: 3}", "unknown key 'rl.update'; did you mean 'updates'?"),
+        (
+            "rl={algorithm: ppo, prompts: x, lora: {rnk: 3}}",
+            "unknown key 'rl.lora.rnk'; did you mean 'rank'?",
+        ),
+        ("rl={algorithm: ppo}", "'rl.prompts' is missing"),
+        ("rl={algorithm: ppo, prompts: x, shared_base: true}", "'rl': shared_base needs lora"),
+        ("rl.learning_rat=1", "unknown key 'rl.learning_rat'; did you mean 'learning_rate'?"),
+        ("rl=", "'rl' must be a section of settings, found None"),
+    ],
+)
+def test_a_section_of_two_kinds_is_named_without_its_kind(override: str, sentence: str) -> None:
+    from accord.round import RoundConfig
+
+    demo = next(path for path in CONFIGS if path.name == "demo.yaml")
+    with pytest.raises(UsageError) as caught:
+        load_config(demo, RoundConfig, [override])
+    assert str(caught.value).endswith(f"demo.yaml: {sentence}")
+
+
+def test_a_policy_is_optimised_by_dpo_where_no_algorithm_is_named() -> None:
+    from accord.round import RoundConfig
+
+    tiny = next(path for path in CONFIGS if path.name == "tiny.yaml")
+    assert load_config(tiny, RoundConfig, ["rl={learning_rate: 1e-3}"]).rl.algorithm == "dpo"
+    ppo = next(path for path in CONFIGS if path.name == "tiny-ppo.yaml")
+    assert load_config(ppo, RoundConfig).rl.algorithm == "ppo"
