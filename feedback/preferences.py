@@ -16,8 +16,9 @@ from feedback.rankings import counts as is_counted
 from feedback.rankings import vote
 from feedback.reliability import Reliability
 
-LEAST_WEIGHT = 0.1
-"""A pair with a smaller weight, so a probability between 0.45 and 0.55, states no preference."""
+LEAST_WEIGHT = 0.2
+"""A pair with a smaller weight, so a probability between 0.4 and 0.6, states no preference: most trainers know no
+weights, and would take it for as sure as any other."""
 CONTESTED = (0.2, 0.8)
 """A pair about which annotators disagree needs adjudication if its probability is between these."""
 

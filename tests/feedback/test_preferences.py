@@ -91,8 +91,8 @@ def test_with_a_reliability_model_the_posterior_decides_and_weighs() -> None:
     comparison = ranked(texts, submitted("a", 1, 2, 3), submitted("b", 2, 1, 3), submitted("c", 1, 1, 2))
     model = believing({"c-1": {(0, 1): 0.25, (0, 2): 0.9, (1, 2): 0.54}})
     preferences, counts = pairwise_preferences([comparison], model)
-    # 0,1: one vote each, and the model believes b: weight 1 - 2 * 0.25; 0,2: 2 * 0.9 - 1; 1,2: 0.08 is under 0.1
-    assert LEAST_WEIGHT == 0.1
+    # 0,1: one vote each, and the model believes b: weight 1 - 2 * 0.25; 0,2: 2 * 0.9 - 1; 1,2: 0.08 is under 0.2
+    assert LEAST_WEIGHT == 0.2
     assert [each.id for each in preferences] == ["c-1:1>0", "c-1:0>2"]
     assert [each.weight for each in preferences] == pytest.approx([0.5, 0.8])
     assert [each.agreement for each in preferences] == [0.5, 1.0]
