@@ -195,9 +195,9 @@ def test_one_annotator_alone_decides_and_stays_as_reliable_as_anyone_unknown() -
     assert found.annotators["a"].beta == pytest.approx(1.0, abs=0.1)
     assert found == fit_reliability(comparisons)
     preferences, counts = pairwise_preferences(comparisons, found)
-    assert counts["kept"] == 300
+    assert counts["kept"] + counts["undecided"] == 300 and counts["kept"] > 290
     assert {each.agreement for each in preferences} == {1.0}
-    assert all(each.weight is not None and 0.1 < each.weight < 0.9 for each in preferences)
+    assert all(each.weight is not None and 0.2 <= each.weight < 0.9 for each in preferences)
 
 
 def test_gold_tells_which_of_two_who_disagree_is_wrong() -> None:
