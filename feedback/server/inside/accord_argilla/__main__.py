@@ -103,9 +103,10 @@ def build_text_index(home: Path) -> None:
 async def prepare(owner: dict[str, Any]) -> None:
     """Make sure that the one owner exists, with the password and key of the secrets file, and mend statuses."""
     from argilla_server.contexts import accounts
-    from argilla_server.database import AsyncSessionLocal, async_engine
+    from argilla_server.database import AsyncSessionLocal
     from argilla_server.enums import UserRole
 
+    from .connections import async_engine
     from .jobs import mend_record_statuses
 
     async with AsyncSessionLocal() as session:

@@ -15,7 +15,7 @@ from uuid import UUID
 
 import numpy as np
 import sqlalchemy as sa
-from argilla_server.database import AsyncSessionLocal, async_engine
+from argilla_server.database import AsyncSessionLocal
 from argilla_server.enums import MetadataPropertyType, ResponseStatusFilter, SimilarityOrder, SortOrder
 from argilla_server.models import (
     Dataset,
@@ -51,6 +51,7 @@ from argilla_server.search_engine.base import (
 from sqlalchemy import and_, cast, event, exists, false, func, not_, or_, select, true
 
 from . import text_index, text_query
+from .connections import async_engine
 
 SqlExpression: TypeAlias = sa.ColumnElement[Any]
 
