@@ -10,18 +10,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from accord import __version__
-from accord.errors import AccordError, UsageError, WaitingForAnnotatorsError
+from accord.cli_feedback import feedback
+from accord.cli_shared import AS_JSON, CONFIG, OVERRIDES, RUN, run_until, runs_of_command
+from accord.errors import AccordError, WaitingForAnnotatorsError
 from accord.preload import restart_with_libraries
 
 if TYPE_CHECKING:
     from accord.round_config import StageName
-    from accord.runs import Run, Runs
-    from feedback.config import FeedbackConfig
+    from accord.runs import Run
 
-CONFIG = click.argument("config", type=click.Path(path_type=Path))
-OVERRIDES = click.argument("overrides", nargs=-1, metavar="[key=value]...")
-AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
-RUN = click.argument("run")
 COMPUTE = ("demo", "round", "sft", "reward", "dpo", "ppo", "eval", "feedback", "gate")
 """The commands that train or sample, and are worth a restart with faster libraries."""
 
@@ -73,12 +70,6 @@ def main(ctx: click.Context, runs_root: Path, traceback: bool) -> None:
     logging.getLogger("accord").setLevel(logging.INFO)
 
 
-def _runs(only: str | None = None) -> "Runs":
-    from accord.runs import Runs
-
-    return Runs(click.get_current_context().find_root().obj, only)
-
-
 # --- rounds and stages
 
 
@@ -105,19 +96,7 @@ def round_(config: Path, overrides: tuple[str, ...], wait: bool) -> None:
 
 
 def _round(config: Path, overrides: tuple[str, ...], wait: bool) -> None:
-    _finish_with_verdict(_run_until("eval", config, overrides, wait))
-
-
-def _run_until(
-    stage: "StageName", config: Path, overrides: tuple[str, ...], wait: bool = False, alone: bool = False
-) -> "Run":
-    from accord.config import load_config
-    from accord.round_config import RoundConfig
-
-    round_config = load_config(config, RoundConfig, overrides)
-    from accord.round import run_round  # takes seconds to import, which a mistake in the file need not cost
-
-    return run_round(round_config, _runs(only=stage if alone else None), until=stage, wait=wait)
+    _finish_with_verdict(run_until("eval", config, overrides, wait))
 
 
 def _finish_with_verdict(run: "Run") -> None:
@@ -136,7 +115,7 @@ def _stage_command(stage: "StageName", does: str) -> None:
     @CONFIG
     @OVERRIDES
     def command(config: Path, overrides: tuple[str, ...]) -> None:
-        run = _run_until(stage, config, overrides, alone=True)
+        run = run_until(stage, config, overrides, alone=True)
         click.echo(f"{stage}: {run.path}\n{json.dumps(run.metrics, indent=2)}")
         if stage == "eval":
             _finish_with_verdict(run)
@@ -149,212 +128,7 @@ _stage_command("ppo", "Optimise the policy on the reward model's scores (rl.algo
 _stage_command("eval", "Compare the new policy with the one before, and give a verdict.")
 
 
-# --- feedback
-
-
-@main.group()
-def feedback() -> None:
-    """Collect preferences from people in Argilla."""
-
-
-@feedback.command()
-@click.option("--port", default=6900, show_default=True, help="Port to listen on.")
-@click.option(
-    "--host", default="127.0.0.1", show_default=True, help="IP address to listen at; 0.0.0.0 for all."
-)
-@click.option("--behind-proxy", metavar="URL", help="The URL of a reverse proxy that people use instead.")
-@click.option("--proxy-address", default="127.0.0.1", show_default=True, help="That proxy's IP address.")
-def serve(port: int, host: str, behind_proxy: str | None, proxy_address: str) -> None:
-    """Run the embedded Argilla in the foreground, until Ctrl-C."""
-    from feedback.server.exposure import Exposure
-    from feedback.server.process import Server, run_in_foreground
-    from feedback.stage import argilla_home
-
-    exposure = Exposure(host, behind_proxy, proxy_address)
-    if exposure.is_readable_on_the_way:
-        click.echo(
-            "warning: without TLS everybody on the way can read passwords; put a reverse proxy before it and name "
-            "that with --behind-proxy https://...",
-            err=True,
-        )
-
-    def ready(server: Server) -> None:
-        url = behind_proxy or server.url
-        click.echo(f"Argilla answers at {url}; the owner's login is in {server.home / 'secrets.json'}")
-
-    home = argilla_home(_runs().root)
-    click.get_current_context().exit(run_in_foreground(home, port, ready, exposure))
-
-
-@feedback.command()
-@click.argument("file", type=click.Path(path_type=Path))
-def backup(file: Path) -> None:
-    """Write all that the embedded Argilla keeps to one private file; it may be running."""
-    from feedback.server.backup import backup as write_backup
-    from feedback.stage import argilla_home
-
-    write_backup(argilla_home(_runs().root), file)
-    click.echo(f"{file} holds Argilla's database and secrets; keep it as private as they are")
-
-
-@feedback.command()
-@click.argument("file", type=click.Path(path_type=Path))
-@click.option("--force", is_flag=True, help="Replace what the embedded Argilla holds now.")
-def restore(file: Path, force: bool) -> None:
-    """Bring the embedded Argilla back from a backup."""
-    from feedback.server.backup import restore as read_backup
-    from feedback.stage import argilla_home
-
-    read_backup(file, argilla_home(_runs().root), force)
-    click.echo("restored; `accord feedback serve` or the next round starts it")
-
-
-@feedback.command()
-def stop() -> None:
-    """End the embedded Argilla that a round left running for its annotators."""
-    from feedback.server.process import stop as stop_server
-    from feedback.stage import argilla_home
-
-    click.echo("stopped" if stop_server(argilla_home(_runs().root)) else "was not running")
-
-
-@feedback.command()
-@CONFIG
-@OVERRIDES
-@click.option("--reset", metavar="NAME", help="Give this person a new password, and print it.")
-@AS_JSON
-def users(config: Path, overrides: tuple[str, ...], reset: str | None, as_json: bool) -> None:
-    """Make the accounts of a configuration's people; new passwords are printed, once."""
-    from feedback.people import people_of, reset_password, set_up_people
-    from feedback.stage import open_argilla
-
-    section = _feedback_config(config, overrides)
-    if section.annotators != "human":
-        raise UsageError(f"{config} has simulated annotators, who need no accounts")
-    with open_argilla(section, _runs().root, keep=True) as client:
-        passwords = set_up_people(section, client)
-        if reset:
-            passwords[reset] = reset_password(client, reset)
-        page = client.url
-    names = [person.name for person in people_of(section)]
-    if as_json:
-        click.echo(json.dumps({"page": page, "users": names, "passwords": passwords}, indent=2))
-        return
-    click.echo(f"page: {page}")
-    for name in dict.fromkeys([*names, *passwords]):
-        word = passwords.get(name, "(as before; --reset NAME makes a new one)")
-        click.echo(f"user {name}   password {word}")
-
-
-@feedback.command()
-@CONFIG
-@OVERRIDES
-def push(config: Path, overrides: tuple[str, ...]) -> None:
-    """Sample the answers of a round's policy and push them to Argilla for people; the page stays up."""
-    if _feedback_config(config, overrides).annotators != "human":
-        raise UsageError(
-            f"{config} has simulated annotators, who need no push; add feedback.annotators=human"
-        )
-    try:
-        _feedback(config, overrides, wait=False)
-    except WaitingForAnnotatorsError as waiting:
-        click.echo(f"pushed: {waiting}")
-
-
-@feedback.command()
-@CONFIG
-@OVERRIDES
-@click.option("--wait", is_flag=True, help="Stay until everything is judged.")
-def pull(config: Path, overrides: tuple[str, ...], wait: bool) -> None:
-    """Pull answers and make preferences of them; exit code 75 while annotators have not finished."""
-    _feedback(config, overrides, wait)
-
-
-def _feedback(config: Path, overrides: tuple[str, ...], wait: bool) -> None:
-    run = _run_until("feedback", config, overrides, wait, alone=True)
-    click.echo(f"feedback: {run.path}\n{json.dumps(run.metrics, indent=2)}")
-
-
-@feedback.command()
-@RUN
-@AS_JSON
-def status(run: str, as_json: bool) -> None:
-    """Show how far the annotators of a feedback run are."""
-    from dataclasses import asdict
-
-    from accord.records import Comparison, read_jsonl
-    from feedback.collect import status as look
-    from feedback.config import FeedbackConfig
-    from feedback.stage import open_argilla
-
-    runs = _runs()
-    found = runs.load(run)
-    if found.record.stage != "feedback":
-        raise UsageError(f"{found.id} is no feedback run; `accord runs list` shows which are")
-    queue = found.path / "queue.jsonl"
-    if not queue.exists():
-        raise UsageError(f"{found.id} has not sampled its answers yet; run its command again")
-    records = read_jsonl(queue, Comparison)
-    with open_argilla(FeedbackConfig(**found.record.config), runs.root, keep=False) as client:
-        state = asdict(look(client, found.id, records))
-    if as_json:
-        click.echo(json.dumps({"run": found.id, **state}, indent=2))
-        return
-    click.echo(
-        f"{found.id}: {state['records'] - state['records_waiting']} of {state['records']} records judged"
-    )
-    for name, counts in state["answers"].items():
-        click.echo(f"  {name}: " + ", ".join(f"{count} {kind}" for kind, count in counts.items()))
-
-
-@feedback.command()
-@RUN
-@AS_JSON
-def agreement(run: str, as_json: bool) -> None:
-    """Show how far the annotators of a finished feedback run agree, attend and follow position."""
-    found = _finished_feedback(run)
-    figures = json.loads((found.path / "agreement.json").read_text(encoding="utf-8"))
-    if as_json:
-        click.echo(json.dumps(figures, indent=2))
-        return
-    from feedback.report import summary
-
-    click.echo(summary(figures, show_names=True))
-    click.echo(f"report: {found.path / 'report.html'}")
-
-
-@feedback.command()
-@RUN
-@click.option(
-    "--output", type=click.Path(path_type=Path), required=True, help="A new folder for the data set."
-)
-@click.option("--names", is_flag=True, help="Keep annotators' names, in place of pseudonyms.")
-def export(run: str, output: Path, names: bool) -> None:
-    """Write a finished feedback run as a data set: preferences for TRL, every judgement, and a data card."""
-    from feedback.export import export_data_set
-
-    runs = _runs()
-    counts = export_data_set(_finished_feedback(run), runs, output, with_names=names)
-    for name, rows in counts.items():
-        click.echo(f"{output / name}: {rows} rows")
-    click.echo(f"{output / 'README.md'}: the data card; read it before you publish")
-
-
-def _finished_feedback(run: str) -> "Run":
-    found = _runs().load(run)
-    if not found.is_done or found.record.stage != "feedback":
-        raise UsageError(f"{found.id} is no finished feedback run; `accord runs list` shows which are")
-    return found
-
-
-def _feedback_config(config: Path, overrides: tuple[str, ...]) -> "FeedbackConfig":
-    from accord.config import load_config
-    from accord.round_config import RoundConfig
-
-    section = load_config(config, RoundConfig, overrides).feedback
-    if section is None:
-        raise UsageError(f"{config} has no feedback section")
-    return section
+main.add_command(feedback)
 
 
 # --- gate and promotion
@@ -382,7 +156,7 @@ def gate(
     from eval.evaluate import evaluate
 
     config = load_config(config_file, EvalConfig, overrides)
-    runs = _runs()
+    runs = runs_of_command()
     models = [resolve(reference, runs) for reference in (baseline, candidate)]
     judge = resolve(reward_model, runs) if reward_model else None
     with SharedSampler(SamplingConfig()) as sampler:
@@ -396,7 +170,7 @@ def promote(run: str) -> None:
     """Let a candidate replace its baseline; refuses without a valid, passing, untampered verdict."""
     from eval.promotion import promote as let_replace
 
-    runs = _runs()
+    runs = runs_of_command()
     promotion = let_replace(runs.load(run), runs)
     click.echo(f"promoted: {promotion['model']} (verdict of {promotion['verdict']})")
 
@@ -408,7 +182,7 @@ def report(run: str, output: Path | None) -> None:
     """Rebuild the HTML page of an evaluation run."""
     from eval.report import rebuild
 
-    runs = _runs()
+    runs = runs_of_command()
     click.echo(rebuild(runs.load(run), runs, output))
 
 
@@ -424,7 +198,7 @@ def runs() -> None:
 @AS_JSON
 def list_(as_json: bool) -> None:
     """List all runs, oldest first."""
-    records = [run.record for run in _runs().all()]
+    records = [run.record for run in runs_of_command().all()]
     if as_json:
         click.echo(json.dumps([record.model_dump() for record in records], indent=2))
         return
@@ -439,7 +213,7 @@ def list_(as_json: bool) -> None:
 @AS_JSON
 def show(run: str, as_json: bool) -> None:
     """Show a run's record and figures."""
-    found = _runs().load(run)
+    found = runs_of_command().load(run)
     metrics = found.metrics if found.is_done else {}
     if as_json:
         click.echo(json.dumps({"record": found.record.model_dump(), "metrics": metrics}, indent=2))
@@ -464,7 +238,7 @@ def show(run: str, as_json: bool) -> None:
 @AS_JSON
 def lineage(run: str, as_json: bool) -> None:
     """Show everything a run descends from, down to files and their hashes."""
-    found = _runs()
+    found = runs_of_command()
     records = [each.record for each in found.lineage(found.load(run))]
     if as_json:
         click.echo(
@@ -486,7 +260,7 @@ def verify(run: str | None, as_json: bool) -> None:
     """Compare the files of a run and its ancestors, or of all runs, with their recorded hashes."""
     from accord.errors import TamperedError
 
-    found = _runs()
+    found = runs_of_command()
     chosen = [each for each in (found.lineage(found.load(run)) if run else found.all()) if each.is_done]
     problems = {}
     for each in chosen:

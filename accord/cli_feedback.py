@@ -1,0 +1,221 @@
+"""`accord feedback ...`: the annotators' server, accounts, and what they said."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from accord.cli_shared import AS_JSON, CONFIG, OVERRIDES, RUN, run_until, runs_of_command
+from accord.errors import UsageError, WaitingForAnnotatorsError
+
+if TYPE_CHECKING:
+    from accord.runs import Run
+    from feedback.config import FeedbackConfig
+
+
+@click.group()
+def feedback() -> None:
+    """Collect preferences from people in Argilla."""
+
+
+@feedback.command()
+@click.option("--port", default=6900, show_default=True, help="Port to listen on.")
+@click.option(
+    "--host", default="127.0.0.1", show_default=True, help="IP address to listen at; 0.0.0.0 for all."
+)
+@click.option("--behind-proxy", metavar="URL", help="The URL of a reverse proxy that people use instead.")
+@click.option("--proxy-address", default="127.0.0.1", show_default=True, help="That proxy's IP address.")
+def serve(port: int, host: str, behind_proxy: str | None, proxy_address: str) -> None:
+    """Run the embedded Argilla in the foreground, until Ctrl-C."""
+    from feedback.server.exposure import Exposure
+    from feedback.server.process import Server, run_in_foreground
+    from feedback.stage import argilla_home
+
+    exposure = Exposure(host, behind_proxy, proxy_address)
+    if exposure.is_readable_on_the_way:
+        click.echo(
+            "warning: without TLS everybody on the way can read passwords; put a reverse proxy before it and name "
+            "that with --behind-proxy https://...",
+            err=True,
+        )
+
+    def ready(server: Server) -> None:
+        url = behind_proxy or server.url
+        click.echo(f"Argilla answers at {url}; the owner's login is in {server.home / 'secrets.json'}")
+
+    home = argilla_home(runs_of_command().root)
+    click.get_current_context().exit(run_in_foreground(home, port, ready, exposure))
+
+
+@feedback.command()
+@click.argument("file", type=click.Path(path_type=Path))
+def backup(file: Path) -> None:
+    """Write all that the embedded Argilla keeps to one private file; it may be running."""
+    from feedback.server.backup import backup as write_backup
+    from feedback.stage import argilla_home
+
+    write_backup(argilla_home(runs_of_command().root), file)
+    click.echo(f"{file} holds Argilla's database and secrets; keep it as private as they are")
+
+
+@feedback.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--force", is_flag=True, help="Replace what the embedded Argilla holds now.")
+def restore(file: Path, force: bool) -> None:
+    """Bring the embedded Argilla back from a backup."""
+    from feedback.server.backup import restore as read_backup
+    from feedback.stage import argilla_home
+
+    read_backup(file, argilla_home(runs_of_command().root), force)
+    click.echo("restored; `accord feedback serve` or the next round starts it")
+
+
+@feedback.command()
+def stop() -> None:
+    """End the embedded Argilla that a round left running for its annotators."""
+    from feedback.server.process import stop as stop_server
+    from feedback.stage import argilla_home
+
+    click.echo("stopped" if stop_server(argilla_home(runs_of_command().root)) else "was not running")
+
+
+@feedback.command()
+@CONFIG
+@OVERRIDES
+@click.option("--reset", metavar="NAME", help="Give this person a new password, and print it.")
+@AS_JSON
+def users(config: Path, overrides: tuple[str, ...], reset: str | None, as_json: bool) -> None:
+    """Make the accounts of a configuration's people; new passwords are printed, once."""
+    from feedback.people import people_of, reset_password, set_up_people
+    from feedback.stage import open_argilla
+
+    section = _feedback_config(config, overrides)
+    if section.annotators != "human":
+        raise UsageError(f"{config} has simulated annotators, who need no accounts")
+    with open_argilla(section, runs_of_command().root, keep=True) as client:
+        passwords = set_up_people(section, client)
+        if reset:
+            passwords[reset] = reset_password(client, reset)
+        page = client.url
+    names = [person.name for person in people_of(section)]
+    if as_json:
+        click.echo(json.dumps({"page": page, "users": names, "passwords": passwords}, indent=2))
+        return
+    click.echo(f"page: {page}")
+    for name in dict.fromkeys([*names, *passwords]):
+        word = passwords.get(name, "(as before; --reset NAME makes a new one)")
+        click.echo(f"user {name}   password {word}")
+
+
+@feedback.command()
+@CONFIG
+@OVERRIDES
+def push(config: Path, overrides: tuple[str, ...]) -> None:
+    """Sample the answers of a round's policy and push them to Argilla for people; the page stays up."""
+    if _feedback_config(config, overrides).annotators != "human":
+        raise UsageError(
+            f"{config} has simulated annotators, who need no push; add feedback.annotators=human"
+        )
+    try:
+        _feedback(config, overrides, wait=False)
+    except WaitingForAnnotatorsError as waiting:
+        click.echo(f"pushed: {waiting}")
+
+
+@feedback.command()
+@CONFIG
+@OVERRIDES
+@click.option("--wait", is_flag=True, help="Stay until everything is judged.")
+def pull(config: Path, overrides: tuple[str, ...], wait: bool) -> None:
+    """Pull answers and make preferences of them; exit code 75 while annotators have not finished."""
+    _feedback(config, overrides, wait)
+
+
+def _feedback(config: Path, overrides: tuple[str, ...], wait: bool) -> None:
+    run = run_until("feedback", config, overrides, wait, alone=True)
+    click.echo(f"feedback: {run.path}\n{json.dumps(run.metrics, indent=2)}")
+
+
+@feedback.command()
+@RUN
+@AS_JSON
+def status(run: str, as_json: bool) -> None:
+    """Show how far the annotators of a feedback run are."""
+    from dataclasses import asdict
+
+    from accord.records import Comparison, read_jsonl
+    from feedback.collect import status as look
+    from feedback.config import FeedbackConfig
+    from feedback.stage import ADJUDICATION, open_argilla
+
+    runs = runs_of_command()
+    found = runs.load(run)
+    if found.record.stage != "feedback":
+        raise UsageError(f"{found.id} is no feedback run; `accord runs list` shows which are")
+    queues = {found.id: "queue.jsonl", found.id + ADJUDICATION: "adjudication.jsonl"}
+    pushed = {name: found.path / file for name, file in queues.items() if (found.path / file).exists()}
+    if not pushed:
+        raise UsageError(f"{found.id} has not sampled its answers yet; run its command again")
+    with open_argilla(FeedbackConfig(**found.record.config), runs.root, keep=False) as client:
+        states = {
+            name: asdict(look(client, name, read_jsonl(path, Comparison))) for name, path in pushed.items()
+        }
+    if as_json:
+        click.echo(json.dumps({"run": found.id, "queues": states}, indent=2))
+        return
+    for name, state in states.items():
+        judged = state["records"] - state["records_waiting"]
+        click.echo(f"{name}: {judged} of {state['records']} records judged")
+        for annotator, counts in state["answers"].items():
+            click.echo(f"  {annotator}: " + ", ".join(f"{count} {kind}" for kind, count in counts.items()))
+
+
+@feedback.command()
+@RUN
+@AS_JSON
+def agreement(run: str, as_json: bool) -> None:
+    """Show how far the annotators of a finished feedback run agree, attend and follow position."""
+    found = _finished_feedback(run)
+    figures = json.loads((found.path / "agreement.json").read_text(encoding="utf-8"))
+    if as_json:
+        click.echo(json.dumps(figures, indent=2))
+        return
+    from feedback.report import summary
+
+    click.echo(summary(figures, show_names=True))
+    click.echo(f"report: {found.path / 'report.html'}")
+
+
+@feedback.command()
+@RUN
+@click.option(
+    "--output", type=click.Path(path_type=Path), required=True, help="A new folder for the data set."
+)
+@click.option("--names", is_flag=True, help="Keep annotators' names, in place of pseudonyms.")
+def export(run: str, output: Path, names: bool) -> None:
+    """Write a finished feedback run as a data set: preferences for TRL, every judgement, and a data card."""
+    from feedback.export import export_data_set
+
+    runs = runs_of_command()
+    counts = export_data_set(_finished_feedback(run), runs, output, with_names=names)
+    for name, rows in counts.items():
+        click.echo(f"{output / name}: {rows} rows")
+    click.echo(f"{output / 'README.md'}: the data card; read it before you publish")
+
+
+def _finished_feedback(run: str) -> "Run":
+    found = runs_of_command().load(run)
+    if not found.is_done or found.record.stage != "feedback":
+        raise UsageError(f"{found.id} is no finished feedback run; `accord runs list` shows which are")
+    return found
+
+
+def _feedback_config(config: Path, overrides: tuple[str, ...]) -> "FeedbackConfig":
+    from accord.config import load_config
+    from accord.round_config import RoundConfig
+
+    section = load_config(config, RoundConfig, overrides).feedback
+    if section is None:
+        raise UsageError(f"{config} has no feedback section")
+    return section
