@@ -183,7 +183,7 @@ def agreement(run: str, as_json: bool) -> None:
         return
     from feedback.report import summary
 
-    click.echo(summary(figures, show_names=True))
+    click.echo(summary(figures))
     click.echo(f"report: {found.path / 'report.html'}")
 
 

@@ -54,6 +54,10 @@ def export_data_set(run: Run, runs: Runs, output: Path, with_names: bool = False
     if not with_names:
         renamed = pseudonyms(comparisons, runs.root / KEY_FILE)
         comparisons = [_renamed(comparison, renamed) for comparison in comparisons]
+        figures["annotators"] = {renamed[name]: each for name, each in figures["annotators"].items()}
+        figures["warnings"] = [
+            each | {"annotator": renamed[each["annotator"]]} for each in figures["warnings"]
+        ]
     write_jsonl(output / "preferences.jsonl", preferences)
     write_jsonl(output / "comparisons.jsonl", comparisons)
     write_atomically(output / "README.md", data_card(run, comparisons, len(preferences), figures))
@@ -99,14 +103,14 @@ def data_card(run: Run, comparisons: list[Comparison], preferences: int, figures
     statuses = Counter(ranking.status for ranking in rankings)
     guidelines = config["guidelines"]
     text = data_path(guidelines).read_text(encoding="utf-8") if guidelines else None
-    people = "SIMULATED annotators: programs, whose opinions are a formula" if is_simulated else "people"
+    people = "SIMULATED annotators (programs whose opinions are a formula)" if is_simulated else "people"
     return f"""---
 {yaml.safe_dump(front, sort_keys=False).strip()}
 ---
 # Preferences of {run.id}
 
-{preferences} preferences between answers of a language model, from {len(asked)} comparisons that {len(annotators)}
-{people} judged. Made by accord; `preferences.jsonl` is in TRL's preference format.
+{preferences} preferences between answers of a language model, from {len(asked)} comparisons, judged by
+{len(annotators)} {people}. Made by accord; `preferences.jsonl` is in TRL's preference format.
 
 ## Who and when
 

@@ -116,9 +116,8 @@ def figures(
     }
 
 
-def summary(figures: Mapping[str, Any], show_names: bool = False) -> str:
+def summary(figures: Mapping[str, Any]) -> str:
     """What `figures` says, in a few plain lines (valid as Markdown)."""
-    names = displayed_names(figures["annotators"], show_names)
     lines = [f"{figures['headline']} {figures['because']}", ""]
     for title, key in (
         ("Krippendorff's alpha of ranks", "alpha_ranks"),
@@ -140,9 +139,9 @@ def summary(figures: Mapping[str, Any], show_names: bool = False) -> str:
             parts.append(f"beta {each['reliability']['beta']:.2f}".replace("-", "−"))
         if each["median_seconds"] is not None:
             parts.append(f"{each['median_seconds']:.0f} s a record")
-        lines.append(f"- {names[name]}: {', '.join(parts)}")
+        lines.append(f"- {name}: {', '.join(parts)}")
     for warning in figures["warnings"]:
-        lines.append(f"- Warning: {names[warning['annotator']]} {warning['text']}")
+        lines.append(f"- Warning: {warning['annotator']} {warning['text']}")
     return "\n".join(lines)
 
 

@@ -126,12 +126,10 @@ def test_figures_are_json_and_the_summary_says_them(people: tuple[Any, ...]) -> 
     assert [each["annotator"] for each in found["warnings"]] == ["alice"]
     assert found["kappa"][0]["annotators"] == ["alice", "nora"]
     text = summary(found)
-    assert not re.search("alice|nora|zoe", text)
     assert text.startswith("With care: not all annotators can be relied on.")
-    assert "- Warning: annotator 1 follows the order of display" in text
+    assert "- Warning: alice follows the order of display" in text
     alpha = f"{agreement.alpha_ranks.value:.2f}"
     assert f"- Krippendorff's alpha of ranks: {alpha} (95% interval" in text
-    assert "- Warning: alice follows" in summary(found, show_names=True)
 
 
 def test_the_headline_follows_from_agreement_and_warnings(people: tuple[Any, ...]) -> None:
