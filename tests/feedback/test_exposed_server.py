@@ -107,6 +107,12 @@ def test_behind_a_proxy_its_address_path_and_clients_are_known(tmp_path: Path) -
         allowed = through.get("/api/v1/version", headers={"Origin": PUBLIC}).headers
         assert allowed["access-control-allow-origin"] == PUBLIC
 
+        # a client elsewhere gets compressed answers, one on this machine plain ones
+        far = through.get("/sign-in/", headers={"X-Forwarded-For": "unknown", "Accept-Encoding": "gzip"})
+        assert far.headers.get("content-encoding") == "gzip"
+        near = direct.get("/sign-in/", headers={"Accept-Encoding": "gzip"})
+        assert "content-encoding" not in near.headers
+
         def guess(session: httpx.Client, name: str, address: str) -> int:
             form = {"username": name, "password": "wrong"}
             return session.post("/api/v1/token", data=form, headers={"X-Forwarded-For": address}).status_code
