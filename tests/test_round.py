@@ -161,3 +161,20 @@ def test_the_next_round_asks_about_what_the_reward_model_is_unsure_of(
     exported = accord(runs_root, "feedback", "export", record["id"], "--output", str(data))
     assert exported.returncode == 0, exported.stderr
     assert "SIMULATED" in (data / "README.md").read_text()
+
+
+@pytest.mark.slow
+def test_ppo_takes_the_place_of_dpo_and_reuses_what_came_before(runs_root: Path, free_port: int) -> None:
+    before = records(runs_root)
+    arguments = ("round", str(ROOT / "configs/tiny-ppo.yaml"), f"feedback.port={free_port}")
+    done = accord(runs_root, *arguments)
+    assert done.returncode in (0, 10, 11), done.stdout + done.stderr
+    after = records(runs_root)
+    assert {stage: after[stage] for stage in STAGES[:4]} == {stage: before[stage] for stage in STAGES[:4]}
+    assert after["ppo"]["parents"].keys() == {"policy", "reward_model", "preferences"}
+    assert after["ppo"]["parents"]["reward_model"] == after["reward"]["id"]
+    assert after["eval"]["parents"]["candidate"] == after["ppo"]["id"]
+    rows = (runs_root / after["ppo"]["id"] / "metrics.jsonl").read_text().splitlines()
+    updates = [json.loads(row) for row in rows if "policy_loss" in row]
+    assert [row["first_ratio_deviation"] for row in updates] == [0, 0]
+    assert updates[0]["kl_k3_nats"] == pytest.approx(0, abs=1e-6) and updates[1]["kl_k3_nats"] > 0

@@ -1,0 +1,244 @@
+"""Claim: an update of PPO takes half the time of the last PPO that TRL had (1.12), and half the memory.
+
+    python benchmarks/ppo.py                         # about a quarter of an hour on two quiet cores
+    python benchmarks/ppo.py --layout lora --pairs 3
+
+Both optimise the bundled model with the same prompts: 16 answers an update of at most 64 tokens, 4 epochs, a separate
+critic, the same untrained reward head. TRL trains all weights in the dtype that `--trl-dtype` says; accord trains all
+weights or, with `--layout`, adapters. TRL samples answers of exactly 64 tokens; accord's end at EOS, which is part of
+the claim. Each runs in a process of its own, in turn, so that a busy machine slows both. The first update of each run
+warms up and does not count. Memory is the trainer's peak and, for accord, that of its sampler's process in addition.
+The last line printed is one JSON object.
+"""
+
+import argparse
+import json
+import math
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from accord import bundled
+
+ANSWERS, TOKENS, EPOCHS = 16, 64, 4
+GOALS = {"separate": (2.0, 0.5), "lora": (2.0, 0.5), "shared-base": (4.0, 0.35)}
+
+
+def main() -> None:
+    """Run the pairs and print the result."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--trl",
+        type=Path,
+        help="the folder that trl==1.12.0 is in; else it is installed into a temporary one",
+    )
+    parser.add_argument("--trl-dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--layout", choices=list(GOALS), default="separate")
+    parser.add_argument("--updates", type=int, default=2, help="that count, in each run")
+    parser.add_argument("--pairs", type=int, default=1, help="how often each of the two runs")
+    parser.add_argument("--worker", choices=["accord", "trl"], help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.worker:
+        worker = run_accord if arguments.worker == "accord" else run_trl
+        figures = worker(arguments.folder, arguments)
+        kib = sum(
+            resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+        )
+        print(json.dumps(figures | {"peak_gib": kib / 2**20}))
+        return
+
+    pairs = []
+    with tempfile.TemporaryDirectory() as name:
+        if arguments.trl is None:
+            arguments.trl = Path(name) / "trl"
+            install = [
+                "-m",
+                "pip",
+                "install",
+                "-q",
+                "--no-deps",
+                "--target",
+                str(arguments.trl),
+                "trl==1.12.0",
+            ]
+            subprocess.run([sys.executable, *install], check=True)
+        prepare(Path(name), arguments.layout)
+        for pair in range(arguments.pairs):
+            ours, peer = (in_a_process(worker, Path(name), arguments) for worker in ("accord", "trl"))
+            pairs.append((ours, peer))
+            print(f"pair {pair + 1}: accord {ours}\n        trl {peer}", flush=True)
+    logs = [math.log(peer["seconds"] / ours["seconds"]) for ours, peer in pairs]
+    mean = statistics.fmean(logs)
+    half = 0.0
+    if len(logs) > 1:
+        from scipy import stats
+
+        half = stats.t.ppf(0.975, len(logs) - 1) * statistics.stdev(logs) / math.sqrt(len(logs))
+    memory = statistics.fmean(ours["peak_gib"] / peer["peak_gib"] for ours, peer in pairs)
+    speed_goal, memory_goal = GOALS[arguments.layout]
+    result = {
+        "claim": "PPO episodes in a second",
+        "peer": f"TRL 1.12 PPOTrainer, {arguments.trl_dtype}",
+        "ratio": round(math.exp(mean), 2),
+        "low": round(math.exp(mean - half), 2),
+        "high": round(math.exp(mean + half), 2),
+        "goal": speed_goal,
+        "ok": math.exp(mean) >= speed_goal and memory <= memory_goal,
+        "pairs": len(pairs),
+        "layout": arguments.layout,
+        "peak_memory_ratio": round(memory, 2),
+        "peak_memory_goal": memory_goal,
+        "episodes_per_second": round(ANSWERS / statistics.fmean(ours["seconds"] for ours, _ in pairs), 3),
+        "peer_episodes_per_second": round(
+            ANSWERS / statistics.fmean(peer["seconds"] for _, peer in pairs), 3
+        ),
+        **{
+            name: round(statistics.fmean(ours[name] for ours, _ in pairs), 3)
+            for name in ("rollout_share", "scoring_share", "learning_share", "sync_share", "answer_tokens")
+        },
+    }
+    print(json.dumps(result))
+
+
+def in_a_process(worker: str, folder: Path, arguments: argparse.Namespace) -> dict[str, float]:
+    """Run one of the two, with TRL 1.12 in front of the installed one for its own process only."""
+    environment = dict(os.environ)
+    if worker == "trl":
+        environment |= {"PYTHONPATH": str(arguments.trl), "TRL_EXPERIMENTAL_SILENCE": "1"}
+    command = [
+        sys.executable, __file__, "--worker", worker, "--folder", str(folder), "--trl", str(arguments.trl),
+        "--trl-dtype", arguments.trl_dtype, "--layout", arguments.layout, "--updates", str(arguments.updates),
+    ]  # fmt: skip
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def prepare(folder: Path, layout: str) -> None:
+    """A reward model (untrained head), and for a shared base the run with its adapter; and a pair to hold out."""
+    from accord.models import load_reward_model, load_tokenizer, resolve
+    from accord.records import Message, Preference, write_jsonl
+    from accord.runs import DataFile, Runs
+    from reward.config import RewardConfig
+    from reward.train import initialise_head, train_reward_model
+
+    runs = Runs(folder / "runs")
+    base = resolve(bundled.MODEL, runs)
+    pairs = [
+        Preference(
+            prompt=[Message(role="user", content=f"Say {word}.")],
+            chosen=[Message(role="assistant", content=word)],
+            rejected=[Message(role="assistant", content="No.")],
+        )
+        for word in ("yes", "one", "two", "three", "four", "five")
+    ]
+    write_jsonl(folder / "pairs.jsonl", pairs)
+    if layout == "shared-base":
+        config = RewardConfig(lora={"rank": 16, "alpha": 32}, minimum_pairs=1, learning_rate=1e-5)
+        run = train_reward_model(config, runs, base, DataFile(folder / "pairs.jsonl"))
+        (folder / "reward-model").symlink_to(run.path / "model")
+        (folder / "reward-run").write_text(run.id)
+        return
+    model: Any = load_reward_model(base)
+    initialise_head(model.score, seed=0)
+    model.save_pretrained(folder / "reward-model")
+    load_tokenizer(base).save_pretrained(folder / "reward-model")
+
+
+def run_accord(folder: Path, arguments: argparse.Namespace) -> dict[str, float]:
+    """The stage itself, as a round runs it."""
+    from accord.models import resolve
+    from accord.runs import DataFile, Runs
+    from accord.sampling.config import SamplingConfig
+    from accord.sampling.shared import SharedSampler
+    from rl.config import PPOConfig
+    from rl.ppo import train_ppo
+
+    config = PPOConfig(
+        algorithm="ppo", prompts="bundled:demo/prompts.train.jsonl", updates=arguments.updates + 1,
+        prompts_per_update=ANSWERS, epochs_per_update=EPOCHS, max_response_tokens=TOKENS, max_sequence_tokens=256,
+        checkpoint_every_updates=1000, lora=None if arguments.layout == "separate" else {"rank": 16, "alpha": 32},
+        shared_base=arguments.layout == "shared-base", seed=time.time_ns() % 2**31,
+    )  # fmt: skip
+    runs = Runs(folder / "runs")
+    named = folder / "reward-run"
+    reward = f"run:{named.read_text()}" if named.exists() else str(folder / "reward-model")
+    with SharedSampler(SamplingConfig(max_sequence_tokens=256), folder / "vllm.log") as sampler:
+        run = train_ppo(
+            config, runs, resolve(bundled.MODEL, runs), resolve(reward, runs),
+            DataFile(folder / "pairs.jsonl"), sampler,
+        )  # fmt: skip
+    rows = [row for row in run.metric_rows() if "policy_loss" in row][1:]
+    names = ("rollout", "scoring", "learning", "sync")
+    seconds = {name: statistics.fmean(row[f"{name}_runtime"] for row in rows) for name in names}
+    total = sum(seconds.values())
+    tokens = statistics.fmean(row["response_tokens"] for row in rows)
+    return {
+        "seconds": total,
+        "answer_tokens": tokens,
+        **{f"{name}_share": seconds[name] / total for name in names},
+    }
+
+
+def run_trl(folder: Path, arguments: argparse.Namespace) -> dict[str, float]:
+    """TRL's trainer with a separate critic, as its documentation runs it."""
+    import torch
+    import trl
+    from datasets import Dataset
+    from transformers import (
+        AutoModelForCausalLM,
+        AutoModelForSequenceClassification,
+        AutoTokenizer,
+        TrainerCallback,
+    )
+    from trl.experimental.ppo import PPOConfig, PPOTrainer
+
+    assert trl.__version__ == "1.12.0", trl.__version__
+    base, reward = bundled.smollm2_135m_instruct(), folder / "reward-model"
+    tokenizer = AutoTokenizer.from_pretrained(base, padding_side="left")
+    lines = bundled.data_path("bundled:demo/prompts.train.jsonl").read_text().splitlines()
+    ids = [
+        tokenizer.apply_chat_template(
+            json.loads(line)["prompt"], add_generation_prompt=True, return_dict=True
+        )
+        for line in lines
+    ]
+    dataset = Dataset.from_list([{"input_ids": row["input_ids"]} for row in ids])
+    dtype = getattr(torch, arguments.trl_dtype)
+
+    def causal() -> Any:
+        return AutoModelForCausalLM.from_pretrained(base, dtype=dtype)
+
+    def scoring() -> Any:
+        return AutoModelForSequenceClassification.from_pretrained(reward, num_labels=1, dtype=dtype)
+
+    class Clock(TrainerCallback):
+        times: list[float] = []  # noqa: RUF012
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            self.times.append(time.perf_counter())
+
+    trainer = PPOTrainer(
+        args=PPOConfig(
+            output_dir=str(folder / "trl"), per_device_train_batch_size=ANSWERS, gradient_accumulation_steps=1,
+            num_ppo_epochs=EPOCHS, response_length=TOKENS, total_episodes=ANSWERS * (arguments.updates + 1),
+            stop_token="eos", missing_eos_penalty=1.0, temperature=1.0, num_sample_generations=0, report_to="none",
+            save_strategy="no", use_cpu=not torch.cuda.is_available(), bf16=False, gradient_checkpointing=False,
+            disable_tqdm=True, logging_strategy="no",
+        ),
+        processing_class=tokenizer, model=causal(), ref_model=causal(), reward_model=scoring(), value_model=scoring(),
+        train_dataset=dataset, eval_dataset=dataset.select(range(8)), callbacks=[Clock()],
+    )  # fmt: skip
+    trainer.train()
+    first, *_, last = Clock.times
+    return {"seconds": (last - first) / arguments.updates}
+
+
+if __name__ == "__main__":
+    main()
