@@ -3,14 +3,11 @@
 import html
 import json
 import re
-import shutil
-import tempfile
-from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import pytest
+from selenium import webdriver
 from synthetic_round import XSS, make_round
 
 from accord.errors import AccordError
@@ -21,8 +18,6 @@ from eval.gate import judge
 from eval.report import Axis, MetricRow, by_group, explain, rebuild
 from eval.rows import ScoredPair
 from eval.statistics import PairedDifference
-
-CHROMIUM, CHROMEDRIVER = "/usr/bin/chromium", "/usr/bin/chromedriver"
 
 
 def change(low: float, difference: float, high: float) -> PairedDifference:
@@ -208,93 +203,73 @@ def test_people_are_not_called_simulated(tmp_path: Path) -> None:
 # --- in a browser
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    webdriver = pytest.importorskip("selenium.webdriver")
-    from selenium.webdriver.chrome.service import Service
-
-    if not (Path(CHROMIUM).exists() and Path(CHROMEDRIVER).exists()):
-        pytest.skip("needs chromium and chromedriver")
-    profile = tempfile.mkdtemp()
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in (
-        "headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking",
-        "disable-component-update", "disable-sync", f"user-data-dir={profile}", "window-size=1280,1000",
-    ):  # fmt: skip
-        options.add_argument(f"--{flag}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(CHROMEDRIVER))
-    yield driver
-    driver.quit()
-    shutil.rmtree(profile, ignore_errors=True)
-
-
 @pytest.mark.slow
-def test_in_chromium(browser: Any, failed_round: tuple[Run, Runs]) -> None:
+def test_in_chromium(chromium: webdriver.Chrome, failed_round: tuple[Run, Runs]) -> None:
     from selenium.webdriver.common.by import By
     from selenium.webdriver.common.keys import Keys
 
     run, _ = failed_round
     address = (run.path / "report.html").resolve().as_uri()
-    browser.get(address)
+    chromium.get(address)
 
     # no error, no request, and what the model wrote is text
-    assert browser.get_log("browser") == []
-    events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    assert chromium.get_log("browser") == []
+    events = [json.loads(entry["message"])["message"] for entry in chromium.get_log("performance")]
     requests = [e["params"] for e in events if e["method"] == "Network.requestWillBeSent"]
     ours = {r["request"]["url"] for r in requests if r["documentURL"] == address}
     assert {url for url in ours if not url.startswith("data:,")} == {address}
-    assert browser.title.startswith("Fail: ")
-    assert XSS in browser.execute_script("return document.body.textContent")
-    assert len(browser.find_elements(By.TAG_NAME, "script")) == 1
-    assert browser.find_elements(By.TAG_NAME, "img") == []
+    assert chromium.title.startswith("Fail: ")
+    assert XSS in chromium.execute_script("return document.body.textContent")
+    assert len(chromium.find_elements(By.TAG_NAME, "script")) == 1
+    assert chromium.find_elements(By.TAG_NAME, "img") == []
 
     # the filter works by keyboard
     def shown() -> list[str]:
         return [
             article.get_attribute("data-kind")
-            for article in browser.find_elements(By.CSS_SELECTOR, "article.sample:not([hidden])")
+            for article in chromium.find_elements(By.CSS_SELECTOR, "article.sample:not([hidden])")
         ]
 
     everything = len(shown())
     assert everything == 80
-    select = browser.find_element(By.NAME, "kind")
+    select = chromium.find_element(By.NAME, "kind")
     select.send_keys("answers that got b")
     assert 0 < len(shown()) < everything and all("better" in kind for kind in shown())
-    assert browser.find_element(By.ID, "filter-count").text == f"{len(shown())} of 80 shown"
+    assert chromium.find_element(By.ID, "filter-count").text == f"{len(shown())} of 80 shown"
     select.send_keys(Keys.HOME)
-    browser.find_element(By.NAME, "words").send_keys("SKY blue")
+    chromium.find_element(By.NAME, "words").send_keys("SKY blue")
     assert 0 < len(shown()) < everything
-    browser.find_element(By.NAME, "words").clear()
+    chromium.find_element(By.NAME, "words").clear()
 
     # the first key press offers to skip to the content, and everything in reach has a visible name
-    browser.find_element(By.TAG_NAME, "body").send_keys(Keys.TAB)
-    for element in browser.find_elements(By.CSS_SELECTOR, "a, summary, select, input, [tabindex='0']"):
+    chromium.find_element(By.TAG_NAME, "body").send_keys(Keys.TAB)
+    for element in chromium.find_elements(By.CSS_SELECTOR, "a, summary, select, input, [tabindex='0']"):
         name = element.accessible_name or element.text or element.get_attribute("textContent")
         assert name.strip(), element.get_attribute("outerHTML")
 
     # nothing is wider than a phone
     for width in (360, 768, 1280):
-        browser.execute_cdp_cmd(
+        chromium.execute_cdp_cmd(
             "Emulation.setDeviceMetricsOverride",
             {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 700},
         )
-        assert browser.execute_script("return document.documentElement.scrollWidth") <= width
-    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+        assert chromium.execute_script("return document.documentElement.scrollWidth") <= width
+    chromium.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
 @pytest.mark.slow
-def test_without_scripts_everything_is_there(browser: Any, failed_round: tuple[Run, Runs]) -> None:
+def test_without_scripts_everything_is_there(
+    chromium: webdriver.Chrome, failed_round: tuple[Run, Runs]
+) -> None:
     from selenium.webdriver.common.by import By
 
     run, _ = failed_round
-    browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
+    chromium.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
     try:
-        browser.get((run.path / "report.html").resolve().as_uri())
-        assert not browser.find_element(By.ID, "filters").is_displayed()
-        assert len(browser.find_elements(By.CSS_SELECTOR, "article.sample")) == 80
-        browser.find_element(By.CSS_SELECTOR, "#more-samples summary").click()
-        assert browser.find_elements(By.CSS_SELECTOR, "article.sample")[-1].is_displayed()
+        chromium.get((run.path / "report.html").resolve().as_uri())
+        assert not chromium.find_element(By.ID, "filters").is_displayed()
+        assert len(chromium.find_elements(By.CSS_SELECTOR, "article.sample")) == 80
+        chromium.find_element(By.CSS_SELECTOR, "#more-samples summary").click()
+        assert chromium.find_elements(By.CSS_SELECTOR, "article.sample")[-1].is_displayed()
     finally:
-        browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
+        chromium.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})

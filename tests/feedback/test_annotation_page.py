@@ -1,10 +1,9 @@
 """The annotation page in headless Chromium: what a person sees, and what a hostile record cannot do."""
 
 import json
-import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -12,7 +11,6 @@ import pytest
 from feedback_helpers import comparison
 from selenium import webdriver
 from selenium.common.exceptions import NoAlertPresentException
-from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
@@ -26,10 +24,6 @@ from feedback.tasks import display_order
 
 pytestmark = pytest.mark.slow
 
-FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --window-size=1400,1000"
-)
 HOSTILE = """\
 Look: <script>top.hacked = 'script'</script><b>bold</b> & <img src=x onerror="top.hacked = 'onerror'">
 <svg onload="top.hacked = 'onload'"></svg><iframe srcdoc="<script>top.hacked = 'frame'</script>"></iframe>
@@ -49,30 +43,16 @@ REFRESH = '<meta http-equiv="refresh" content="0; url=REMOTE/refresh">'
 
 
 @pytest.fixture(scope="module")
-def browser(
-    server: Server, client: Client, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[webdriver.Chrome]:
-    """Chromium, logged in as an annotator by typing name and password into the sign-in page."""
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if chromium is None or driver is None:
-        pytest.skip("no chromium with chromedriver here")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
-    for flag in [*FLAGS.split(), f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"]:
-        options.add_argument(flag)
-    chrome = webdriver.Chrome(options=options, service=Service(driver))
-    try:
-        chrome.get(f"{server.url}/sign-in")
-        password = client.set_up_annotator("gina")
-        name, word = until(lambda: chrome.find_elements(By.CSS_SELECTOR, "form input")[:2])
-        name.send_keys("gina")
-        word.send_keys(password)
-        chrome.find_element(By.CSS_SELECTOR, "form button[type=submit]").click()
-        until(lambda: "sign-in" not in chrome.current_url)
-        yield chrome
-    finally:
-        chrome.quit()
+def browser(chromium: webdriver.Chrome, server: Server, client: Client) -> webdriver.Chrome:
+    """Logged in as an annotator, by typing name and password into the sign-in page."""
+    chromium.get(f"{server.url}/sign-in")
+    password = client.set_up_annotator("gina")
+    name, word = until(lambda: chromium.find_elements(By.CSS_SELECTOR, "form input")[:2])  # type: ignore[misc]
+    name.send_keys("gina")
+    word.send_keys(password)
+    chromium.find_element(By.CSS_SELECTOR, "form button[type=submit]").click()
+    until(lambda: "sign-in" not in chromium.current_url)
+    return chromium
 
 
 def until(found: Callable[[], object], seconds: float = 30) -> object:

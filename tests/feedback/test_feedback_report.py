@@ -3,9 +3,6 @@
 import html
 import json
 import re
-import shutil
-import tempfile
-from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -13,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from selenium import webdriver
 
 from accord.records import Comparison, Message, Ranking, Response
 from feedback.agreement import Agreement, measure_agreement
@@ -22,7 +20,6 @@ from feedback.report import believable, displayed_names, figures, summary, write
 from feedback.statistics import Estimate
 from feedback.suspicion import Warning
 
-CHROMIUM, CHROMEDRIVER = "/usr/bin/chromium", "/usr/bin/chromedriver"
 XSS = '<script>document.title="broken"</script><img src=x onerror="alert(1)">'
 
 
@@ -159,57 +156,35 @@ def test_a_run_that_nobody_answered_has_a_page(tmp_path: Path) -> None:
     assert summary(json.loads(json.dumps(figures(*given)))).startswith("There is nothing to believe yet.")
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    webdriver = pytest.importorskip("selenium.webdriver")
-    from selenium.webdriver.chrome.service import Service
-
-    if not (Path(CHROMIUM).exists() and Path(CHROMEDRIVER).exists()):
-        pytest.skip("needs chromium and chromedriver")
-    profile = tempfile.mkdtemp()
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in (
-        "headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking",
-        "disable-component-update", "disable-sync", f"user-data-dir={profile}", "window-size=1280,1000",
-    ):  # fmt: skip
-        options.add_argument(f"--{flag}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(CHROMEDRIVER))
-    yield driver
-    driver.quit()
-    shutil.rmtree(profile, ignore_errors=True)
-
-
 @pytest.mark.slow
-def test_in_chromium(browser: Any, tmp_path: Path, people: tuple[Any, ...]) -> None:
+def test_in_chromium(chromium: webdriver.Chrome, tmp_path: Path, people: tuple[Any, ...]) -> None:
     from selenium.webdriver.common.by import By
     from selenium.webdriver.common.keys import Keys
 
     page_of(tmp_path, people)
     address = (tmp_path / "report.html").resolve().as_uri()
-    browser.get(address)
-    assert browser.get_log("browser") == []
-    events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    chromium.get(address)
+    assert chromium.get_log("browser") == []
+    events = [json.loads(entry["message"])["message"] for entry in chromium.get_log("performance")]
     requests = [e["params"] for e in events if e["method"] == "Network.requestWillBeSent"]
     asked = {r["request"]["url"] for r in requests if r["documentURL"] == address}
     assert {url for url in asked if not url.startswith("data:,")} == {address}
-    assert browser.title.startswith("With care: not all annotators can be relied on.")
-    assert XSS in browser.execute_script("return document.body.textContent")
+    assert chromium.title.startswith("With care: not all annotators can be relied on.")
+    assert XSS in chromium.execute_script("return document.body.textContent")
 
     # by keyboard: the first stop skips to the content; the kappas open with Enter; wide tables can be scrolled
-    browser.find_element(By.TAG_NAME, "body").send_keys(Keys.TAB)
-    assert browser.switch_to.active_element.text == "Skip to the content"
-    details = browser.find_element(By.CSS_SELECTOR, "details")
+    chromium.find_element(By.TAG_NAME, "body").send_keys(Keys.TAB)
+    assert chromium.switch_to.active_element.text == "Skip to the content"
+    details = chromium.find_element(By.CSS_SELECTOR, "details")
     details.find_element(By.TAG_NAME, "summary").send_keys(Keys.ENTER)
     assert details.get_attribute("open") is not None
     assert len(details.find_elements(By.CSS_SELECTOR, "tbody tr")) == 3
     # headings descend without a gap, and every scrolling part can take the focus and has a name
-    levels = [int(h.tag_name[1]) for h in browser.find_elements(By.CSS_SELECTOR, "h1, h2, h3, h4")]
+    levels = [int(h.tag_name[1]) for h in chromium.find_elements(By.CSS_SELECTOR, "h1, h2, h3, h4")]
     assert levels[0] == 1 and all(b - a <= 1 for a, b in pairwise(levels))
-    for part in browser.find_elements(By.CSS_SELECTOR, ".scroll, .responses pre"):
+    for part in chromium.find_elements(By.CSS_SELECTOR, ".scroll, .responses pre"):
         assert part.get_attribute("tabindex") == "0" and part.get_attribute("aria-label")
     for width in (1280, 400):
-        browser.set_window_size(width, 900)
+        chromium.set_window_size(width, 900)
         overflow = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
-        assert browser.execute_script(overflow) <= 0
+        assert chromium.execute_script(overflow) <= 0
