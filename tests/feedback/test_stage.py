@@ -174,6 +174,7 @@ def test_a_team_judges_assigned_records_with_checks_and_somebody_settles_what_it
         "Take the order",
     ):
         assert fact in " ".join(card.split())
+    assert len(set(re.findall(r"annotator-[0-9a-f]{10}", card))) == 3  # ann, bob and dan; eva judged nothing
     export_data_set(done, runs, tmp_path / "again")
     for path in files_in(tmp_path / "data"):
         assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes()
