@@ -224,11 +224,41 @@ def training_curves(run: Run) -> list[Curve]:
         )
         name = f"{run.id}-{re.sub(r'[^a-z0-9]+', '-', key.lower())}"
         curves.append(Curve(title, line_plot(name, title, description, series), description))
-    return curves
+    return [*curves, *_frontier(run.id, rows)]
+
+
+def _frontier(name: str, rows: Sequence[Mapping[str, Any]]) -> list[Curve]:
+    """PPO: what score was had at what distance from the reference, update by update; none for other stages.
+
+    Held-out points that fall while training's rise are a policy that exploits its reward model.
+    """
+    series = {
+        title: [
+            (float(row[f"{prefix}kl_k1_nats"]), float(row[f"{prefix}score"]))
+            for row in rows
+            if f"{prefix}kl_k1_nats" in row and f"{prefix}score" in row
+        ]
+        for title, prefix in (("training", ""), ("held out", "eval_"))
+    }
+    series = {title: points for title, points in series.items() if len(points) > 1}
+    if not series:
+        return []
+    description = "; ".join(
+        f"{title}: from a score of {number(points[0][1])} at {number(points[0][0])} nats to {number(points[-1][1])} at "
+        f"{number(points[-1][0])} nats"
+        for title, points in series.items()
+    )
+    title = "Score against distance from the reference"
+    plot = line_plot(f"{name}-frontier", title, description, series, x_label="KL of an answer (nats)")
+    return [Curve(title, plot, description)]
 
 
 def line_plot(
-    name: str, title: str, description: str, series: Mapping[str, Sequence[tuple[float, float]]]
+    name: str,
+    title: str,
+    description: str,
+    series: Mapping[str, Sequence[tuple[float, float]]],
+    x_label: str = "update",
 ) -> Markup:
     """A small line plot as inline SVG with real text; `name` must be unique in the page.
 
@@ -261,11 +291,11 @@ def line_plot(
                 }
             )
             axes.plot(x, y, label=series_name, **style)
-        axes.set_xlabel("update", color=MUTED)
+        axes.set_xlabel(x_label, color=MUTED)
         axes.tick_params(colors=MUTED, length=0)
         axes.grid(axis="y", color=GRID, linewidth=0.8)
         axes.set_axisbelow(True)
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=x_label == "update"))
         axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
         for side in ("top", "right", "left"):
             axes.spines[side].set_visible(False)
