@@ -89,37 +89,29 @@ class Actors:
         critic_head: nn.Linear,
         reference: Any | None = None,
         reward: Any | None = None,
-        reward_head: nn.Linear | None = None,
         bfloat16: bool = False,
     ) -> None:
         """Args:
         policy: a causal language model, or one with PEFT adapters.
         critic: the critic's transformer without a head; the policy itself for a shared base.
-        critic_head: from a state to a value, trained.
+        critic_head: from a state to a value, trained; as it is now, it is the reward model's head, too.
         reference: None: the policy without its adapter.
         reward: the reward model's transformer; None: the critic without its adapter or, for a shared base, the
             policy with the adapter "reward".
-        reward_head: from a state to a score, frozen; None: a copy of the critic's, as it is now.
         bfloat16: compute in it (autocast).
         """
         self.policy, self.critic, self.critic_head = policy, critic, critic_head
         self.reference, self.reward = reference, reward
-        self.reward_head = reward_head or copy.deepcopy(critic_head).requires_grad_(False)
+        self.reward_head = copy.deepcopy(critic_head).requires_grad_(False)
         self.bfloat16 = bfloat16
         self.score_shift = 0.0
         """Subtracted from scores and values alike, so that the critic still starts where the scores are."""
         shared = self.has_shared_base
-        trained = [
-            (name, p) for name, p in policy.named_parameters() if p.requires_grad or ".critic." in name
-        ]
-        self.policy_parameters = {name: p for name, p in trained if not (shared and ".critic." in name)}
+        self.policy_parameters = _trained(policy, "default" if shared else None)
         """What is trained of the policy, by name."""
-        body = policy if shared else critic
-        self.critic_parameters = {
-            name: p
-            for name, p in body.named_parameters()
-            if ".critic." in name or (p.requires_grad and not shared)
-        } | {f"head.{name}": p for name, p in critic_head.named_parameters()}
+        self.critic_parameters = _trained(critic, "critic" if shared else None) | {
+            f"head.{name}": p for name, p in critic_head.named_parameters()
+        }
         """What is trained of the critic, by name, its head included."""
 
     @property
@@ -177,7 +169,7 @@ class Actors:
 
     def _states(self, model: Any, rows: Rows) -> Tensor:
         """The last hidden states [R, W, d], after the final norm."""
-        causal = model.get_base_model() if hasattr(model, "peft_config") else model
+        causal = model.get_base_model() if hasattr(model, "get_base_model") else model
         body = getattr(causal, causal.base_model_prefix, causal)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
             output = body(input_ids=rows.input_ids, attention_mask=rows.attention_mask, use_cache=False)
@@ -371,6 +363,12 @@ def _prepare(model: nn.Module, gradient_checkpointing: bool) -> None:
     if gradient_checkpointing and hasattr(model, "gradient_checkpointing_enable"):
         any_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.train()  # transformers checkpoints in training mode only; there is no dropout left to switch on
+
+
+def _trained(model: nn.Module, adapter: str | None) -> dict[str, nn.Parameter]:
+    """The parameters of an adapter or, without one, those that are not frozen."""
+    named = model.named_parameters()
+    return {name: p for name, p in named if (f".{adapter}." in name if adapter else p.requires_grad)}
 
 
 def _scatter(values: Tensor, row: Tensor, slot: Tensor, shape: tuple[int, int]) -> Tensor:
