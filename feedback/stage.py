@@ -146,7 +146,7 @@ def open_argilla(config: FeedbackConfig, runs_root: Path, keep: bool) -> Iterato
     server = process.start(home, config.port)
     try:
         # a server that dies, by a kill or for want of memory, is started again by the next request
-        yield connect(server.url, server.api_key, revive=lambda: process.start(home, config.port))
+        yield connect(server.url, server.api_key, revive=lambda: process.revive(server))
     finally:
         if not was_running and not keep:
             process.stop(home)
