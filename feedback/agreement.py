@@ -69,14 +69,14 @@ class AnnotatorFigures:
     submitted: int
     discarded: int
     skipped: int
-    """Records assigned to him, or begun by him, that he neither submitted nor discarded."""
+    """Records assigned to the annotator, or begun, and neither submitted nor discarded."""
     gold: Estimate | None
     """Share of gold pairs ordered as known (a tie is not); `items` counts gold records, and so does the interval."""
     self_consistency: Estimate | None
     """Share of pairs of duplicates ordered as in the original, half for a tie in one of them; `items` and interval
     count duplicates."""
     with_others: Estimate | None
-    """Of pairs that he and another order strictly: the share ordered alike. Half is chance."""
+    """Of pairs ordered strictly by this annotator and another: the share ordered alike. Half is chance."""
     first_position: FirstPosition | None
     length: LengthPreference | None
     ties: float | None
@@ -204,7 +204,7 @@ def _discarded(comparisons: Sequence[Comparison], who: str) -> int:
 
 
 def _skipped(comparisons: Sequence[Comparison], who: str) -> int:
-    """Records that were assigned to him or that he began, without a ranking or a discard of his."""
+    """Records that were assigned to this annotator or begun, without a ranking or a discard."""
     skipped = 0
     for comparison in comparisons:
         statuses = {r.status for r in comparison.rankings if r.annotator == who and not r.adjudicates}
@@ -353,7 +353,7 @@ class _Measured:
         added, items = (
             self._by_cluster((4,)),
             0,
-        )  # longer and all of his pairs, longer and all of the others' pairs
+        )  # longer and all of this annotator's pairs, longer and all of the others' pairs
         for name, answers in self.of.items():
             column = 0 if name == who else 2
             for id_, answer in answers.items():

@@ -1,7 +1,7 @@
 """How far each annotator follows what the answers are worth, and what the answers are worth given that.
 
 Two models. `fit_reliability` is for rankings: Bradley and Terry's, with an annotator's reliability (Chen et al. 2013,
-"Pairwise ranking aggregation in a crowdsourced setting"), a liking of his for early places and one for long answers.
+"Pairwise ranking aggregation in a crowdsourced setting"), a liking for early places and one for long answers.
 feedback/dawid_skene.py is for labels.
 
     reliability = fit_reliability(comparisons)
@@ -20,7 +20,7 @@ without ties it is Plackett and Luce's.
 
 Priors: u_i ~ N(gamma x_i, 1), beta ~ N(1, 1), position, length, gamma ~ N(0, 1), tie ~ N(-1, 1). That beta is centred
 above 0 fixes the sign of everything. gamma is the part of the liking for length that annotators share: it counts as
-worth, and only what one annotator likes it more than the others is his bias. Places are drawn at random, so a liking
+worth, and only what one annotator likes it more than the others is a bias. Places are drawn at random, so a liking
 for a place is never worth.
 
 The annotators' parameters maximise their posterior with every u integrated out; were u maximised jointly, an
@@ -60,7 +60,7 @@ SETTLED = 0.05
 
 @dataclass(frozen=True)
 class AnnotatorReliability:
-    """One annotator's parameters with their standard deviations; `rankings` is how many of his were used."""
+    """One annotator's parameters with their standard deviations; `rankings` is how many of theirs were used."""
 
     beta: float
     beta_deviation: float
@@ -73,7 +73,7 @@ class AnnotatorReliability:
 
     @property
     def accuracy(self) -> float:
-        """How many pairs of responses he would order as their worth does, were they equally long and placed."""
+        """What share of pairs of responses would be ordered as their worth is, were they equally long and placed."""
         return expected_accuracy(self.beta)
 
     @property

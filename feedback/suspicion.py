@@ -2,7 +2,7 @@
 
 Careful annotators must not be accused: every rule needs an effect that matters *and* an interval or a test (corrected
 for the number of annotators) that chance does not explain. An annotator is named for one reason only, the most
-specific: a liking for a place or a length explains why his rankings look random otherwise.
+specific: a liking for a place or a length explains why rankings look random otherwise.
 """
 
 from collections.abc import Mapping
@@ -22,11 +22,11 @@ SIGNIFICANCE = 0.01
 LEAST_POSITION_EFFECT = 0.2
 """How far the share of "first is best" must lie from chance, of what lies between chance and always (or never)."""
 LEAST_LENGTH_EFFECT = 0.15
-"""By how much his share of "longer is better" must differ from the others'."""
+"""By how much the share of "longer is better" must differ from the others'."""
 LONGER_IS_BETTER = 0.65
 """And how large it must be by itself (or, for shorter answers, how small: 1 minus it)."""
 HARDLY_BETTER_THAN_CHANCE = 0.65
-"""An annotator looks random if the interval of his accuracy ends below this."""
+"""An annotator looks random if the interval of their accuracy ends below this."""
 ADVERSARIAL = 0.4
 """And adversarial if it ends below one half, with the accuracy itself below this."""
 
