@@ -102,7 +102,7 @@ class PPOConfig(Config):
     this policy, with lora."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass instead of keeping them: less memory, a third more time."""
-    tokens_per_pass: int = Field(default=4096, ge=1)
+    tokens_per_pass: int = Field(default=2048, ge=1)
     """How many tokens, padding included, are computed at a time; lower it where memory is short."""
     checkpoint_every_updates: int = Field(default=1, ge=1)
     """A kill costs at most so many updates."""
