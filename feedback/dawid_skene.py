@@ -1,4 +1,4 @@
-"""Dawid and Skene's (1979) model of labels: each annotator confuses each true label with each other at a rate of their own.
+"""Dawid and Skene's (1979) model of labels: every annotator has a rate of taking each true label for each other.
 
     labels = [("c-1:0,1", "ann-1", "first"), ("c-1:0,1", "ann-2", "tie"), ...]
     dawid_skene(labels).probabilities["c-1:0,1"]["first"]
