@@ -187,7 +187,6 @@ class Actors:
             return
         before = self.policy.active_adapter
         self.policy.set_adapter(name)
-        self._keep_training()
         try:
             yield
         finally:

@@ -1,5 +1,7 @@
 """The four models give the numbers of plain transformers, in every layout, and gradients reach what is trained only."""
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +141,23 @@ def test_checkpointing_activations_changes_no_gradient(tiny_model: Model, reward
         )
     for plain, checkpointed in zip(*gradients, strict=True):
         torch.testing.assert_close(plain, checkpointed, atol=1e-6, rtol=1e-5)
+
+
+def test_dropout_is_off_even_where_training_mode_is_on(
+    tiny_model: Model, reward_model: Model, tmp_path: Path
+) -> None:
+    """Checkpointing needs training mode; a model whose configuration asks for dropout still gives one answer."""
+    shutil.copytree(tiny_model.folder, tmp_path / "model")
+    settings = json.loads((tmp_path / "model" / "config.json").read_text()) | {"attention_dropout": 0.5}
+    (tmp_path / "model" / "config.json").write_text(json.dumps(settings))
+    model = resolve(str(tmp_path / "model"), Runs(tmp_path))
+    plain: Any = load_policy(model).train()
+    assert plain_log_p(plain, 1.0)[0].tolist() != plain_log_p(plain, 1.0)[0].tolist()
+    actors = load_actors(model, reward_model, None, 300, gradient_checkpointing=True)
+    assert actors.policy.training
+    found = actors.policy_statistics(rows(), 7, 1.0).log_probabilities.detach()
+    for row, right in zip(found, plain_log_p(load_policy(tiny_model).eval(), 1.0), strict=True):
+        torch.testing.assert_close(row[: len(right)], right, atol=2e-5, rtol=0)
 
 
 def test_scores_are_those_of_the_reward_stage(tiny_model: Model, reward_model: Model) -> None:
