@@ -234,7 +234,7 @@ def load_actors(
             output layer's product.
     """
     _check_tokenizers(policy, reward_model)
-    device = torch.accelerator.current_accelerator() or torch.device("cpu")
+    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     torch.manual_seed(seed)
     policy_model: Any = load_policy(policy, base_dtype if lora else torch.float32)
     _check_logits(policy_model)
