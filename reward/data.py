@@ -40,14 +40,21 @@ def drop_too_long(
 
 
 def encode_pairs(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Preference]) -> Dataset:
-    """Rows as `chosen_ids` and `rejected_ids`, each a whole conversation, as TRL's RewardTrainer takes them."""
+    """Rows as `chosen_ids` and `rejected_ids`, each a whole conversation, as TRL's RewardTrainer takes them.
+
+    `weight` is the row's, 1 where it has none, divided by the mean over the rows: weights say which pairs count more
+    than others, and leave the learning rate what it is.
+    """
+    weights = [1.0 if row.weight is None else row.weight for row in rows]
+    mean = sum(weights) / len(weights) or 1.0
     return Dataset.from_list(
         [
             {
                 "chosen_ids": encode_conversation(tokenizer, [*row.prompt, *row.chosen]).input_ids,
                 "rejected_ids": encode_conversation(tokenizer, [*row.prompt, *row.rejected]).input_ids,
+                "weight": weight / mean,
             }
-            for row in rows
+            for row, weight in zip(rows, weights, strict=True)
         ]
     )
 

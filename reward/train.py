@@ -1,9 +1,10 @@
 """The reward model: learns from pairs which of two answers people prefer.
 
-TRL's RewardTrainer fits the Bradley-Terry loss -log sigmoid(r_chosen - r_rejected). What is ours: rows are
-tokenised by `accord.chat`, so that the score is read at the answer's EOS; pairs over the length limit are counted
-instead of silently filtered; prompts never straddle the split; the held-out accuracy comes with its interval and
-with the accuracy of preferring the longer, and the shorter, answer.
+TRL's RewardTrainer fits the Bradley-Terry loss -log sigmoid(r_chosen - r_rejected). What is ours: pairs count by their
+`weight`, which says how far their annotators can be relied on; rows are tokenised by `accord.chat`, so that the
+score is read at the answer's EOS; pairs over the length limit are counted instead of silently filtered; prompts never
+straddle the split; the held-out accuracy comes with its interval and with the accuracy of preferring the longer, and
+the shorter, answer.
 
     accord reward configs/demo.yaml
 """
@@ -16,6 +17,7 @@ import torch
 from statsmodels.stats.proportion import proportion_confint
 from trl import RewardConfig as TrlRewardConfig
 from trl import RewardTrainer
+from trl.trainer.reward_trainer import DataCollatorForPreference
 
 from accord.config import check_trainer_arguments
 from accord.errors import DataError
@@ -79,12 +81,13 @@ def train_reward_model(config: RewardConfig, runs: Runs, base: Model, preference
         arguments["center_rewards_coefficient"] = config.centering_coefficient
         model = load_reward_model(base, base_dtype(config), **quantization(config.lora))
         initialise_head(model.score, config.seed)
-        trainer = RewardTrainer(
+        trainer = WeightedRewardTrainer(
             model=model,
             args=build_arguments("reward", TrlRewardConfig, arguments),
             train_dataset=encode_pairs(tokenizer, train),
             eval_dataset=encode_pairs(tokenizer, heldout),
             processing_class=tokenizer,
+            data_collator=WeightedPairs(pad_token_id=tokenizer.pad_token_id),
             peft_config=peft_config(config.lora, "SEQ_CLS"),
         )
 
@@ -103,6 +106,33 @@ def train_reward_model(config: RewardConfig, runs: Runs, base: Model, preference
         }
         run.finish(metrics, {"too_long": too_long})
     return run
+
+
+class WeightedPairs(DataCollatorForPreference):
+    """TRL's collator, with the pairs' `weight` [pairs]."""
+
+    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:  # noqa: D102
+        weights = torch.tensor([example["weight"] for example in examples])
+        return super().torch_call(examples) | {"weight": weights}
+
+
+class WeightedRewardTrainer(RewardTrainer):
+    """TRL's trainer, whose loss is the mean of weight * -log sigmoid(r_chosen - r_rejected) over a batch's pairs."""
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        columns: Any = self._signature_columns
+        self._signature_columns = list(dict.fromkeys([*columns, "weight"]))  # type: ignore[assignment]
+
+    def compute_loss(  # noqa: D102
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        weight = inputs.pop("weight")
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        chosen, rejected = outputs.logits.squeeze(-1).chunk(2)
+        # TRL's loss counts every pair once, and adds the centring term, which stays as it is
+        loss = loss + ((weight - 1) * -torch.nn.functional.logsigmoid(chosen - rejected)).mean()
+        return (loss, outputs) if return_outputs else loss
 
 
 def initialise_head(head: Any, seed: int) -> None:

@@ -243,6 +243,67 @@ def test_the_first_loss_is_bradley_terry_with_centering(
         assert expected[tuple(chosen)] == tuple(rejected)
 
 
+def test_the_first_loss_weighs_pairs_by_their_share_of_the_mean_weight(
+    tiny_model: Model, preferences: Path, tmp_path: Path
+) -> None:
+    """One batch with weights from 1/8 to 8/8: pairs count by their share of the mean, centring does not."""
+    rows = read_jsonl(preferences, Preference)[:10]
+    weighted = [row.model_copy(update={"weight": (1 + i % 8) / 8}) for i, row in enumerate(rows)]
+    train, _ = split_by_prompt(weighted, 0.2)
+    mean = sum(row.weight or 0 for row in train) / len(train)
+    write_jsonl(tmp_path / "weighted.jsonl", weighted)
+    tokenizer = load_tokenizer(tiny_model)
+    losses = []
+
+    def look(model: Any, **_: Any) -> None:
+        for row in train:
+            with torch.no_grad():
+                c, r = (
+                    float(
+                        model(
+                            torch.tensor([encode_conversation(tokenizer, [*row.prompt, *side]).input_ids])
+                        ).logits
+                    )
+                    for side in (row.chosen, row.rejected)
+                )
+            losses.append((row.weight or 0) / mean * math.log1p(math.exp(r - c)) + 0.01 * (c + r) ** 2)
+
+    config = {
+        **CONFIG,
+        "rows_per_update": len(train),
+        "rows_per_pass": len(train),
+        "heldout_fraction": 0.2,
+        "minimum_pairs": 1,
+    }
+    with every_trainer_calls("train_begin", look):
+        run = run_stage("reward", config, tiny_model, tmp_path / "weighted.jsonl", Runs(tmp_path / "runs"))
+    first = next(row for row in run.metric_rows() if "loss" in row)
+    assert first["loss"] == pytest.approx(sum(losses) / len(losses), abs=1e-5)
+
+
+def test_of_contradicting_pairs_the_heavier_is_learned(
+    tiny_model: Model, preferences: Path, tmp_path: Path
+) -> None:
+    rows = read_jsonl(preferences, Preference)
+    for name, weight in (("equal", 0.5), ("unequal", 0.1)):
+        doubted = [row.model_copy(update={"weight": 1 - weight}) for row in rows]
+        turned = [
+            row.model_copy(update={"weight": weight, "chosen": row.rejected, "rejected": row.chosen})
+            for row in rows
+        ]
+        write_jsonl(tmp_path / f"{name}.jsonl", [*doubted, *turned])
+        runs = Runs(tmp_path / "runs")
+        run = run_stage("reward", {**CONFIG, "epochs": 3}, tiny_model, tmp_path / f"{name}.jsonl", runs)
+        model = resolve(f"run:{run.id}", runs)
+        chosen = score(model, [[*row.prompt, *row.chosen] for row in rows])
+        rejected = score(model, [[*row.prompt, *row.rejected] for row in rows])
+        margin = sum(c - r for c, r in zip(chosen, rejected, strict=True)) / len(rows)
+        if name == "equal":
+            assert abs(margin) < 0.2
+        else:
+            assert margin > 0.5
+
+
 def test_the_saved_model_loads_with_transformers_alone(trained: Run, runs: Runs) -> None:
     folder = trained.path / "model"
     model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
