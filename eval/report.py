@@ -116,7 +116,7 @@ def page(run: Run, runs: Runs) -> str:
         "reward_figures": {k: v for k, v in (reward or {}).items() if not k.startswith("heldout_accuracy")},
         "stages": [
             {"title": STAGES.get(each.record.stage, each.record.stage), "id": each.id, "metrics": _scalars(each),
-             "curves": training_curves(each)}
+             "stop_reason": each.metrics.get("stop_reason"), "curves": training_curves(each)}
             for each in ancestors if each.record.stage not in ("feedback",)
         ],
         "lineage": lineage(run, runs, tags),

@@ -85,7 +85,7 @@ def model(run: Run) -> Model:
 
 def make_round(
     root: Path, utility_change: float = 0.1, prompts: int = 40, annotators: str = "simulated", seed: int = 0,
-    gate: Mapping[str, Any] | None = None, text: str = XSS,
+    gate: Mapping[str, Any] | None = None, text: str = XSS, stop_reason: str | None = None,
 ) -> tuple[Run, Runs]:  # fmt: skip
     """A finished evaluation in `root/runs`, whose utility changes by `utility_change` on average."""
     chance = random.Random(seed)
@@ -128,7 +128,7 @@ def make_round(
     dpo = stage(
         runs, "dpo", StageConfig(learning_rate=1e-4), {"policy": sft, "preferences": feedback},
         joined(curve("loss", 0.693, 0.55, 20, 4), curve("rewards/margins", 0, 0.8, 20, 5)),
-        {"pairs": 313, "train_loss": 0.6, "heldout_accuracy": 0.72},
+        {"pairs": 313, "train_loss": 0.6, "heldout_accuracy": 0.72, "stop_reason": stop_reason},
     )  # fmt: skip
     config = EvalConfig.model_validate({"prompts": str(file), "gate": gate or GATE})
     sources: dict[str, Source] = {

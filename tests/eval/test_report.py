@@ -91,6 +91,14 @@ def test_groups_by_hand() -> None:
     assert first.low < 0.5 < first.high
 
 
+@pytest.mark.parametrize(("reason", "times"), [("answers grew & grew", 1), (None, 0)])
+def test_the_page_says_why_a_stage_stopped_early(tmp_path: Path, reason: str | None, times: int) -> None:
+    run, _ = make_round(tmp_path, stop_reason=reason)
+    page = (run.path / "report.html").read_text()
+    assert page.count("<strong>Stopped early:</strong>") == times
+    assert page.count("answers grew &amp; grew.") == times
+
+
 def test_plots_are_the_same_bytes_and_have_words() -> None:
     series = {"training": [(0.0, 1.0), (1.0, 0.5)], "held out": [(0.0, 1.1), (1.0, 0.7)]}
     plot = line_plot("a", "Loss <of> sft", "falls & rises", series)
