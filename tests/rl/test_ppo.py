@@ -13,6 +13,7 @@ import pytest
 import torch
 from ppo_helpers import SAMPLING, make_prompts, make_reward_model, run_ppo
 from safetensors.torch import load_file, save_file
+from torch.optim.optimizer import register_optimizer_step_post_hook
 from training_helpers import run_stage
 
 from accord.errors import AccordError, DataError, SamplerGoneError, SyncError, UsageError
@@ -186,6 +187,23 @@ def test_a_finished_run_is_reused(
     run = run_ppo(config, tiny_model, reward_model, preferences, runs)
     again = run_ppo(config, tiny_model, reward_model, preferences, Runs(runs.root))
     assert again.id == run.id and again.record == run.record
+
+
+def test_an_epoch_takes_a_step_for_each_minibatch_and_rates_fall_linearly(
+    tiny_model: Model, reward_model: Model, preferences: Path, config: dict[str, Any], runs: Runs
+) -> None:
+    """3 updates of 2 epochs of 3 minibatches: 18 steps; the learning rate is 3/3, 2/3 and 1/3 of the first."""
+    rates: list[float] = []
+    hook = register_optimizer_step_post_hook(
+        lambda optimiser, *_: rates.append(optimiser.param_groups[0]["lr"])
+    )
+    try:
+        run = run_ppo({**config, "minibatches_per_epoch": 3}, tiny_model, reward_model, preferences, runs)
+    finally:
+        hook.remove()
+    assert rates == pytest.approx([1e-3] * 6 + [2e-3 / 3] * 6 + [1e-3 / 3] * 6)
+    assert [row["learning_rate"] for row in updates(run)] == pytest.approx([1e-3, 2e-3 / 3, 1e-3 / 3])
+    assert all(row["first_ratio_deviation"] < 1e-5 for row in updates(run))
 
 
 def test_a_stop_rule_ends_the_run_with_its_reason(
