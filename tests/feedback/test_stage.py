@@ -65,6 +65,7 @@ def test_people_are_waited_for_and_nothing_is_sampled_twice(
         prompts=str(prompts),
         max_response_tokens=8,
         annotators="human",
+        human_annotators=("zara",),
         annotators_per_record=1,
         **place,
     )
@@ -79,7 +80,7 @@ def test_people_are_waited_for_and_nothing_is_sampled_twice(
         assert not any(password.encode() in path.read_bytes() for path in files_in(runs.root))
 
         # one answer is pulled; our own server dies, and the same command brings it back and pulls the rest
-        judge("annotator", password, url_of(config), most=1)
+        judge("zara", password, url_of(config), most=1)
         with pytest.raises(WaitingForAnnotatorsError, match="2 records wait"):
             gather_preferences(config, runs, tiny_model, sampler)
         assert "pulled 1 new answers, 0 edited, 0 deleted, 0 as before" in capsys.readouterr().out
@@ -91,7 +92,7 @@ def test_people_are_waited_for_and_nothing_is_sampled_twice(
             killed.wait()
         with pytest.raises(WaitingForAnnotatorsError, match="2 records wait"):
             gather_preferences(config, runs, tiny_model, sampler)
-        judge("annotator", password, url_of(config))
+        judge("zara", password, url_of(config))
         done = gather_preferences(config, runs, tiny_model, sampler)
     output = capsys.readouterr().out
     assert "pulled 2 new answers, 0 edited, 0 deleted, 1 as before" in output
@@ -100,7 +101,7 @@ def test_people_are_waited_for_and_nothing_is_sampled_twice(
     assert (done.path / "responses.jsonl").read_bytes() == sampled
     assert (done.path / "queue.jsonl").read_bytes() == planned
     comparisons = read_jsonl(done.path / "comparisons.jsonl", Comparison)
-    assert [c.rankings[0].annotator for c in comparisons] == ["annotator"] * 3
+    assert [c.rankings[0].annotator for c in comparisons] == ["zara"] * 3
     assert done.metrics["rankings_submitted"] == 3 and done.metrics["annotators_kind"] == "human"
     assert done.metrics["preferences"] == len(read_jsonl(done.path / "preferences.jsonl", Preference))
 
