@@ -200,7 +200,8 @@ def judge(name: str, password: str, url: str, prefer: Callable[..., str] = max, 
     http = log_in(url, name, password)
     judged = 0
     pending = {"type": "terms", "scope": {"entity": "response", "property": "status"}, "values": ["pending"]}
-    for dataset in request(http, "GET", "me/datasets")["items"]:
+    datasets = request(http, "GET", "me/datasets")["items"]
+    for dataset in [each for each in datasets if each["name"].startswith("feedback-")]:  # and no other test's
         body = {"query": {}, "filters": {"and": [pending]}}
         path = f"me/datasets/{dataset['id']}/records/search"
         found = request(http, "POST", path, json=body, params={"limit": most})
