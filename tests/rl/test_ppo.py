@@ -15,6 +15,7 @@ from ppo_helpers import SAMPLING, make_prompts, make_reward_model, run_ppo
 from safetensors.torch import load_file, save_file
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from training_helpers import run_stage
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from accord.errors import AccordError, DataError, SamplerGoneError, SyncError, UsageError
 from accord.models import Model, load_policy, load_tokenizer, resolve
@@ -305,10 +306,22 @@ def test_a_shared_base_needs_a_reward_model_from_this_policy(
 @pytest.mark.skipif(not vllm_is_installed(), reason="vLLM is not installed")
 @pytest.mark.timeout(900)
 def test_vllm_s_process_is_started_again_once(
-    tiny_model: Model, reward_model: Model, preferences: Path, config: dict[str, Any], tmp_path: Path,
+    tiny_model: Model,
+    preferences: Path,
+    config: dict[str, Any],
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    """Killed before the second rollout the run goes on with equal answers; killed again, it ends with an error."""
+) -> None:
+    """Killed before the second rollout the run goes on with equal answers; killed again before the third, it ends."""
+    # vLLM's CPU attention wants heads of 32 or more.
+    settings = LlamaConfig.from_pretrained(
+        tiny_model.folder, num_attention_heads=2, num_key_value_heads=1, head_dim=32
+    )
+    torch.manual_seed(0)
+    LlamaForCausalLM(settings).save_pretrained(tmp_path / "policy")
+    load_tokenizer(tiny_model).save_pretrained(tmp_path / "policy")
+    policy = resolve(str(tmp_path / "policy"), Runs(tmp_path))
+    reward_model = make_reward_model(policy, tmp_path / "reward-model")
     sampling = SamplingConfig(engine="vllm", max_sequence_tokens=300, kv_cache_gib=0.1)
     calls: list[int] = []
     kill_at: set[int] = set()
@@ -325,14 +338,13 @@ def test_vllm_s_process_is_started_again_once(
     monkeypatch.setattr(VLLMSampler, "sample", sample)
     results = []
     with SharedSampler(sampling, tmp_path / "vllm.log") as sampler:
-        for kills in (set(), {2}, {2, 3}):
+        for kills in (set(), {2}, {2, 4}):
             calls.clear()
             kill_at = kills
             runs = Runs(tmp_path / f"runs-{len(kills)}")
             try:
                 run = train_ppo(
-                    PPOConfig(algorithm="ppo", **config), runs, tiny_model, reward_model, DataFile(preferences),
-                    sampler,
+                    PPOConfig(algorithm="ppo", **config), runs, policy, reward_model, DataFile(preferences), sampler
                 )  # fmt: skip
                 results.append(run)
             except SamplerGoneError as error:
