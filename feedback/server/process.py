@@ -16,6 +16,7 @@ keeps is in one folder, readable by its owner only:
 import json
 import os
 import secrets
+import signal
 import socket
 import subprocess
 import time
@@ -89,7 +90,7 @@ def run_in_foreground(
     on_ready: Callable[[Server], None] | None = None,
     exposure: Exposure = LOOPBACK,
 ) -> int:
-    """Run the server until Ctrl-C or until it ends, and return its exit code (0 after Ctrl-C).
+    """Run the server until Ctrl-C, SIGTERM or its own end, and return its exit code (0 after the first two).
 
     Args:
         home: the server's folder.
@@ -104,6 +105,7 @@ def run_in_foreground(
     with lock(home):
         if server := running(home):
             raise AccordError(f"this Argilla is running already, at {server.url} (process {server.pid})")
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as a service manager ends it
         process = _launch(home, port, detached=False, exposure=exposure)
         server = _wait_until_healthy(home, exposure.local_url(port), process, SECONDS_TO_START)
     try:
@@ -114,6 +116,7 @@ def run_in_foreground(
         return 0
     finally:
         stop(home)
+        signal.signal(signal.SIGTERM, before)
 
 
 def stop(home: Path) -> bool:

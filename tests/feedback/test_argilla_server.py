@@ -170,7 +170,8 @@ def test_a_killed_server_starts_again_with_its_data_and_right_statuses(tmp_path:
     assert stop(tmp_path) is False
 
 
-def test_in_the_foreground_it_serves_until_ctrl_c(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
+def test_in_the_foreground_it_serves_until_it_is_told_to_end(tmp_path: Path, ending: int) -> None:
     code = (
         "import sys; from pathlib import Path; from feedback.server.process import run_in_foreground\n"
         "ready = lambda server: print(server.url, server.pid, flush=True)\n"
@@ -181,7 +182,7 @@ def test_in_the_foreground_it_serves_until_ctrl_c(tmp_path: Path) -> None:
         assert program.stdout is not None
         url, pid = program.stdout.readline().split()
         assert httpx.get(f"{url}/api/v1/version").json() == {"version": "2.8.0"}
-        program.send_signal(signal.SIGINT)
+        program.send_signal(ending)
         assert program.wait(30) == 0
     assert not psutil.pid_exists(int(pid))
 
