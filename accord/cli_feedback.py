@@ -175,9 +175,14 @@ def status(run: str, as_json: bool) -> None:
 @RUN
 @AS_JSON
 def agreement(run: str, as_json: bool) -> None:
-    """Show how far the annotators of a finished feedback run agree, attend and follow position."""
-    found = _finished_feedback(run)
-    figures = json.loads((found.path / "agreement.json").read_text(encoding="utf-8"))
+    """Show how far the annotators of a feedback run agree, attend and follow position, as of the last pull."""
+    found = runs_of_command().load(run)
+    path = found.path / "agreement.json"
+    if found.record.stage != "feedback" or not path.exists():
+        raise UsageError(
+            f"{found.id} has no answers of annotators; `accord feedback pull` fetches a feedback run's"
+        )
+    figures = json.loads(path.read_text(encoding="utf-8"))
     if as_json:
         click.echo(json.dumps(figures, indent=2))
         return

@@ -102,22 +102,33 @@ def gather_preferences(
             )
         queue = _planned(config, run, _sampled(config, run, policy, sampler), names, score)
         with open_argilla(config, runs.root, keep=config.annotators == "human") as client:
-            judged = _judged(config, client, run, queue, wait)
-        reliability = fit_reliability(judged)
-        preferences, pairs = pairwise_preferences(judged, reliability)
-        agreement = measure_agreement(judged, reliability, config.seed)
+            try:
+                judged = _judged(config, client, run, queue, wait)
+            except WaitingForAnnotatorsError:
+                _measured(config, run, read_jsonl(run.path / "comparisons.jsonl", Comparison))
+                raise
+        agreement, preferences, pairs = _measured(config, run, judged)
         write_jsonl(run.path / "preferences.jsonl", preferences)
-        evidence = (judged, agreement, reliability, preferences, pairs)
-        write_atomically(
-            run.path / "agreement.json", json.dumps(figures(*evidence), indent=1, allow_nan=False) + "\n"
-        )
-        write_report(run.path / "report.html", *evidence, title=f"Feedback · {run.id}")
         run.finish(
             _figures(config, judged, agreement, preferences, pairs),
             {f"pairs_{reason}": count for reason, count in pairs.items() if reason != "kept"},
         )
     process.stop(argilla_home(runs.root))
     return run
+
+
+def _measured(
+    config: FeedbackConfig, run: Run, judged: list[Comparison]
+) -> tuple[Agreement, list[Preference], dict[str, int]]:
+    """What the answers so far say of annotators and pairs; keeps it as agreement.json and as a page."""
+    reliability = fit_reliability(judged)
+    preferences, pairs = pairwise_preferences(judged, reliability)
+    agreement = measure_agreement(judged, reliability, config.seed)
+    evidence = (judged, agreement, reliability, preferences, pairs)
+    found = json.dumps(figures(*evidence), indent=1, allow_nan=False) + "\n"
+    write_atomically(run.path / "agreement.json", found)
+    write_report(run.path / "report.html", *evidence, title=f"Feedback · {run.id}")
+    return agreement, preferences, pairs
 
 
 def argilla_home(runs_root: Path) -> Path:

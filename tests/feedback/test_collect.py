@@ -55,6 +55,17 @@ def test_push_adds_nothing_twice(client: Client) -> None:
     assert dataset["allow_extra_metadata"] is False
 
 
+def test_the_page_s_guidelines_say_what_to_do_and_then_what_is_good(client: Client) -> None:
+    pair = comparison(1, TEXTS[:2])
+    push(client, "own-words", [pair], 1, "pairwise", guidelines="Be kind.")
+    push(client, "our-words", [pair], 1)
+    own, ours = (client.existing_dataset(name)["guidelines"] for name in ("own-words", "our-words"))
+    assert "by how much" in own and own.endswith("Be kind.") and "Helpful" not in own
+    assert "rank **all** responses" in ours and "Helpful" in ours
+    with pytest.raises(AccordError, match="between 2 responses; these comparisons have 3"):
+        push(client, "three", [comparison(1, TEXTS)], 1, "pairwise")
+
+
 def test_a_push_that_was_killed_while_making_the_dataset_is_begun_again(client: Client) -> None:
     new = {"name": "half-made", "workspace_id": client.workspace_id()}
     half = client.request("POST", "datasets", json=new)

@@ -84,6 +84,9 @@ def test_people_are_waited_for_and_nothing_is_sampled_twice(
         with pytest.raises(WaitingForAnnotatorsError, match="2 records wait"):
             gather_preferences(config, runs, tiny_model, sampler)
         assert "pulled 1 new answers, 0 edited, 0 deleted, 0 as before" in capsys.readouterr().out
+        so_far = json.loads((run.path / "agreement.json").read_text())
+        assert so_far["annotators"]["zara"]["submitted"] == 1
+        assert "zara" not in (run.path / "report.html").read_text()
         if not config.argilla_url:
             server = process.running(argilla_home(runs.root))
             assert server, "the page must stay up for people"
