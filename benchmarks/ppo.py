@@ -1,7 +1,7 @@
 """Goal, not met yet: an update of PPO in half the time of the last PPO that TRL had (1.12), and in half its memory.
 
-One pair so far, separate layout, float32, on two cores that others used too: 0.72 times TRL's episodes a second, and 0.98
-times its memory (which counts vLLM's process). Nearly all of an update is matrix products that both have to do.
+One pair so far, separate layout, float32, on two cores that others used too: 0.72 times the episodes a second, and 0.98
+times the memory (vLLM's process counts). Nearly all of an update is matrix products that both have to do.
 
     python benchmarks/ppo.py                         # about a quarter of an hour on two quiet cores
     python benchmarks/ppo.py --layout lora --pairs 3
