@@ -8,7 +8,7 @@ import difflib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Tag, ValidationError
@@ -20,6 +20,8 @@ class Config(BaseModel):
     """A part of the configuration: immutable, and closed to keys it does not know."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    not_identity: ClassVar[frozenset[str]] = frozenset()
+    """Settings that may differ between two tries of the same run, because the result does not depend on them."""
 
 
 class LoraConfig(Config):

@@ -222,9 +222,8 @@ class Runs:
     def run_id_for(self, stage: str, config: Config, sources: Mapping[str, Source]) -> str:
         """The id that the work has, whether or not it was done yet."""
         parents, inputs = _split(sources)
-        return (
-            f"{stage}-{content_id([SCHEMA_VERSION, stage, config.model_dump(mode='json'), parents, inputs])}"
-        )
+        settings = config.model_dump(mode="json", exclude=set(config.not_identity))
+        return f"{stage}-{content_id([SCHEMA_VERSION, stage, settings, parents, inputs])}"
 
     @contextmanager
     def begin(self, stage: str, config: Config, sources: Mapping[str, Source]) -> Iterator[Run]:

@@ -10,6 +10,8 @@ from accord.config import Config
 class FeedbackConfig(Config):
     """Which answers are sampled, who judges them, how, and where."""
 
+    not_identity = frozenset({"port"})
+
     prompts: str
     """JSON Lines file of prompts that the policy answers."""
     max_prompts: int | None = Field(default=None, ge=1)

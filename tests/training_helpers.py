@@ -103,3 +103,14 @@ def rows_without_times(run: Run) -> list[dict[str, Any]]:
     return [
         {key: value for key, value in row.items() if not key.endswith(TIMES)} for row in run.metric_rows()
     ]
+
+
+def assert_same(run: Run, other: Run) -> None:
+    """Equal rows, figures, counts and, bitwise, weights."""
+    assert rows_without_times(run) == rows_without_times(other)
+    assert run.metrics == other.metrics
+    assert run.record.dropped == other.record.dropped
+    files = [name for name in run.record.outputs if name.endswith(".safetensors")]
+    assert files
+    for name in files:  # bitwise: the recorded SHA-256 of the file
+        assert run.record.outputs[name] == other.record.outputs[name], name

@@ -10,6 +10,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -187,7 +189,9 @@ def test_in_the_foreground_it_serves_until_it_is_told_to_end(tmp_path: Path, end
     assert not psutil.pid_exists(int(pid))
 
 
-def test_jobs_run_without_redis_and_webhooks_are_delivered(client: Client) -> None:
+@contextmanager
+def webhook_for(client: Client, event: str) -> Iterator[list[dict]]:
+    """A webhook for one kind of event, and what was delivered to it so far."""
     delivered: list[dict] = []
 
     class Listener(BaseHTTPRequestHandler):
@@ -201,18 +205,26 @@ def test_jobs_run_without_redis_and_webhooks_are_delivered(client: Client) -> No
 
     listener = ThreadingHTTPServer(("127.0.0.1", 0), Listener)
     threading.Thread(target=listener.serve_forever, daemon=True).start()
-    url = f"http://localhost:{listener.server_port}/"
-    new = {"url": url, "events": ["record.created"], "description": "test"}
+    new = {"url": f"http://localhost:{listener.server_port}/", "events": [event], "description": "test"}
     webhook = client.request("POST", "webhooks", json=new)
     try:
-        push(client, "hooked", [comparison(1, ["One.", "Two."])], min_submitted=1)
-        for _ in range(100):
-            if delivered:
-                break
-            time.sleep(0.1)
+        yield delivered
     finally:
         client.request("DELETE", f"webhooks/{webhook['id']}")
         listener.shutdown()
+
+
+def wait_until(is_so: Callable[[], bool], seconds: float = 10) -> None:
+    """Wait for something that the tests after it check."""
+    deadline = time.monotonic() + seconds
+    while not is_so() and time.monotonic() < deadline:
+        time.sleep(0.1)
+
+
+def test_jobs_run_without_redis_and_webhooks_are_delivered(client: Client) -> None:
+    with webhook_for(client, "record.created") as delivered:
+        push(client, "hooked", [comparison(1, ["One.", "Two."])], min_submitted=1)
+        wait_until(lambda: len(delivered) == 1)
     dataset = client.existing_dataset("hooked")
     (record,) = client.records(dataset["id"])
     assert [event["data"]["id"] for event in delivered] == [record["id"]]
@@ -235,33 +247,13 @@ def test_jobs_run_without_redis_and_webhooks_are_delivered(client: Client) -> No
 
 def test_events_go_to_who_listens_for_them_and_are_not_even_made_otherwise(client: Client) -> None:
     """A webhook for deletions hears of the deletion, with the record's data, and of nothing before it."""
-    delivered: list[dict] = []
-
-    class Listener(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            delivered.append(json.loads(self.rfile.read(int(self.headers["content-length"]))))
-            self.send_response(204)
-            self.end_headers()
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    listener = ThreadingHTTPServer(("127.0.0.1", 0), Listener)
-    threading.Thread(target=listener.serve_forever, daemon=True).start()
-    new = {"url": f"http://localhost:{listener.server_port}/", "description": "test"}
-    webhook = client.request("POST", "webhooks", json={**new, "events": ["record.deleted"]})
-    try:
+    with webhook_for(client, "record.deleted") as delivered:
         push(client, "heard", [comparison(i, ["One.", "Two."]) for i in (1, 2)], min_submitted=1)
         dataset = client.existing_dataset("heard")
         first, second = client.records(dataset["id"])
         client.request("DELETE", f"records/{first['id']}")
         client.request("DELETE", f"datasets/{dataset['id']}/records", params={"ids": second["id"]})
-        deadline = time.monotonic() + 10
-        while len(delivered) < 2 and time.monotonic() < deadline:
-            time.sleep(0.1)
-    finally:
-        client.request("DELETE", f"webhooks/{webhook['id']}")
-        listener.shutdown()
+        wait_until(lambda: len(delivered) == 2)
     assert [event["type"] for event in delivered] == ["record.deleted"] * 2
     assert {event["data"]["id"] for event in delivered} == {first["id"], second["id"]}
     assert delivered[0]["data"]["dataset"]["name"] == "heard"

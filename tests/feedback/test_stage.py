@@ -253,6 +253,16 @@ def train_one_step(data: Path, model: Model, scratch: Path) -> None:
         assert trainer.train().training_loss > 0
 
 
+def test_another_port_is_the_same_run(tiny_model: Model, runs: Runs) -> None:
+    """A port that is taken is no reason to sample again, or to leave what people have judged."""
+    config = FeedbackConfig(prompts="p")
+    ids = {
+        runs.run_id_for("feedback", config.model_copy(update=change), {"policy": tiny_model})
+        for change in ({}, {"port": 6901}, {"seed": 1})
+    }
+    assert len(ids) == 2
+
+
 def test_an_id_that_stands_twice_is_refused(tiny_model: Model, runs: Runs, tmp_path: Path) -> None:
     path = tmp_path / "prompts.jsonl"
     write_jsonl(path, [Prompt(id="same", prompt=[Message(role="user", content=text)]) for text in "ab"])

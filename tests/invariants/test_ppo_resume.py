@@ -9,10 +9,10 @@ import pytest
 import torch
 from ppo_helpers import make_prompts, make_reward_model, run_ppo, run_ppo_and_be_killed
 from safetensors.torch import load_file
-from training_helpers import rows_without_times
+from training_helpers import assert_same
 
 from accord.models import Model
-from accord.runs import Run, Runs
+from accord.runs import Runs
 from accord.training import last_whole_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -34,16 +34,6 @@ def reward_model(tiny_model: Model, tmp_path_factory: pytest.TempPathFactory) ->
 @pytest.fixture
 def prompts(tmp_path: Path) -> Path:
     return make_prompts(tmp_path / "prompts.jsonl")
-
-
-def assert_same(run: Run, other: Run) -> None:
-    assert rows_without_times(run) == rows_without_times(other)
-    assert run.metrics == other.metrics
-    assert run.record.dropped == other.record.dropped
-    files = [name for name in run.record.outputs if name.endswith(".safetensors")]
-    assert files
-    for name in files:  # bitwise: the recorded SHA-256 of the file
-        assert run.record.outputs[name] == other.record.outputs[name], name
 
 
 @pytest.mark.parametrize(

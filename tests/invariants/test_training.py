@@ -10,15 +10,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from training_helpers import (
+    assert_same,
     every_trainer_calls,
-    rows_without_times,
     run_stage,
     run_stage_and_be_killed,
 )
 
 from accord.errors import AccordError, UsageError
 from accord.models import Model
-from accord.runs import Run, Runs
+from accord.runs import Runs
 from accord.training import last_whole_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -34,16 +34,6 @@ PAIRS = {
     "epochs": 1.5, "learning_rate": 1e-3, "rows_per_update": 8, "rows_per_pass": 4, "max_sequence_tokens": 300,
     "checkpoint_every_updates": 2, "evaluate_every_updates": 4, "seed": 3,
 }  # fmt: skip
-
-
-def assert_same(run: Run, other: Run) -> None:
-    assert rows_without_times(run) == rows_without_times(other)
-    assert run.metrics == other.metrics
-    assert run.record.dropped == other.record.dropped
-    files = [name for name in run.record.outputs if name.endswith(".safetensors")]
-    assert files
-    for name in files:  # bitwise: the recorded SHA-256 of the file
-        assert run.record.outputs[name] == other.record.outputs[name], name
 
 
 @pytest.mark.parametrize(
