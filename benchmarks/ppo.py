@@ -16,7 +16,6 @@ The last line printed is one JSON object.
 
 import argparse
 import json
-import math
 import os
 import resource
 import statistics
@@ -26,6 +25,8 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from ratio import mean_ratio
 
 from accord import bundled
 
@@ -77,23 +78,15 @@ def main() -> None:
             ours, peer = (in_a_process(worker, Path(name), arguments) for worker in ("accord", "trl"))
             pairs.append((ours, peer))
             print(f"pair {pair + 1}: accord {ours}\n        trl {peer}", flush=True)
-    logs = [math.log(peer["seconds"] / ours["seconds"]) for ours, peer in pairs]
-    mean = statistics.fmean(logs)
-    half = 0.0
-    if len(logs) > 1:
-        from scipy import stats
-
-        half = stats.t.ppf(0.975, len(logs) - 1) * statistics.stdev(logs) / math.sqrt(len(logs))
+    found = mean_ratio([peer["seconds"] / ours["seconds"] for ours, peer in pairs])
     memory = statistics.fmean(ours["peak_gib"] / peer["peak_gib"] for ours, peer in pairs)
     speed_goal, memory_goal = GOALS[arguments.layout]
     result = {
         "claim": "PPO episodes in a second",
         "peer": f"TRL 1.12 PPOTrainer, {arguments.trl_dtype}",
-        "ratio": round(math.exp(mean), 2),
-        "low": round(math.exp(mean - half), 2),
-        "high": round(math.exp(mean + half), 2),
+        **found,
         "goal": speed_goal,
-        "ok": math.exp(mean) >= speed_goal and memory <= memory_goal,
+        "ok": found["ratio"] >= speed_goal and memory <= memory_goal,
         "pairs": len(pairs),
         "layout": arguments.layout,
         "peak_memory_ratio": round(memory, 2),

@@ -12,14 +12,13 @@ machine slows both. The last line printed is one JSON object.
 
 import argparse
 import json
-import math
 import statistics
 import tempfile
 import time
 from pathlib import Path
 
 import torch
-from scipy import stats
+from ratio import mean_ratio
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from accord import bundled
@@ -94,20 +93,14 @@ def main() -> None:
     sync_seconds = time.perf_counter() - started
     sampler.close()
 
-    logs = [math.log(ours / peer) for ours, peer in pairs]
-    mean = statistics.fmean(logs)
-    half = 0.0
-    if len(logs) > 1:
-        half = stats.t.ppf(0.975, len(logs) - 1) * statistics.stdev(logs) / math.sqrt(len(logs))
+    found = mean_ratio([ours / peer for ours, peer in pairs])
     goal = GOAL[arguments.dtype]
     result = {
         "claim": "tokens sampled in a second",
         "peer": "transformers generate",
-        "ratio": round(math.exp(mean), 3),
-        "low": round(math.exp(mean - half), 3),
-        "high": round(math.exp(mean + half), 3),
+        **found,
         "goal": goal,
-        "ok": math.exp(mean) >= goal,
+        "ok": found["ratio"] >= goal,
         "engine": type(sampler).__name__,
         "preloaded": [Path(library).name for library in libraries()],
         "dtype": arguments.dtype,
