@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Tag, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, Tag, ValidationError
 
 from accord.errors import UsageError
 
@@ -28,11 +28,13 @@ class LoraConfig(Config):
     """Low-rank adapters (Hu et al. 2021, https://arxiv.org/abs/2106.09685) in place of full fine-tuning."""
 
     rank: int = 16
-    """Of every adapter; all linear layers get one."""
+    """Of every adapter; all linear modules get one."""
     alpha: int = 32
     """The adapter's output is scaled by alpha / rank."""
     dropout: float = 0.0
     """Of the adapter's input, while it is trained."""
+    top_layers: int | None = Field(default=None, ge=1)
+    """Adapters in the last so many layers only; PPO then computes the layers beneath once for all models and epochs."""
     quantize_base: bool = False
     """QLoRA (Dettmers et al. 2023): the frozen base in 4-bit NF4; needs a bitsandbytes that works here."""
 

@@ -22,8 +22,9 @@ from accord import bundled, models
 from accord.config import LoraConfig
 from accord.runs import Runs
 import peft
-model = models.load_policy(models.resolve(bundled.MODEL, Runs(Path("runs"))), torch.bfloat16)
-model = peft.get_peft_model(model, models.peft_config(LoraConfig(), "CAUSAL_LM"))
+base = models.resolve(bundled.MODEL, Runs(Path("runs")))
+model = models.load_policy(base, torch.bfloat16)
+model = peft.get_peft_model(model, models.peft_config(base, LoraConfig(), "CAUSAL_LM"))
 ids = torch.randint(5, 40000, (8, 96), generator=torch.Generator().manual_seed(0))
 def step():
     with torch.autocast("cpu", torch.bfloat16):

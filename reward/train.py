@@ -88,7 +88,7 @@ def train_reward_model(config: RewardConfig, runs: Runs, base: Model, preference
             eval_dataset=encode_pairs(tokenizer, heldout),
             processing_class=tokenizer,
             data_collator=WeightedPairs(pad_token_id=tokenizer.pad_token_id),
-            peft_config=peft_config(config.lora, "SEQ_CLS"),
+            peft_config=peft_config(base, config.lora, "SEQ_CLS"),
         )
 
         # loop

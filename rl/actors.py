@@ -5,14 +5,15 @@
                   which starts from the reward model, is the reward model
     shared base   one frozen base, with an adapter each for policy, critic and reward model
 
-All of them read the same right-padded rows of token ids, so the reward model's tokenizer must be the policy's.
+All of them read the same packed rows of token ids (`rl.packing`), so the reward model's tokenizer must be the policy's.
 Dropout is off everywhere: PPO's ratios compare one function with itself.
 """
 
 import contextlib
 import copy
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,36 +25,34 @@ from accord.errors import UsageError
 from accord.models import Model, load_policy, load_reward_model, load_tokenizer, peft_config
 from accord.records import Message
 from rl.log_probabilities import TokenStatistics, token_statistics
+from rl.packing import ATTENTION, Packed
 
 
 @dataclass(frozen=True)
 class Rows:
-    """A micro-batch: prompts with their answers, padded on the right. R rows of W tokens."""
+    """A micro-batch: R prompts with their answers, side by side in one row of N tokens."""
 
-    input_ids: Tensor
-    """[R, W]"""
-    attention_mask: Tensor
-    """[R, W]"""
+    packed: Packed
     prompt_lengths: Tensor
     """[R]"""
     response_lengths: Tensor
     """[R]"""
+    beneath: Mapping[str, Tensor] = field(default_factory=dict)
+    """[1, N, d], what goes into the first trained layer of the model of a name (see `Actors.beneath`)."""
 
     @classmethod
-    def of(cls, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> "Rows":
-        """Rows from token ids; padding is masked, so its id does not matter."""
-        rows = [[*prompt, *response] for prompt, response in zip(prompts, responses, strict=True)]
-        width = max(map(len, rows))
-        return cls(
-            torch.tensor([row + [0] * (width - len(row)) for row in rows]),
-            torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows]),
-            torch.tensor([len(prompt) for prompt in prompts]),
-            torch.tensor([len(response) for response in responses]),
+    def of(
+        cls,
+        prompts: Sequence[Sequence[int]],
+        responses: Sequence[Sequence[int]],
+        device: torch.device | str = "cpu",
+    ) -> "Rows":
+        """Rows from token ids."""
+        sequences = [[*prompt, *response] for prompt, response in zip(prompts, responses, strict=True)]
+        of_prompts, of_responses = (
+            torch.tensor([len(ids) for ids in part], device=device) for part in (prompts, responses)
         )
-
-    def to(self, device: torch.device) -> "Rows":
-        """The same on a device."""
-        return Rows(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
+        return cls(Packed.of(sequences, device), of_prompts, of_responses)
 
     def states(self, extra: int) -> tuple[Tensor, Tensor, Tensor]:
         """Where the states before each answer token stand, and `extra` more after them: row, slot and position [T]."""
@@ -63,19 +62,37 @@ class Rows:
         slot = torch.arange(len(row), device=lengths.device) - first
         return row, slot, self.prompt_lengths[row] - 1 + slot
 
+    def split(self, values: Tensor) -> list[Tensor]:
+        """[1, N, d] as one tensor [prompt and answer, d] for each sequence."""
+        lengths = (self.prompt_lengths + self.response_lengths).tolist()
+        device = values.device
+        return [
+            values[
+                0, self.packed.place(torch.tensor(row, device=device), torch.arange(length, device=device))
+            ]
+            for row, length in enumerate(lengths)
+        ]
+
+    def join(self, values: Sequence[Tensor]) -> Tensor:
+        """The inverse of `split`."""
+        prefix = self.packed.prefix
+        return torch.cat([values[0][:prefix], *(each[prefix:] for each in values)])[None]
+
 
 def micro_batches(lengths: Sequence[int], tokens_per_pass: int) -> list[list[int]]:
-    """Indices of sequences of like length, as many together as make at most `tokens_per_pass` tokens with padding.
+    """Indices of sequences of like length, as many together as have at most `tokens_per_pass` tokens.
 
     A sequence that is longer than that is alone.
     """
     batches: list[list[int]] = []
+    room = 0
     for index in sorted(range(len(lengths)), key=lambda index: lengths[index]):
-        # In ascending order the newest is the widest.
-        if batches and (len(batches[-1]) + 1) * lengths[index] <= tokens_per_pass:
+        room -= lengths[index]
+        if batches and room >= 0:
             batches[-1].append(index)
         else:
             batches.append([index])
+            room = tokens_per_pass - lengths[index]
     return batches
 
 
@@ -104,6 +121,8 @@ class Actors:
         self.reference, self.reward = reference, reward
         self.reward_head = copy.deepcopy(critic_head).requires_grad_(False)
         self.bfloat16 = bfloat16
+        self.frozen_layers = {"policy": _frozen_layers(policy), "critic": _frozen_layers(critic)}
+        """How many layers at the bottom have no trained weight, by the model of each name."""
         self.score_shift = 0.0
         """Subtracted from scores and values alike, so that the critic still starts where the scores are."""
         shared = self.has_shared_base
@@ -140,9 +159,9 @@ class Actors:
         """The critic's predictions [R, slots], one slot more than tokens."""
         row, slot, position = rows.states(extra=1)
         with self.adapter("critic"):
-            states = self._states(self.critic, rows)[row, position]
+            states = self._states(self.critic, rows)[rows.packed.place(row, position)]
         values = self.critic_head(states.float()).squeeze(-1) - self.score_shift
-        return _scatter(values, row, slot, (len(rows.input_ids), slots))
+        return _scatter(values, row, slot, (len(rows.prompt_lengths), slots))
 
     @torch.no_grad()
     def scores(self, rows: Rows) -> Tensor:
@@ -156,25 +175,60 @@ class Actors:
             with self._without_adapter(self.critic):
                 states = self._states(self.critic, rows)
         last = rows.prompt_lengths + rows.response_lengths - 1
-        return self.reward_head(states[torch.arange(len(last), device=last.device), last].float()).squeeze(-1)
+        last = rows.packed.place(torch.arange(len(last), device=last.device), last)
+        return self.reward_head(states[last].float()).squeeze(-1)
+
+    @torch.no_grad()
+    def beneath(self, rows: Rows) -> Rows:
+        """The same rows with what goes into the first trained layers, which stays as it is however much is learned.
+
+        With adapters in the last layers only, every model that shares a base shares the layers beneath, in all epochs.
+        """
+        found: dict[str, Tensor] = {}
+        for name, model in {"critic": self.critic, "policy": self.policy}.items():
+            if self.frozen_layers[name]:
+                shared = self.has_shared_base and found
+                found[name] = (
+                    found["critic"] if shared else self._run(_part(model, 0, self.frozen_layers[name]), rows)
+                )
+        return dataclasses.replace(rows, beneath=found)
+
+    def check_parts(self) -> None:
+        """Compute whole models where two parts of a transformer do not give the same (embeddings scaled late)."""
+        rows = Rows.of([[5, 6, 7], [5, 6, 8]], [[9], [10]], self.device)
+        with torch.no_grad():
+            in_parts = self.values(self.beneath(rows), 2)
+            whole = self.values(rows, 2)
+        if not torch.allclose(in_parts, whole, atol=1e-2, rtol=1e-2):
+            self.frozen_layers = dict.fromkeys(self.frozen_layers, 0)
 
     def _statistics(self, model: Any, rows: Rows, slots: int, temperature: float) -> TokenStatistics:
         row, slot, position = rows.states(extra=0)
-        states = self._states(model, rows)[row, position]
+        packed = rows.packed
+        states = self._states(model, rows)[packed.place(row, position)]
         head = model.get_output_embeddings().weight
         head = head.bfloat16() if self.bfloat16 else head
-        found = token_statistics(states, head, rows.input_ids[row, position + 1], temperature)
-        shape = (len(rows.input_ids), slots)
+        tokens = packed.input_ids[0, packed.place(row, position + 1)]
+        found = token_statistics(states, head, tokens, temperature)
+        shape = (len(rows.prompt_lengths), slots)
         return TokenStatistics(*(_scatter(values, row, slot, shape) for values in found))
 
     def _states(self, model: Any, rows: Rows) -> Tensor:
-        """The last hidden states [R, W, d], after the final norm."""
-        causal = model.get_base_model() if hasattr(model, "get_base_model") else model
-        body = getattr(causal, causal.base_model_prefix, causal)
+        """The last hidden states [N, d], after the final norm."""
+        name = "policy" if model is self.policy else "critic" if model is self.critic else None
+        if name is None or name not in rows.beneath:
+            return self._run(_body(model), rows)[0]
+        frozen = self.frozen_layers[name]
+        return self._run(_part(model, frozen, None), rows, rows.beneath[name])[0]
+
+    def _run(self, body: Any, rows: Rows, states: Tensor | None = None) -> Tensor:
+        """The output [1, N, d] of a transformer for tokens or, where they are given, for states between layers."""
+        packed = rows.packed
+        inputs = {"input_ids": packed.input_ids} if states is None else {"inputs_embeds": states}
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
-            output = body(input_ids=rows.input_ids, attention_mask=rows.attention_mask, use_cache=False)
-        states: Tensor = output.last_hidden_state
-        return states
+            output = body(**inputs, position_ids=packed.position_ids, use_cache=False, packed=packed)
+        found: Tensor = output.last_hidden_state
+        return found
 
     @contextlib.contextmanager
     def adapter(self, name: str) -> Iterator[None]:
@@ -245,6 +299,8 @@ def load_actors(
             f"rl.max_sequence_tokens is {max_sequence_tokens}, and policy and reward model read at most {context} "
             "tokens; lower it"
         )
+    for model in (policy_model, scoring):
+        _pack(model)
     head, backbone = scoring.score, getattr(scoring, scoring.base_model_prefix)
     critic_head = nn.Linear(head.in_features, 1, bias=head.bias is not None)
     critic_head.load_state_dict({name: p.float() for name, p in head.state_dict().items()})
@@ -255,15 +311,15 @@ def load_actors(
             frozen.requires_grad_(False)
         actors = Actors(policy_model, backbone, critic_head, reference, reward, bfloat16=bfloat16)
     elif reward_adapter is not None:
-        model = _with_adapter(policy_model, lora, "CAUSAL_LM")
+        model = _with_adapter(policy_model, policy, lora, "CAUSAL_LM")
         for name in ("critic", "reward"):
             _add_adapter(model, reward_adapter, name)
         model.set_adapter("default")
         actors = Actors(model, model, critic_head, bfloat16=bfloat16)
     else:
         actors = Actors(
-            _with_adapter(policy_model, lora, "CAUSAL_LM"),
-            _with_adapter(backbone, lora, "FEATURE_EXTRACTION"),
+            _with_adapter(policy_model, policy, lora, "CAUSAL_LM"),
+            _with_adapter(backbone, reward_model, lora, "FEATURE_EXTRACTION"),
             critic_head,
             bfloat16=bfloat16,
         )
@@ -278,6 +334,7 @@ def load_actors(
         if module is not None:
             module.to(device)
             _prepare(module, gradient_checkpointing)
+    actors.check_parts()
     return actors
 
 
@@ -304,7 +361,7 @@ def _check_logits(model: Any) -> None:
     """Some models scale or cap their logits after the output layer; here that would go unnoticed."""
     ids = torch.arange(8)[None] % model.config.vocab_size
     model.eval()
-    states = getattr(model, model.base_model_prefix)(input_ids=ids, use_cache=False).last_hidden_state
+    states = _body(model)(input_ids=ids, use_cache=False).last_hidden_state
     product = states @ model.get_output_embeddings().weight.T
     logits = model(input_ids=ids, use_cache=False).logits
     if not torch.allclose(product.float(), logits.float(), atol=1e-2, rtol=1e-2):
@@ -314,10 +371,69 @@ def _check_logits(model: Any) -> None:
         )
 
 
-def _with_adapter(model: Any, lora: LoraConfig, task: str) -> Any:
+@torch.no_grad()
+def _pack(model: Any) -> None:
+    """From now on, compute packed rows only; refuse a model whose attention is another than what `rl.packing` knows."""
+    body, vocabulary = _body(model), model.config.vocab_size
+    model.eval()
+    sequences = [
+        [i % vocabulary for i in ids] for ids in ([5, 6, 7, 8, 9, 10], [5, 6, 7, 11, 12], [5, 6, 7, 13])
+    ]
+    plain = [body(input_ids=torch.tensor([ids]), use_cache=False).last_hidden_state[0] for ids in sequences]
+    model.set_attn_implementation(ATTENTION)
+    rows = Rows.of(sequences, [[]] * len(sequences))
+    packed = rows.packed
+    try:
+        found = rows.split(
+            body(
+                input_ids=packed.input_ids, position_ids=packed.position_ids, use_cache=False, packed=packed
+            ).last_hidden_state
+        )
+        agrees = all(
+            torch.allclose(ours, theirs, atol=1e-2, rtol=1e-2)
+            for ours, theirs in zip(found, plain, strict=True)
+        )
+    except (TypeError, ValueError, RuntimeError):
+        agrees = False
+    if not agrees:
+        raise UsageError(
+            f"PPO packs sequences into rows without padding, and the attention of {type(model).__name__} does not work "
+            "that way; use rl.algorithm=dpo for this model"
+        )
+
+
+def _body(model: Any) -> Any:
+    """The transformer of a model, without its head and without PEFT's wrapping."""
+    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return getattr(causal, causal.base_model_prefix, causal)
+
+
+def _part(model: Any, first: int, after: int | None) -> Any:
+    """A transformer with some of the layers only, sharing their weights; the final norm belongs to the last layer."""
+    body = _body(model)
+    part = copy.copy(body)
+    part._modules = dict(body._modules)
+    part.layers = body.layers[first:after]
+    if after is not None:
+        part.norm = nn.Identity()
+    return part
+
+
+def _frozen_layers(model: Any) -> int:
+    """How many layers at the bottom have neither an adapter nor a trained weight, nor has anything beneath them."""
+    body = _body(model)
+    if any(p.requires_grad for p in body.get_input_embeddings().parameters()) or not hasattr(body, "norm"):
+        return 0
+    for number, layer in enumerate(getattr(body, "layers", ())):
+        if any(p.requires_grad or "lora_" in name for name, p in layer.named_parameters()):
+            return number
+    return 0
+
+
+def _with_adapter(model: Any, loaded_from: Model, lora: LoraConfig, task: str) -> Any:
     import peft
 
-    adapted = peft.get_peft_model(model, peft_config(lora, task))
+    adapted = peft.get_peft_model(model, peft_config(loaded_from, lora, task))
     for p in adapted.parameters():
         if p.requires_grad:
             p.data = p.data.float()
@@ -334,6 +450,8 @@ def _add_adapter(model: Any, folder: Path, name: str) -> None:
         r=trained.r,
         lora_alpha=trained.lora_alpha,
         target_modules=trained.target_modules,
+        layers_to_transform=trained.layers_to_transform,
+        layers_pattern=trained.layers_pattern,
         task_type="CAUSAL_LM",
     )
     model.add_adapter(name, config)

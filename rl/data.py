@@ -88,7 +88,7 @@ def mean_demonstration_score(
     scores: list[float] = []
     for index in micro_batches([len(ids) for ids in short], tokens_per_pass):
         # Scores are read at the last token, wherever the answer is said to begin.
-        batch = Rows.of([short[i][:-1] for i in index], [short[i][-1:] for i in index]).to(actors.device)
+        batch = Rows.of([short[i][:-1] for i in index], [short[i][-1:] for i in index], actors.device)
         scores += actors.scores(batch).tolist()
     return statistics.fmean(scores)
 

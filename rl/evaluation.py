@@ -41,7 +41,8 @@ def preference_loss(
     for index in micro_batches(
         [len(p) + len(a) for p, a in zip(prompts, answers, strict=True)], tokens_per_pass
     ):
-        rows = Rows.of([prompts[i] for i in index], [answers[i] for i in index]).to(actors.device)
+        rows = Rows.of([prompts[i] for i in index], [answers[i] for i in index], actors.device)
+        rows = actors.beneath(rows)
         slots = max(len(answers[i]) for i in index)
         policy = actors.policy_statistics(rows, slots, temperature).log_probabilities
         reference = actors.reference_statistics(rows, slots, temperature).log_probabilities

@@ -1,14 +1,14 @@
 """One update of PPO: what the models say about a rollout becomes an experience, and policy and critic learn from it.
 
 Every pass takes sequences of like length together, as many as fit into `tokens_per_pass`; which ones are together
-changes the result by rounding only.
+changes the result by rounding only. Policy and critic share no weights and learn one after the other, so that the
+gradients of one exist at a time.
 """
 
 import math
 import random
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +49,8 @@ class Opinions:
     """[A, S], the critic's."""
     scores: Tensor
     """[A], the reward model's, before the shift."""
+    beneath: list[dict[str, Tensor]]
+    """For each answer what `Actors.beneath` found, [prompt and answer, d]."""
 
     @property
     def tokens(self) -> Tensor:
@@ -74,8 +76,12 @@ def hear(actors: Actors, rollout: Rollout, temperature: float, tokens_per_pass: 
         torch.zeros(answers, slots, device=device) for _ in range(5)
     )
     scores = torch.zeros(answers, device=device)
+    beneath: list[dict[str, Tensor]] = [{} for _ in range(answers)]
     for index in micro_batches(rollout.sequence_lengths, tokens_per_pass):
-        rows = _rows(rollout, index, device)
+        rows = actors.beneath(_rows(rollout, index, device))
+        for name, states in rows.beneath.items():
+            for answer, of_answer in zip(index, rows.split(states), strict=True):
+                beneath[answer][name] = of_answer
         policy = actors.policy_statistics(rows, slots, temperature)
         log_probabilities[index], entropies[index] = policy
         reference[index] = actors.reference_statistics(rows, slots, temperature).log_probabilities
@@ -92,7 +98,7 @@ def hear(actors: Actors, rollout: Rollout, temperature: float, tokens_per_pass: 
             answer = int((~tensor.isfinite()).nonzero()[0, 0])
             raise NotFiniteError(f"the {name} of answer {answer + 1} is NaN or infinite")
     lengths = torch.tensor([len(response) for response in rollout.responses], device=device)
-    return Opinions(lengths, log_probabilities, entropies, reference, sampler, values, scores)
+    return Opinions(lengths, log_probabilities, entropies, reference, sampler, values, scores, beneath)
 
 
 @dataclass(frozen=True)
@@ -169,7 +175,7 @@ def learn(
     cut to `max_gradient_norm` each, for they share no weights.
 
     Raises:
-        NotFiniteError: a loss or a gradient is NaN or infinite; the optimiser has not taken that step.
+        NotFiniteError: a loss or a gradient is NaN or infinite; the model that it belongs to has not taken that step.
     """
     steps: list[dict[str, float]] = []
     for epoch in range(epochs):
@@ -177,20 +183,15 @@ def learn(
         random.Random(f"{seed}/{epoch}").shuffle(order)
         for part in range(minibatches):
             chosen = sorted(order[part::minibatches])
-            optimiser.zero_grad()
-            figures = _backward(
-                actors, rollout, experience, chosen, clip=clip, value_clip=value_clip, dual_clip=dual_clip,
-                value_coefficient=value_coefficient, entropy_coefficient=entropy_coefficient,
-                temperature=temperature, tokens_per_pass=tokens_per_pass,
+            figures = _backward_policy(
+                actors, rollout, experience, chosen, clip, dual_clip, entropy_coefficient, temperature, tokens_per_pass
             )  # fmt: skip
-            figures |= _cut_gradients(actors.policy_parameters, "policy_gradient_norm", max_gradient_norm)
-            figures |= _cut_gradients(actors.critic_parameters, "critic_gradient_norm", max_gradient_norm)
-            for name, value in figures.items():
-                if not math.isfinite(value):
-                    raise NotFiniteError(f"{name} became {value} in epoch {epoch + 1}")
-            optimiser.step()
+            _step(optimiser, actors.policy_parameters, "policy", max_gradient_norm, figures, epoch)
+            figures |= _backward_critic(
+                actors, rollout, experience, chosen, value_clip, value_coefficient, tokens_per_pass
+            )  # fmt: skip
+            _step(optimiser, actors.critic_parameters, "critic", max_gradient_norm, figures, epoch)
             steps.append(figures)
-    optimiser.zero_grad()
     first_ratio_deviation = steps[0]["ratio_deviation"]
     means = {
         name: sum(step[name] for step in steps) / len(steps) for name in steps[0] if name != "ratio_deviation"
@@ -200,60 +201,86 @@ def learn(
     }  # fmt: skip
 
 
-def _backward(
-    actors: Actors, rollout: Rollout, experience: Experience, chosen: list[int], *, clip: float, value_clip: float,
-    dual_clip: float | None, value_coefficient: float, entropy_coefficient: float, temperature: float,
-    tokens_per_pass: int,
+def _backward_policy(
+    actors: Actors, rollout: Rollout, experience: Experience, chosen: list[int], clip: float, dual_clip: float | None,
+    entropy_coefficient: float, temperature: float, tokens_per_pass: int,
 ) -> dict[str, float]:  # fmt: skip
-    """Gradients of a minibatch, one micro-batch after the other; returns its losses and ratios."""
+    """The policy's gradients for a minibatch, one micro-batch after the other; returns its loss and ratios."""
     opinions = experience.opinions
-    slots = opinions.values.shape[1]
-    tokens, critic_slots = opinions.tokens, opinions.slots
-    token_count, slot_count = tokens[chosen].sum(), critic_slots[chosen].sum()
-    totals: dict[str, Any] = dict.fromkeys(
-        ("policy_loss", "value_loss", "ratio", "policy_clip", "value_clip"), 0.0
-    )
-    largest, deviation = torch.zeros(2, device=actors.device)
-    lengths = rollout.sequence_lengths
-    for places in micro_batches([lengths[i] for i in chosen], tokens_per_pass):
-        index = [chosen[place] for place in places]
-        rows = _rows(rollout, index, actors.device)
+    tokens, slots = opinions.tokens, opinions.values.shape[1]
+    count = tokens[chosen].sum()
+    loss, ratio, clipped, largest, deviation = torch.zeros(5, device=actors.device)
+    for index, rows in _minibatch(rollout, experience, chosen, tokens_per_pass, actors.device):
         statistics = actors.policy_statistics(rows, slots, temperature)
-        policy = policy_loss(
+        found = policy_loss(
             statistics.log_probabilities, opinions.log_probabilities[index], experience.advantages[index],
-            tokens[index], token_count, clip, dual_clip, experience.weights[index],
+            tokens[index], count, clip, dual_clip, experience.weights[index],
         )  # fmt: skip
-        loss = policy.loss
+        total = found.loss
         if entropy_coefficient:
-            loss = loss + entropy_coefficient * entropy_loss(statistics.entropies, tokens[index], token_count)
-        loss.backward()
-        with actors.adapter("critic"):
-            values = actors.values(rows, slots)
-            critic = value_loss(
-                values, opinions.values[index], experience.returns[index], critic_slots[index], slot_count, value_clip
-            )  # fmt: skip
-            (value_coefficient * critic.loss).backward()
-        totals["policy_loss"] += policy.loss.detach()
-        totals["value_loss"] += critic.loss.detach()
-        totals["ratio"] += policy.ratio_sum / token_count
-        totals["policy_clip"] += policy.clipped / token_count
-        totals["value_clip"] += critic.clipped / slot_count
-        largest = torch.maximum(largest, policy.ratio_max)
-        deviation = torch.maximum(deviation, policy.ratio_deviation)
+            total = total + entropy_coefficient * entropy_loss(statistics.entropies, tokens[index], count)
+        total.backward()
+        loss, ratio, clipped = loss + found.loss.detach(), ratio + found.ratio_sum, clipped + found.clipped
+        largest = torch.maximum(largest, found.ratio_max)
+        deviation = torch.maximum(deviation, found.ratio_deviation)
     return {
-        "policy_loss": float(totals["policy_loss"]),
-        "value_loss": float(totals["value_loss"]),
-        "ratio_mean": float(totals["ratio"]),
+        "policy_loss": float(loss),
+        "ratio_mean": float(ratio / count),
         "ratio_max": float(largest),
         "ratio_deviation": float(deviation),
-        "policy_clip_fraction": float(totals["policy_clip"]),
-        "value_clip_fraction": float(totals["value_clip"]),
+        "policy_clip_fraction": float(clipped / count),
     }
 
 
-def _cut_gradients(parameters: Mapping[str, nn.Parameter], name: str, max_norm: float) -> dict[str, float]:
-    return {name: float(nn.utils.clip_grad_norm_(list(parameters.values()), max_norm))}
+def _backward_critic(
+    actors: Actors, rollout: Rollout, experience: Experience, chosen: list[int], value_clip: float,
+    value_coefficient: float, tokens_per_pass: int,
+) -> dict[str, float]:  # fmt: skip
+    """The critic's gradients for a minibatch, one micro-batch after the other; returns its loss."""
+    opinions = experience.opinions
+    mask, slots = opinions.slots, opinions.values.shape[1]
+    count = mask[chosen].sum()
+    loss, clipped = torch.zeros(2, device=actors.device)
+    for index, rows in _minibatch(rollout, experience, chosen, tokens_per_pass, actors.device):
+        with actors.adapter("critic"):
+            found = value_loss(
+                actors.values(rows, slots), opinions.values[index], experience.returns[index], mask[index], count,
+                value_clip,
+            )  # fmt: skip
+            (value_coefficient * found.loss).backward()
+        loss, clipped = loss + found.loss.detach(), clipped + found.clipped
+    return {"value_loss": float(loss), "value_clip_fraction": float(clipped / count)}
+
+
+def _step(
+    optimiser: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], name: str, max_gradient_norm: float,
+    figures: dict[str, float], epoch: int,
+) -> None:  # fmt: skip
+    """Cut the gradients of policy or critic, check all `figures` and step; what has no gradient stays as it is."""
+    norm = nn.utils.clip_grad_norm_(list(parameters.values()), max_gradient_norm)
+    figures[f"{name}_gradient_norm"] = float(norm)
+    for each, value in figures.items():
+        if not math.isfinite(value):
+            raise NotFiniteError(f"{each} became {value} in epoch {epoch + 1}")
+    optimiser.step()
+    optimiser.zero_grad()
+
+
+def _minibatch(
+    rollout: Rollout, experience: Experience, chosen: list[int], tokens_per_pass: int, device: torch.device
+) -> Iterator[tuple[list[int], Rows]]:
+    """The micro-batches of a minibatch: which answers they hold, and their rows."""
+    lengths = rollout.sequence_lengths
+    for places in micro_batches([lengths[i] for i in chosen], tokens_per_pass):
+        index = [chosen[place] for place in places]
+        rows = _rows(rollout, index, device)
+        beneath = [experience.opinions.beneath[i] for i in index]
+        names = beneath[0]
+        yield (
+            index,
+            replace(rows, beneath={name: rows.join([each[name] for each in beneath]) for name in names}),
+        )
 
 
 def _rows(rollout: Rollout, index: list[int], device: torch.device) -> Rows:
-    return Rows.of([rollout.prompts[i] for i in index], [rollout.responses[i] for i in index]).to(device)
+    return Rows.of([rollout.prompts[i] for i in index], [rollout.responses[i] for i in index], device)

@@ -90,7 +90,7 @@ def train_ppo(
         )  # fmt: skip
         trained = [*actors.policy_parameters.values(), *actors.critic_parameters.values()]
         optimiser = torch.optim.AdamW(
-            trained, lr=config.learning_rate, eps=OPTIMISER_EPSILON, weight_decay=0.0
+            trained, lr=config.learning_rate, eps=OPTIMISER_EPSILON, weight_decay=0.0, fused=True
         )
         checkpoints = run.path / "checkpoints"
         progress = load_checkpoint(checkpoints, actors, optimiser)

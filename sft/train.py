@@ -82,7 +82,7 @@ def fine_tune(config: SFTConfig, runs: Runs, base: Model) -> Run:
             train_dataset=train,
             eval_dataset=evaluation,
             processing_class=tokenizer,
-            peft_config=peft_config(config.lora, "CAUSAL_LM"),
+            peft_config=peft_config(base, config.lora, "CAUSAL_LM"),
             callbacks=callbacks,
         )
 

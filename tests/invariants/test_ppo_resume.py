@@ -17,7 +17,7 @@ from accord.training import last_whole_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-# 8 steps: 4 updates of 2 epochs with one minibatch
+# 16 steps: 4 updates of 2 epochs with one minibatch, policy and critic each
 CONFIG = {
     "updates": 4, "prompts_per_update": 6, "epochs_per_update": 2, "max_response_tokens": 8, "max_sequence_tokens": 300,
     "learning_rate": 1e-3, "missing_eos": "subtract", "missing_eos_penalty": 0.1, "kl_target_nats": 0.5,
@@ -38,8 +38,8 @@ def prompts(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize(
     ("more", "first_kill", "second_kill"),
-    # 3: in the middle of the second update; 5 more: while the last one learns
-    [({}, "3", "5"), ({"lora": LORA, "checkpoint_every_updates": 3}, "5", "finish")],
+    # 6: in the middle of the second update; 9 more: while the last one learns
+    [({}, "6", "9"), ({"lora": LORA, "checkpoint_every_updates": 3}, "10", "finish")],
     ids=["full", "lora"],
 )
 def test_killed_and_continued_equals_uninterrupted(

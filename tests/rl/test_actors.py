@@ -43,18 +43,20 @@ def reward_model(tiny_model: Model, tmp_path_factory: pytest.TempPathFactory) ->
     return make_reward_model(tiny_model, tmp_path_factory.mktemp("reward-model"))
 
 
-def shared(tiny_model: Model, preferences: Path, tmp_path: Path) -> tuple[Actors, Model]:
+def shared(
+    tiny_model: Model, preferences: Path, tmp_path: Path, options: Any = None, lora: LoraConfig = LORA
+) -> tuple[Actors, Model]:
     """Actors on one base, and the reward model of that adapter, merged."""
     runs = Runs(tmp_path / "runs")
     config = {
-        "lora": {"rank": 2, "alpha": 8},
+        "lora": {"rank": 2, "alpha": 8, **(options or {})},
         "learning_rate": 1e-2,
         "max_sequence_tokens": 300,
         "minimum_pairs": 4,
     }
     run = run_stage("reward", config, tiny_model, preferences, runs)
     merged = resolve(f"run:{run.id}", runs)
-    return load_actors(tiny_model, merged, LORA, 300, run.path / "adapter"), merged
+    return load_actors(tiny_model, merged, lora, 300, run.path / "adapter"), merged
 
 
 @pytest.mark.parametrize("layout", ["separate", "lora", "shared base"])
@@ -212,3 +214,46 @@ def test_a_model_that_changes_its_logits_is_refused(
     load_tokenizer(tiny_model).save_pretrained(tmp_path / "gemma")
     with pytest.raises(UsageError, match="Gemma2ForCausalLM changes them after it"):
         load_actors(resolve(str(tmp_path / "gemma"), Runs(tmp_path)), reward_model, None, 300)
+
+
+@pytest.mark.parametrize("layout", ["lora", "shared base"])
+def test_layers_beneath_the_adapters_are_computed_once_and_change_nothing(
+    tiny_model: Model, reward_model: Model, preferences: Path, tmp_path: Path, layout: str
+) -> None:
+    """With adapters in the last layer of two, numbers and gradients are those of whole passes."""
+    lora = LoraConfig(rank=4, alpha=8, top_layers=1)
+    if layout == "shared base":
+        actors, reward_model = shared(tiny_model, preferences, tmp_path, {"top_layers": 1}, lora)
+    else:
+        actors = load_actors(tiny_model, reward_model, lora, 300)
+    assert actors.frozen_layers == {"policy": 1, "critic": 1}
+    adapted = {*actors.policy_parameters, *actors.critic_parameters}
+    assert not any(".layers.0." in name for name in adapted) and any(".layers.1." in name for name in adapted)
+    for p in (*actors.policy_parameters.values(), *actors.critic_parameters.values()):
+        torch.nn.init.normal_(p, std=0.1)
+
+    def numbers(rows: Rows) -> list[torch.Tensor]:
+        policy = actors.policy_statistics(rows, 7, 0.8).log_probabilities
+        policy.sum().backward()
+        with actors.adapter("critic"):
+            values = actors.values(rows, 7)
+            values.square().sum().backward()
+        gradients = [p.grad for p in (*actors.policy_parameters.values(), *actors.critic_parameters.values())]
+        for p in (*actors.policy_parameters.values(), *actors.critic_parameters.values()):
+            p.grad = None
+        reference = actors.reference_statistics(rows, 7, 0.8).log_probabilities
+        return [policy, values, reference, actors.scores(rows), *(g for g in gradients if g is not None)]
+
+    once = actors.beneath(rows())
+    assert set(once.beneath) == {"policy", "critic"}
+    assert (once.beneath["policy"] is once.beneath["critic"]) == (layout == "shared base")
+    for ours, right in zip(numbers(once), numbers(rows()), strict=True):
+        torch.testing.assert_close(ours, right, atol=1e-5, rtol=1e-5)
+    plain = plain_log_p(load_policy(tiny_model).eval(), 0.8)
+    for row, right in zip(actors.reference_statistics(once, 7, 0.8).log_probabilities, plain, strict=True):
+        torch.testing.assert_close(row[: len(right)], right, atol=2e-5, rtol=0)
+
+
+def test_more_top_layers_than_layers(tiny_model: Model, reward_model: Model) -> None:
+    with pytest.raises(UsageError, match=r"lora.top_layers is 3, and .* has 2 layers"):
+        load_actors(tiny_model, reward_model, LoraConfig(top_layers=3), 300)

@@ -6,11 +6,15 @@ from rl.log_probabilities import token_statistics
 
 @pytest.mark.parametrize("chunk", [1, 3, 100])
 @pytest.mark.parametrize("weight_learns", [True, False])
-def test_values_and_gradients_are_those_of_a_whole_softmax(chunk: int, weight_learns: bool) -> None:
+@pytest.mark.parametrize("with_entropy", [True, False])
+def test_values_and_gradients_are_those_of_a_whole_softmax(
+    chunk: int, weight_learns: bool, with_entropy: bool
+) -> None:
     generator = torch.Generator().manual_seed(0)
     hidden, weight, g1, g2 = (
         torch.randn(*shape, generator=generator) for shape in ((7, 5), (11, 5), (7,), (7,))
     )
+    g2 = g2 * with_entropy
     tokens = torch.randint(0, 11, (7,), generator=generator)
     results = []
     for whole in (True, False):
@@ -52,4 +56,5 @@ def test_no_logits_are_kept() -> None:
     hidden, weight = torch.randn(200, 4, requires_grad=True), torch.randn(5000, 4)
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
         token_statistics(hidden, weight, torch.zeros(200, dtype=torch.long), tokens_per_chunk=16)
-    assert saved == hidden.numel() + weight.numel() + 3 * 200
+    slopes = hidden.numel()
+    assert saved == hidden.numel() + weight.numel() + 2 * 200 + slopes
