@@ -22,6 +22,8 @@ class Data:
 
     prompts: list[list[int]]
     heldout_prompts: list[list[int]]
+    conversations: dict[tuple[int, ...], list[Message]]
+    """The messages of each of these prompts, by its token ids."""
     pairs: list[dict[str, Any]]
     """Held-out preferences as `rl.dpo.encode_pairs` makes them."""
     dropped: dict[str, int]
@@ -48,6 +50,10 @@ def load_data(
     aside = {_key(row.prompt): encode_prompt(tokenizer, row.prompt) for row in heldout}
     rows = read_jsonl(prompts, Prompt)
     training = [encode_prompt(tokenizer, row.prompt) for row in rows if _key(row.prompt) not in aside]
+    conversations = {
+        tuple(encode_prompt(tokenizer, prompt)): prompt
+        for prompt in (*(row.prompt for row in rows), *(row.prompt for row in heldout))
+    }
     short = [ids for ids in training if len(ids) <= longest_prompt]
     if not short:
         raise DataError(
@@ -64,7 +70,7 @@ def load_data(
             f"{preferences}: no held-out prompt leaves room for {max_response_tokens} tokens of answer within "
             f"max_sequence_tokens ({max_sequence_tokens}); raise it"
         )
-    return Data(short, heldout_prompts, list(encode_pairs(tokenizer, heldout)), dropped)
+    return Data(short, heldout_prompts, conversations, list(encode_pairs(tokenizer, heldout)), dropped)
 
 
 def mean_demonstration_score(

@@ -1,10 +1,12 @@
 """PPO's loop: updates, evaluations, checkpoints and progress, between `rl.ppo`'s building and saving."""
 
 import json
+import math
 import statistics
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,8 @@ from rl.config import PPOConfig
 from rl.data import Data
 from rl.evaluation import preference_loss
 from rl.kl import next_kl_coefficient
-from rl.learner import NotFiniteError, experience, hear, learn
+from rl.learner import NotFiniteError, Opinions, experience, hear, learn
+from rl.reward_function import RewardFunction
 from rl.rollout import PolicySampler, Rollout, check_sampler, make_rollout, prompts_of_update, seeds_of_update
 from rl.watch import Evaluation, answer_figures, correlation, stop_reason
 
@@ -38,9 +41,11 @@ class Loop:
     def __init__(
         self, config: PPOConfig, folder: Path, tokenizer: PreTrainedTokenizerBase, data: Data, actors: Actors,
         optimiser: torch.optim.Optimizer, progress: Progress, sampler: PolicySampler,
+        reward_function: RewardFunction | None = None,
     ) -> None:  # fmt: skip
         self.config, self.folder, self.tokenizer, self.data = config, folder, tokenizer, data
         self.actors, self.optimiser, self.progress, self.sampler = actors, optimiser, progress, sampler
+        self.reward_function = reward_function
 
     def run(self) -> None:
         """Go on to the last update or to a stop rule; afterwards `progress` tells which."""
@@ -91,6 +96,8 @@ class Loop:
         clock.append(time.perf_counter())
         try:
             opinions = hear(actors, rollout, config.temperature, config.tokens_per_pass)
+            reward_model_score = opinions.scores.mean().item()
+            opinions = self._rewarded(rollout, opinions)
             mismatch = check_sampler(
                 opinions.log_probabilities, opinions.sampler, opinions.tokens,
                 BFLOAT16_BOUND if actors.bfloat16 else self.sampler.bound,
@@ -131,6 +138,7 @@ class Loop:
             "step": number,
             "learning_rate": learning_rate,
             "score": statistics.fmean(scores),
+            "reward_model_score": reward_model_score - progress.score_shift,
             "shaped_score": shaped.scores.mean().item(),
             "length_penalty": shaped.length_penalties.mean().item(),
             "score_length_correlation": correlation(scores, lengths),
@@ -164,11 +172,33 @@ class Loop:
         prompts = self.data.heldout_prompts
         rollout = self._sample(prompts, seeds_of_update(0, len(prompts), config.seed))
         opinions = hear(self.actors, rollout, config.temperature, config.tokens_per_pass)
+        reward_model_score = opinions.scores.mean().item() - progress.score_shift
+        opinions = self._rewarded(rollout, opinions)
         score = (opinions.scores - progress.score_shift).mean().item()
+        error = opinions.scores.std(correction=min(1, len(prompts) - 1)).item() / math.sqrt(len(prompts))
         kl = (opinions.log_probabilities - opinions.reference)[opinions.tokens].sum().item() / len(prompts)
         progress.evaluations.append(Evaluation(progress.update, score, loss))
-        figures = {"score": score, "preference_loss": loss, "kl_k1_nats": kl, **answer_figures(rollout)}
+        figures = {
+            "score": score,
+            "score_standard_error": error,
+            "reward_model_score": reward_model_score,
+            "preference_loss": loss,
+            "kl_k1_nats": kl,
+            **answer_figures(rollout),
+        }
         return {"step": progress.update, **{f"eval_{name}": value for name, value in figures.items()}}
+
+    def _rewarded(self, rollout: Rollout, opinions: Opinions) -> Opinions:
+        """The opinions with the reward function's values as scores, where there is one."""
+        if self.reward_function is None:
+            return opinions
+        rewards = self.reward_function(
+            [self.data.conversations[tuple(prompt)] for prompt in rollout.prompts],
+            [decode_response(self.tokenizer, response) for response in rollout.responses],
+            rollout.responses,
+            opinions.scores.tolist(),
+        )
+        return replace(opinions, scores=torch.tensor(rewards, device=opinions.scores.device))
 
     def _sample(self, prompts: Sequence[list[int]], seeds: Sequence[int]) -> Rollout:
         config, eos = self.config, self.tokenizer.eos_token_id

@@ -28,6 +28,7 @@ from rl.checkpoints import Progress, load_best, load_checkpoint
 from rl.config import PPOConfig
 from rl.data import load_data, mean_demonstration_score
 from rl.loop import NOT_FINITE_BATCH, Loop
+from rl.reward_function import load_reward_function
 from rl.rollout import PolicySampler
 
 OPTIMISER_EPSILON = 1e-5
@@ -62,6 +63,9 @@ def train_ppo(
     sources: dict[str, Source] = {
         "policy": policy, "reward_model": reward_model, "preferences": preferences, "prompts": prompts_file,
     }  # fmt: skip
+    reward_function = load_reward_function(config.reward_function) if config.reward_function else None
+    if reward_function:
+        sources["reward_function"] = DataFile(reward_function.file)
     if config.demonstrations:
         sources["demonstrations"] = DataFile(data_path(config.demonstrations))
     with runs.begin("ppo", config, sources) as run, quiet_libraries():
@@ -88,6 +92,8 @@ def train_ppo(
             base_dtype=base_dtype(config), bfloat16=bfloat16,
             gradient_checkpointing=config.gradient_checkpointing, seed=config.seed,
         )  # fmt: skip
+        if reward_function:
+            torch.nn.init.zeros_(actors.critic_head.weight)  # it knows nothing of this reward yet
         trained = [*actors.policy_parameters.values(), *actors.critic_parameters.values()]
         optimiser = torch.optim.AdamW(
             trained, lr=config.learning_rate, eps=OPTIMISER_EPSILON, weight_decay=0.0, fused=True
@@ -103,7 +109,9 @@ def train_ppo(
             progress = Progress(config.kl_coefficient, actors.score_shift)
         _write_rows(run, progress)
         policy_sampler = PolicySampler(sampler, policy, actors.policy)
-        loop = Loop(config, run.path, tokenizer, data, actors, optimiser, progress, policy_sampler)
+        loop = Loop(
+            config, run.path, tokenizer, data, actors, optimiser, progress, policy_sampler, reward_function
+        )
 
         # loop
         loop.run()
