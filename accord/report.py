@@ -33,13 +33,19 @@ STAGES = {
     "reward": "Reward model",
     "ppo": "Policy optimisation (PPO)",
     "dpo": "Policy optimisation (DPO)",
+    "rloo": "Policy optimisation (RLOO)",
+    "grpo": "Policy optimisation (GRPO)",
     "eval": "Evaluation",
 }
 LABELS = {
+    "reward": "Reward model's score",
+    "kl": "Distance from the reference (KL of a token, nats)",
+    "completions/mean_length": "Length of an answer (tokens)",
     "loss": "Loss",
     "accuracy": "Share of pairs ordered as the annotators did",
     "margin": "Preferred answer above the other (score)",
     "rewards/margins": "Preferred answer above the other (implied reward)",
+    "logps/chosen": "Log-probability of a preferred answer (nats)",
     "rewards/accuracies": "Share of pairs ordered as preferred",
     "mean_token_accuracy": "Share of tokens predicted exactly",
     "score": "Reward model's score",
@@ -47,7 +53,7 @@ LABELS = {
     "response_tokens": "Length of an answer (tokens)",
 }
 """Curves that are worth drawing, most telling first, and their titles."""
-CURVES_PER_STAGE = 3
+CURVES_PER_STAGE = 4
 FIGURES = {
     "annotators_kind": "Annotators are",
     "comparisons": "Prompts with answers to judge",
@@ -71,6 +77,16 @@ FIGURES = {
     "score": "Reward model's score, last update",
     "kl_nats": "KL from the reference, last update (nats an answer)",
     "heldout_preference_loss": "Loss of the implied reward on held-out preferences (ln 2 at the start)",
+    "heldout_chosen_log_probability_before": "Held-out preferred answers: log-probability before (nats)",
+    "heldout_chosen_log_probability": "Held-out preferred answers: log-probability after (nats)",
+    "heldout_rejected_log_probability_before": "Held-out other answers: log-probability before (nats)",
+    "heldout_rejected_log_probability": "Held-out other answers: log-probability after (nats)",
+    "first_reward": "Reward model's score, first update",
+    "reward": "Reward model's score, last update",
+    "kl_nats_per_token": "KL from the reference, last update (nats a token)",
+    "truncated_share": "Share of answers that were cut off, last update",
+    "heldout_reward_before": "Reward model's score on held-out prompts before",
+    "heldout_reward": "Reward model's score on held-out prompts after",
     "heldout_reward_margin": "Held-out preferred answer above the other (implied reward)",
 }
 """Final figures whose names do not explain themselves."""

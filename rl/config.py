@@ -14,9 +14,35 @@ class DPOConfig(TrainingConfig):
     algorithm: Literal["dpo"] = "dpo"
     learning_rate: float = Field(default=1e-6, gt=0)
     kl_coefficient: float = Field(default=0.1, gt=0)
-    """The paper's beta: how dearly the policy pays for leaving the reference."""
+    """The paper's beta: how dearly the policy pays for leaving the reference; for ipo the tau of its paper."""
+    loss: Literal["sigmoid", "ipo", "robust"] = "sigmoid"
+    """sigmoid: the paper's. ipo: the squared distance of the log-ratios' difference, averaged over an answer's tokens,
+    from 1 / (2 * kl_coefficient), which stops pushing pairs apart that are apart already (Azar et al. 2023,
+    https://arxiv.org/abs/2310.12036). robust: sigmoid, corrected for labels that are wrong (Chowdhury et al. 2024,
+    https://arxiv.org/abs/2403.00409)."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
+    """For robust: the share of the pairs whose label is taken to be wrong; that paper recommends 0.1."""
+    length_desensitisation: float | None = Field(default=None, ge=0, le=1)
+    """For sigmoid and robust: the weight of the log-probability of those tokens by which an answer is longer than the
+    other one of its pair; 1 is the plain loss, 0 leaves them out (LD-DPO: Liu et al. 2024,
+    https://arxiv.org/abs/2409.06411)."""
     heldout_fraction: float = Field(default=0.2, gt=0, lt=1)
     """Share of the prompts whose pairs are held out, for the curves; the reward model's choice by default."""
+
+    @model_validator(mode="after")
+    def _fits_the_loss(self) -> Self:
+        if self.label_smoothing and self.loss != "robust":
+            raise ValueError(
+                f"label_smoothing acts on loss: robust only, and loss is {self.loss}; set it to 0 or change the loss"
+            )
+        if self.loss == "robust" and not self.label_smoothing:
+            raise ValueError("loss: robust needs a label_smoothing above 0; without it, it is loss: sigmoid")
+        if self.length_desensitisation is not None and self.loss == "ipo":
+            raise ValueError(
+                "length_desensitisation does not go with loss: ipo, which averages over an answer's tokens anyway; "
+                "leave it out"
+            )
+        return self
 
 
 class PPOConfig(Config):
@@ -75,6 +101,10 @@ class PPOConfig(Config):
     """Scores are cut to plus or minus this."""
     demonstrations: str | None = None
     """A file of demonstrations: scores are shifted so that these score 0 on average."""
+    reward_function: str | None = None
+    """A Python function as `file.py:function` or `module:function` whose values are the scores, in place of the reward
+    model's; it is called as TRL's trainers call theirs. The critic still starts from the reward model, with a new
+    head."""
     missing_eos: Literal["replace", "subtract"] = "replace"
     """An answer without EOS gets minus the penalty as its score, or the penalty subtracted from it."""
     missing_eos_penalty: float = Field(default=1.0, ge=0)
@@ -123,6 +153,49 @@ class PPOConfig(Config):
             )
         if self.shared_base and not self.lora:
             raise ValueError("shared_base needs lora")
+        if self.reward_function and self.demonstrations:
+            raise ValueError("demonstrations shift the reward model's scores, which reward_function replaces")
         if self.stop_after_worse_evaluations and not self.evaluate_every_updates:
             raise ValueError("stop_after_worse_evaluations needs evaluate_every_updates")
+        return self
+
+
+class OnlineConfig(TrainingConfig):
+    """The reward model's score, optimised by TRL's RLOO or GRPO; a row is an answer.
+
+    In an update the policy answers `rows_per_update / num_generations` prompts `num_generations` times each, and learns
+    once from these answers. What an answer is worth is its score beside those of the other answers to its prompt, so no
+    critic is needed.
+    """
+
+    algorithm: Literal["rloo", "grpo"]
+    """rloo: score minus KL, above the mean of the prompt's other answers (Ahmadian et al. 2024,
+    https://arxiv.org/abs/2402.14740). grpo: score above the mean of all, in standard deviations, and the KL in the loss
+    (Shao et al. 2024, https://arxiv.org/abs/2402.03300)."""
+    prompts: str
+    """A file of prompts; those whose preferences are held out are taken out of it."""
+    learning_rate: float = Field(default=1e-6, gt=0)
+    rows_per_update: int = Field(default=64, ge=2)
+    """Answers that make one optimiser step; all of them are sampled at a time."""
+    num_generations: int = Field(default=4, ge=2)
+    """Answers to a prompt in an update."""
+    max_response_tokens: int = Field(default=128, ge=1)
+    """The longest answer."""
+    kl_coefficient: float = Field(default=0.05, ge=0)
+    """TRL's beta: what a nat of distance from the reference costs, in the reward model's units; with 0 no reference is
+    kept. For rloo it is paid for the whole answer, for grpo for its mean token."""
+    missing_eos_penalty: float = Field(default=1.0, ge=0)
+    """An answer that max_response_tokens cuts off gets minus this as its score."""
+    heldout_fraction: float = Field(default=0.2, gt=0, lt=1)
+    """Share of the prompts whose preferences are held out; the reward model's choice by default. Their prompts are
+    answered once before the first update and once whenever it is evaluated."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.rows_per_update % self.num_generations:
+            raise ValueError("rows_per_update must be a multiple of num_generations")
+        if self.max_response_tokens >= self.max_sequence_tokens:
+            raise ValueError("max_sequence_tokens must leave room for a prompt beside max_response_tokens")
+        if self.lora and self.lora.dropout:
+            raise ValueError("lora.dropout must be 0 for rloo and grpo, which compare the policy with itself")
         return self

@@ -1,13 +1,16 @@
 """Direct preference optimisation: the policy learns from the pairs themselves, without a reward model in between.
 
-TRL's DPOTrainer does the work, with the loss -log sigmoid(beta * (log-ratio of chosen - log-ratio of rejected)).
-The reference is the policy before training: with LoRA the policy without its adapter, otherwise a second copy.
+TRL's DPOTrainer does the work, with the loss -log sigmoid(beta * (log-ratio of chosen - log-ratio of rejected)) or
+one of its variants (`DPOConfig.loss`). The reference is the policy before training. Its log-probabilities are computed
+once, before the first update, and kept in a file below the runs folder: no second copy of the model is loaded, and
+another run on the same reference and pairs reads them.
 
     accord dpo configs/demo.yaml
 """
 
 import functools
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
@@ -20,8 +23,9 @@ from accord.chat import encode_conversation, encode_prompt
 from accord.config import check_trainer_arguments
 from accord.errors import DataError
 from accord.models import Model, load_policy, load_tokenizer, peft_config
-from accord.records import Preference, read_jsonl
+from accord.records import Preference, content_id, read_jsonl
 from accord.runs import DataFile, Run, Runs
+from accord.sampling.progress import progress
 from accord.training import (
     SET_BY_ACCORD,
     base_dtype,
@@ -35,11 +39,16 @@ from accord.training import (
     trainer_arguments,
 )
 from reward.data import drop_too_long, split_by_prompt
+from rl import reference
 from rl.config import DPOConfig
 
-check_arguments = functools.partial(
-    check_trainer_arguments, "rl.trainer", target=TrlDPOConfig, ours=(*SET_BY_ACCORD, "beta")
-)
+OURS = (
+    *SET_BY_ACCORD, "beta", "loss_type", "loss_weights", "label_smoothing", "ld_alpha", "sync_ref_model",
+    "precompute_ref_log_probs", "precompute_ref_batch_size",
+)  # fmt: skip
+check_arguments = functools.partial(check_trainer_arguments, "rl.trainer", target=TrlDPOConfig, ours=OURS)
+REFERENCES = "reference-log-probabilities"
+"""The folder, below that of the runs, that keeps them; it may be deleted at any time."""
 
 
 def train_dpo(config: DPOConfig, runs: Runs, policy: Model, preferences: Run | DataFile) -> Run:
@@ -65,19 +74,25 @@ def train_dpo(config: DPOConfig, runs: Runs, policy: Model, preferences: Run | D
             )
 
         # build
-        arguments = trainer_arguments(config, run, evaluate=True) | {"beta": config.kl_coefficient}
+        arguments = trainer_arguments(config, run, evaluate=True) | {
+            "beta": config.kl_coefficient, "loss_type": [config.loss], "label_smoothing": config.label_smoothing,
+            "ld_alpha": config.length_desensitisation, "precompute_ref_log_probs": True,
+        }  # fmt: skip
+        quantized = config.lora is not None and config.lora.quantize_base
+        made_by = [policy.digest, str(base_dtype(config)), arguments["bf16"], quantized]
         trainer = _Trainer(
+            made_by=made_by,
+            references=runs.root / REFERENCES,
             model=load_policy(policy, base_dtype(config), **quantization(config.lora)),
-            ref_model=None if config.lora else load_policy(policy),
             args=build_arguments("rl", TrlDPOConfig, arguments),
             train_dataset=encode_pairs(tokenizer, train),
             eval_dataset=encode_pairs(tokenizer, heldout),
             processing_class=tokenizer,
-            peft_config=peft_config(config.lora, "CAUSAL_LM"),
+            peft_config=peft_config(policy, config.lora, "CAUSAL_LM"),
         )
 
         # loop
-        train_in_run(trainer, run, "dpo")
+        train_in_run(trainer, run, "dpo", evaluate_first=True)
 
         # save
         save_trained_model(trainer, tokenizer, run, load_policy(policy) if config.lora else None)
@@ -90,6 +105,10 @@ def train_dpo(config: DPOConfig, runs: Runs, policy: Model, preferences: Run | D
             "heldout_loss": logged(trainer, "eval_loss"),
             "heldout_accuracy": logged(trainer, "eval_rewards/accuracies"),
             "heldout_reward_margin": logged(trainer, "eval_rewards/margins"),
+            "heldout_chosen_log_probability_before": logged(trainer, "eval_logps/chosen", first=True),
+            "heldout_chosen_log_probability": logged(trainer, "eval_logps/chosen"),
+            "heldout_rejected_log_probability_before": logged(trainer, "eval_logps/rejected", first=True),
+            "heldout_rejected_log_probability": logged(trainer, "eval_logps/rejected"),
         }
         run.finish(metrics, {"too_long": too_long})
     return run
@@ -117,7 +136,35 @@ def encode_pairs(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Preference])
 
 
 class _Trainer(DPOTrainer):
-    """Takes rows that `accord.chat` encoded, which TRL's trainer would otherwise encode itself."""
+    """Takes rows that `accord.chat` encoded, and keeps the reference's log-probabilities where the next run finds them.
+
+    TRL keeps them, too, but in a temporary folder, and its key leaves out the precision and `ld_alpha`.
+    """
+
+    def __init__(self, made_by: list[Any], references: Path, **arguments: Any):
+        self._made_by = made_by  # reference and precision
+        self._references = references
+        super().__init__(**arguments)
 
     def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
         return dataset
+
+    def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
+        """The pairs with the columns `ref_chosen_logps` and `ref_rejected_logps` [pairs], in nats."""
+        rows = list(dataset)
+        identity = content_id([self._made_by, self.ld_alpha, batch_size, rows], 64)
+        path = self._references / f"{identity[:12]}.json"
+        found = reference.read(path, identity, len(rows))
+        if found is None:
+            found = []
+            with progress(f"dpo: reference log-probabilities ({name})", len(rows)) as update:
+                for start in range(0, len(rows), batch_size):
+                    batch = self._prepare_inputs(self.data_collator(rows[start : start + batch_size]))
+                    chosen, rejected = self.compute_ref_log_probs(self.model, batch)
+                    found += zip(chosen.tolist(), rejected.tolist(), strict=True)
+                    update(len(found))
+            reference.write(path, identity, found)
+        chosen_column, rejected_column = (list(column) for column in zip(*found, strict=True))
+        return dataset.add_column("ref_chosen_logps", chosen_column).add_column(
+            "ref_rejected_logps", rejected_column
+        )
