@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from accord.round_config import StageName
     from accord.runs import Run
 
-COMPUTE = ("demo", "round", "sft", "reward", "dpo", "ppo", "eval", "feedback", "gate")
+COMPUTE = ("demo", "round", "sft", "reward", "dpo", "ppo", "rloo", "grpo", "eval", "feedback", "gate")
 """The commands that train or sample, and are worth a restart with faster libraries."""
 
 
@@ -125,6 +125,8 @@ _stage_command("sft", "Fine-tune the base model on demonstrations.")
 _stage_command("reward", "Train the reward model on the round's preferences.")
 _stage_command("dpo", "Optimise the policy on the round's preferences (rl.algorithm: dpo).")
 _stage_command("ppo", "Optimise the policy on the reward model's scores (rl.algorithm: ppo).")
+_stage_command("rloo", "Optimise the policy on the reward model's scores (rl.algorithm: rloo).")
+_stage_command("grpo", "Optimise the policy on the reward model's scores (rl.algorithm: grpo).")
 _stage_command("eval", "Compare the new policy with the one before, and give a verdict.")
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import reward.train
 import rl.dpo
+import rl.online
 import sft.train
 from accord.errors import UsageError
 from accord.models import Model, resolve
@@ -23,8 +24,9 @@ from eval.evaluate import evaluate
 from feedback.stage import gather_preferences
 from reward.score import score
 from reward.train import train_reward_model
-from rl.config import DPOConfig, PPOConfig
+from rl.config import DPOConfig, OnlineConfig, PPOConfig
 from rl.dpo import train_dpo
+from rl.online import train_online
 from rl.ppo import train_ppo
 from sft.train import fine_tune
 
@@ -47,7 +49,9 @@ def run_round(config: RoundConfig, runs: Runs, until: StageName = "eval", wait: 
     reward.train.check_arguments(config.reward.trainer)
     if isinstance(config.rl, DPOConfig):
         rl.dpo.check_arguments(config.rl.trainer)
-    if until in ("dpo", "ppo") and until != config.rl.algorithm:
+    if isinstance(config.rl, OnlineConfig):
+        rl.online.check_arguments(config.rl)
+    if until in ("dpo", "ppo", "rloo", "grpo") and until != config.rl.algorithm:
         raise UsageError(
             f"this configuration says rl.algorithm: {config.rl.algorithm}; run `accord {config.rl.algorithm}`, or "
             "change the algorithm"
@@ -85,6 +89,9 @@ def run_round(config: RoundConfig, runs: Runs, until: StageName = "eval", wait: 
         if isinstance(config.rl, PPOConfig):
             reward_model = resolve(f"run:{reward_run.id}", runs)
             new_policy_run = train_ppo(config.rl, runs, policy, reward_model, preferences, sampler)
+        elif isinstance(config.rl, OnlineConfig):
+            reward_model = resolve(f"run:{reward_run.id}", runs)
+            new_policy_run = train_online(config.rl, runs, policy, reward_model, preferences)
         else:
             new_policy_run = train_dpo(config.rl, runs, policy, preferences)
         if until == config.rl.algorithm:

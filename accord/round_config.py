@@ -10,10 +10,10 @@ from accord.sampling.config import SamplingConfig
 from eval.config import EvalConfig
 from feedback.config import FeedbackConfig
 from reward.config import RewardConfig
-from rl.config import DPOConfig, PPOConfig
+from rl.config import DPOConfig, OnlineConfig, PPOConfig
 from sft.config import SFTConfig
 
-StageName = Literal["sft", "feedback", "reward", "dpo", "ppo", "eval"]
+StageName = Literal["sft", "feedback", "reward", "dpo", "ppo", "rloo", "grpo", "eval"]
 
 
 def _algorithm(section: Any) -> Any:
@@ -36,7 +36,11 @@ class RoundConfig(Config):
     """A file of preferences, in place of the feedback stage."""
     reward: RewardConfig
     rl: Annotated[
-        Annotated[DPOConfig, Tag("dpo")] | Annotated[PPOConfig, Tag("ppo")], Discriminator(_algorithm)
+        Annotated[DPOConfig, Tag("dpo")]
+        | Annotated[PPOConfig, Tag("ppo")]
+        | Annotated[OnlineConfig, Tag("rloo")]
+        | Annotated[OnlineConfig, Tag("grpo")],
+        Discriminator(_algorithm),
     ]
     """The settings of one algorithm, which `algorithm` names."""
     eval: EvalConfig

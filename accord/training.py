@@ -288,7 +288,10 @@ class _RunCallback(TrainerCallback):
         is_last = state.global_step == state.max_steps
         if args.disable_tqdm and "loss" in row and (now - self.last_line > SECONDS_BETWEEN_LINES or is_last):
             self.last_line = now
-            click.echo(f"{self.label}: update {state.global_step}/{state.max_steps}, loss {row['loss']:.3f}")
+            figure = "reward" if "reward" in row else "loss"  # a loss of RLOO or GRPO says nothing
+            click.echo(
+                f"{self.label}: update {state.global_step}/{state.max_steps}, {figure} {row[figure]:.3f}"
+            )
 
     def write(self, rows: Sequence[Mapping[str, Any]], mode: str) -> None:
         with (self.run.path / "metrics.jsonl").open(mode) as file:

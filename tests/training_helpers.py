@@ -17,7 +17,7 @@ from transformers import TrainerCallback
 from accord.models import Model
 from accord.runs import DataFile, Run, Runs
 
-TIMES = ("_runtime", "_per_second")
+TIMES = ("_runtime", "_per_second", "step_time")
 
 
 def run_stage(stage: str, config: dict[str, Any], base: Model, data: Path, runs: Runs) -> Run:

@@ -58,9 +58,9 @@ COMMANDS = list(commands(main))
 def test_the_commands_are_those_of_the_design() -> None:
     names = {" ".join(path) for path, _ in COMMANDS}
     assert {
-        "doctor", "demo", "round", "sft", "reward", "dpo", "ppo", "eval", "feedback serve", "feedback users",
-        "feedback push", "feedback status", "feedback pull", "feedback agreement", "gate", "promote", "runs list",
-        "runs show", "runs lineage", "runs verify", "report",
+        "doctor", "demo", "round", "sft", "reward", "dpo", "ppo", "rloo", "grpo", "eval", "feedback serve",
+        "feedback users", "feedback push", "feedback status", "feedback pull", "feedback agreement", "gate", "promote",
+        "runs list", "runs show", "runs lineage", "runs verify", "report",
     } <= names  # fmt: skip
 
 
@@ -181,15 +181,19 @@ def demo_config() -> Path:
 
 
 def test_usage_errors_exit_with_2(runs: Runs, made: list[Run], tmp_path: Path) -> None:
-    for command in ("round", "sft", "reward", "dpo", "ppo", "eval"):
+    for command in ("round", "sft", "reward", "dpo", "ppo", "rloo", "grpo", "eval"):
         error = one_line(accord(command, demo_config(), "sft.learning_rte=1", runs=runs.root), 2)
         assert "unknown key 'sft.learning_rte'; did you mean 'learning_rate'?" in error
     error = one_line(accord("sft", demo_config(), "sft.trainer={weight_dcay: 1}", runs=runs.root), 2)
     assert "sft.trainer.weight_dcay" in error
     error = one_line(accord("round", tmp_path / "gone.yaml", runs=runs.root), 2)
     assert "gone.yaml: cannot be read" in error
-    error = one_line(accord("ppo", demo_config(), runs=runs.root), 2)
-    assert "says rl.algorithm: dpo; run `accord dpo`" in error
+    for command in ("ppo", "rloo", "grpo"):
+        error = one_line(accord(command, demo_config(), runs=runs.root), 2)
+        assert "says rl.algorithm: dpo; run `accord dpo`" in error
+    online = "rl={algorithm: grpo, prompts: x, trainer: {scale_reward: none}}"
+    error = one_line(accord("grpo", demo_config(), online, runs=runs.root), 2)
+    assert "rl.trainer.scale_reward: GRPOConfig has no such argument; did you mean 'scale_rewards'?" in error
     assert accord("runs", "shwo").exit_code == 2
     assert len(runs.all()) == 2  # nothing was started
 

@@ -170,7 +170,12 @@ def test_a_wrong_whole_is_one_sentence_without_the_whole(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("override", "sentence"),
     [
-        ("rl={algorithm: grpo}", "'rl.algorithm' must be one of dpo, ppo, found 'grpo'"),
+        ("rl={algorithm: kto}", "'rl.algorithm' must be one of dpo, ppo, rloo, grpo, found 'kto'"),
+        ("rl={algorithm: grpo, prompts: x, epoch: 3}", "unknown key 'rl.epoch'; did you mean 'epochs'?"),
+        (
+            "rl={loss: robust}",
+            "'rl': loss: robust needs a label_smoothing above 0; without it, it is loss: sigmoid",
+        ),
         ("rl={algorithm: ppo, prompts: x, update: 3}", "unknown key 'rl.update'; did you mean 'updates'?"),
         (
             "rl={algorithm: ppo, prompts: x, lora: {rnk: 3}}",
@@ -198,3 +203,6 @@ def test_a_policy_is_optimised_by_dpo_where_no_algorithm_is_named() -> None:
     assert load_config(tiny, RoundConfig, ["rl={learning_rate: 1e-3}"]).rl.algorithm == "dpo"
     ppo = next(path for path in CONFIGS if path.name == "tiny-ppo.yaml")
     assert load_config(ppo, RoundConfig).rl.algorithm == "ppo"
+    for algorithm in ("rloo", "grpo"):
+        rl = load_config(tiny, RoundConfig, [f"rl={{algorithm: {algorithm}, prompts: x}}"]).rl
+        assert rl.algorithm == algorithm and type(rl).__name__ == "OnlineConfig"
