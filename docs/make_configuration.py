@@ -19,7 +19,7 @@ from accord.training_config import TrainingConfig
 from eval.config import EvalConfig, Margin
 from feedback.config import FeedbackConfig
 from reward.config import RewardConfig
-from rl.config import DPOConfig, PPOConfig
+from rl.config import DPOConfig, OnlineConfig, PPOConfig
 from sft.config import SFTConfig, WeightedFile
 
 PAGE = Path(__file__).parent / "configuration.md"
@@ -36,13 +36,15 @@ or `preferences` (a file in its place), `reward`, `rl` and `eval`. On the comman
 This page is written by `docs/make_configuration.py`.
 """
 TRAINING = set(TrainingConfig.model_fields)
+OTHERS = "[optimise-with-other-algorithms.md](optimise-with-other-algorithms.md)"
 AND_TRAINING = "And the settings of every training stage."
 SECTIONS: list[tuple[str, type[BaseModel], str, set[str]]] = [
     ("sampling", SamplingConfig, "The engine that samples answers, shared by all stages of a round.", set()),
     (
         "Settings of every training stage",
         TrainingConfig,
-        "`sft`, `reward` and `rl` (DPO) have these. A row is a conversation for `sft`, a pair for the others.",
+        "`sft`, `reward` and `rl` (but for PPO) have these. A row is a conversation for `sft`, a pair for `reward` and "
+        "DPO, an answer for RLOO and GRPO.",
         set(),
     ),
     ("lora", LoraConfig, "`lora:` of a training stage.", set()),
@@ -53,10 +55,16 @@ SECTIONS: list[tuple[str, type[BaseModel], str, set[str]]] = [
     (
         "rl with algorithm: dpo",
         DPOConfig,
-        f"What `rl` is where it names no algorithm. {AND_TRAINING}",
+        f"What `rl` is where it names no algorithm; see {OTHERS}. {AND_TRAINING}",
         TRAINING - {"learning_rate"},
     ),
     ("rl with algorithm: ppo", PPOConfig, "See [optimise-with-ppo.md](optimise-with-ppo.md).", set()),
+    (
+        "rl with algorithm: rloo or grpo",
+        OnlineConfig,
+        f"See {OTHERS}. {AND_TRAINING}",
+        TRAINING - {"learning_rate", "rows_per_update"},
+    ),
     ("eval", EvalConfig, "See [read-a-report.md](read-a-report.md).", set()),
     ("gate", Margin, "Each metric under `eval.gate`.", set()),
 ]

@@ -6,10 +6,13 @@ from pathlib import Path
 
 import click
 import pytest
+import yaml
 
 from accord.cli import main
 from accord.round_config import RoundConfig
 from eval.metrics import METRICS
+from rl.config import OnlineConfig
+from rl.online import check_arguments
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -48,6 +51,26 @@ def test_the_configuration_page_has_every_section() -> None:
 def test_every_metric_is_explained_to_the_reviewer() -> None:
     page = (ROOT / "docs/read-a-report.md").read_text()
     assert [name for name in METRICS if f"`{name}`" not in page] == []
+
+
+EXAMPLES = re.findall(
+    r"```yaml\n(rl:.*?)```",
+    "".join(page.read_text() for page in sorted(ROOT.glob("docs/optimise-*.md"))),
+    re.DOTALL,
+)
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_examples_of_optimisation_are_valid(example: str) -> None:
+    tiny = yaml.safe_load((ROOT / "configs/tiny.yaml").read_text())
+    config = RoundConfig.model_validate(tiny | yaml.safe_load(example))
+    if isinstance(config.rl, OnlineConfig):
+        check_arguments(config.rl)
+
+
+def test_every_algorithm_has_an_example() -> None:
+    named = {yaml.safe_load(example)["rl"]["algorithm"] for example in EXAMPLES}
+    assert named == {"dpo", "ppo", "rloo", "grpo"}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
