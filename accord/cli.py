@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from accord import __version__
+from accord import __version__, parallel
 from accord.cli_feedback import feedback
 from accord.cli_shared import AS_JSON, CONFIG, OVERRIDES, RUN, run_until, runs_of_command
 from accord.errors import AccordError, WaitingForAnnotatorsError
@@ -33,7 +33,8 @@ class _Group(click.Group):
             if ctx.params.get("traceback"):
                 raise
             label = "waiting" if isinstance(error, WaitingForAnnotatorsError) else "error"
-            click.echo(f"{label}: {error}", err=True)
+            if parallel.speaks():
+                click.echo(f"{label}: {error}", err=True)
             ctx.exit(error.exit_code)
         except OSError as error:
             if ctx.params.get("traceback") or error.errno != errno.ENOSPC:
@@ -43,7 +44,8 @@ class _Group(click.Group):
             )
             ctx.exit(1)
         except KeyboardInterrupt:
-            click.echo("\ninterrupted; the same command continues from here", err=True)
+            if parallel.is_first():
+                click.echo("\ninterrupted; the same command continues from here", err=True)
             ctx.exit(130)
 
 
@@ -66,6 +68,7 @@ def main(ctx: click.Context, runs_root: Path, traceback: bool) -> None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     if ctx.invoked_subcommand in COMPUTE:
         restart_with_libraries()
+        parallel.join()
     logging.basicConfig(format="%(message)s", level=logging.ERROR)
     logging.getLogger("accord").setLevel(logging.INFO)
 
@@ -77,7 +80,7 @@ def main(ctx: click.Context, runs_root: Path, traceback: bool) -> None:
 @click.option("--human", is_flag=True, help="Leave the ranking to you, in the browser; ranks 20 prompts.")
 @OVERRIDES
 def demo(human: bool, overrides: tuple[str, ...]) -> None:
-    """Run one whole round on the bundled model (about 15 minutes on two cores)."""
+    """Run one whole round on the bundled model (about 20 minutes on two cores)."""
     from accord.bundled import config_path
 
     people = ("feedback.annotators=human", "feedback.annotators_per_record=1", "feedback.max_prompts=20")
@@ -116,7 +119,8 @@ def _stage_command(stage: "StageName", does: str) -> None:
     @OVERRIDES
     def command(config: Path, overrides: tuple[str, ...]) -> None:
         run = run_until(stage, config, overrides, alone=True)
-        click.echo(f"{stage}: {run.path}\n{json.dumps(run.metrics, indent=2)}")
+        if parallel.is_first():
+            click.echo(f"{stage}: {run.path}\n{json.dumps(run.metrics, indent=2)}")
         if stage == "eval":
             _finish_with_verdict(run)
 

@@ -26,7 +26,9 @@ def restart_with_libraries() -> None:
 
     It also returns where the process is not the `accord` command but a program that calls it, such as pytest.
     """
-    if Path(sys.argv[0]).name != "accord" or ALREADY in os.environ or not libraries():
+    program = Path(sys.argv[0])
+    is_command = program.name == "accord" or program == Path(__file__).with_name("__main__.py")
+    if not is_command or ALREADY in os.environ or not libraries():
         return
     before = filter(None, [os.environ.get("LD_PRELOAD")])
     environment = {**os.environ, "LD_PRELOAD": ":".join([*libraries(), *before]), ALREADY: "1"}

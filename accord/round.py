@@ -13,6 +13,7 @@ from pathlib import Path
 import reward.train
 import rl.dpo
 import rl.online
+import rl.trackers
 import sft.train
 from accord.errors import UsageError
 from accord.models import Model, resolve
@@ -49,6 +50,8 @@ def run_round(config: RoundConfig, runs: Runs, until: StageName = "eval", wait: 
     reward.train.check_arguments(config.reward.trainer)
     if isinstance(config.rl, DPOConfig):
         rl.dpo.check_arguments(config.rl.trainer)
+    if isinstance(config.rl, PPOConfig):
+        rl.trackers.check_trackers(config.rl.report_to)
     if isinstance(config.rl, OnlineConfig):
         rl.online.check_arguments(config.rl)
     if until in ("dpo", "ppo", "rloo", "grpo") and until != config.rl.algorithm:

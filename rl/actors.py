@@ -79,14 +79,16 @@ class Rows:
         return torch.cat([values[0][:prefix], *(each[prefix:] for each in values)])[None]
 
 
-def micro_batches(lengths: Sequence[int], tokens_per_pass: int) -> list[list[int]]:
+def micro_batches(
+    lengths: Sequence[int], tokens_per_pass: int, of: Sequence[int] | None = None
+) -> list[list[int]]:
     """Indices of sequences of like length, as many together as have at most `tokens_per_pass` tokens.
 
-    A sequence that is longer than that is alone.
+    A sequence that is longer than that is alone. `of` are the indices to take; all, if left out.
     """
     batches: list[list[int]] = []
     room = 0
-    for index in sorted(range(len(lengths)), key=lambda index: lengths[index]):
+    for index in sorted(range(len(lengths)) if of is None else of, key=lambda index: lengths[index]):
         room -= lengths[index]
         if batches and room >= 0:
             batches[-1].append(index)

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 from transformers.trainer import TRAINER_STATE_NAME
 
+from accord import parallel
 from accord.records import write_atomically
 from accord.training import last_whole_checkpoint
 from rl.actors import Actors
@@ -81,10 +82,11 @@ def save_checkpoint(
 
 def load_checkpoint(folder: Path, actors: Actors, optimiser: torch.optim.Optimizer) -> Progress | None:
     """Continue from the newest whole checkpoint: sets weights, optimiser and RNG; None where there is none."""
-    checkpoint = last_whole_checkpoint(folder)
+    checkpoint = parallel.from_first(lambda: last_whole_checkpoint(folder))
     if checkpoint is None:
         return None
-    click.echo(f"ppo: continues from {checkpoint.name}")
+    if parallel.is_first():
+        click.echo(f"ppo: continues from {checkpoint.name}")
     state = torch.load(checkpoint / "state.pt", map_location="cpu", weights_only=True)
     set_weights(actors.policy_parameters, state["policy"])
     set_weights(actors.critic_parameters, state["critic"])

@@ -52,6 +52,7 @@ class PPOConfig(Config):
     `epochs_per_update` times.
     """
 
+    not_identity = frozenset({"report_to"})
     algorithm: Literal["ppo"]
     prompts: str
     """A file of prompts; those whose preferences are held out are taken out of it."""
@@ -136,6 +137,8 @@ class PPOConfig(Config):
     """How many tokens, padding included, are computed at a time; a GPU is faster with more, memory permitting."""
     checkpoint_every_updates: int = Field(default=1, ge=1)
     """A kill costs at most so many updates."""
+    report_to: list[str] = Field(default=[])
+    """Trackers that get the rows of metrics, too, as accelerate names them: tensorboard, wandb, trackio, mlflow, ..."""
     seed: int = 0
     """Of the order of the prompts, the answers and new weights."""
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from accord import parallel
 from rl.actors import Actors, Rows, micro_batches
 
 COEFFICIENT_WITHOUT_KL = 0.1
@@ -37,15 +38,15 @@ def preference_loss(
     """
     prompts = [pair["prompt_ids"] for pair in pairs for _ in range(2)]
     answers = [pair[side] for pair in pairs for side in ("chosen_ids", "rejected_ids")]
-    log_ratios = torch.zeros(len(answers))
-    for index in micro_batches(
-        [len(p) + len(a) for p, a in zip(prompts, answers, strict=True)], tokens_per_pass
-    ):
+    lengths = [len(p) + len(a) for p, a in zip(prompts, answers, strict=True)]
+    log_ratios = torch.zeros(len(answers), device=actors.device)
+    for index in micro_batches(lengths, tokens_per_pass, of=parallel.share(lengths)):
         rows = Rows.of([prompts[i] for i in index], [answers[i] for i in index], actors.device)
         rows = actors.beneath(rows)
         slots = max(len(answers[i]) for i in index)
         policy = actors.policy_statistics(rows, slots, temperature).log_probabilities
         reference = actors.reference_statistics(rows, slots, temperature).log_probabilities
-        log_ratios[index] = (policy - reference).sum(dim=1).cpu()
+        log_ratios[index] = (policy - reference).sum(dim=1)
+    parallel.sum_tensors([log_ratios])
     margins = (kl_coefficient or COEFFICIENT_WITHOUT_KL) * (log_ratios[::2] - log_ratios[1::2])
     return -torch.nn.functional.logsigmoid(margins).mean().item()

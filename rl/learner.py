@@ -3,6 +3,9 @@
 Every pass takes sequences of like length together, as many as fit into `tokens_per_pass`; which ones are together
 changes the result by rounding only. Policy and critic share no weights and learn one after the other, so that the
 gradients of one exist at a time.
+
+Where several processes share the work (`accord.parallel`), each has some of the answers, the same ones in all epochs.
+Opinions, gradients and figures are summed over the processes, and then all take the same step.
 """
 
 import math
@@ -13,6 +16,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from accord import parallel
 from accord.errors import AccordError
 from rl.actors import Actors, Rows, micro_batches
 from rl.advantages import generalised_advantages, slot_mask, token_mask, token_rewards, whiten
@@ -50,7 +54,7 @@ class Opinions:
     scores: Tensor
     """[A], the reward model's, before the shift."""
     beneath: list[dict[str, Tensor]]
-    """For each answer what `Actors.beneath` found, [prompt and answer, d]."""
+    """For each answer in this process's share what `Actors.beneath` found, [prompt and answer, d]."""
 
     @property
     def tokens(self) -> Tensor:
@@ -77,7 +81,8 @@ def hear(actors: Actors, rollout: Rollout, temperature: float, tokens_per_pass: 
     )
     scores = torch.zeros(answers, device=device)
     beneath: list[dict[str, Tensor]] = [{} for _ in range(answers)]
-    for index in micro_batches(rollout.sequence_lengths, tokens_per_pass):
+    lengths = rollout.sequence_lengths
+    for index in micro_batches(lengths, tokens_per_pass, of=parallel.share(lengths)):
         rows = actors.beneath(_rows(rollout, index, device))
         for name, states in rows.beneath.items():
             for answer, of_answer in zip(index, rows.split(states), strict=True):
@@ -87,6 +92,7 @@ def hear(actors: Actors, rollout: Rollout, temperature: float, tokens_per_pass: 
         reference[index] = actors.reference_statistics(rows, slots, temperature).log_probabilities
         values[index] = actors.values(rows, slots)
         scores[index] = actors.scores(rows)
+    parallel.sum_tensors([log_probabilities, entropies, reference, values, scores])
     for i, row in enumerate(rollout.sampler_log_probabilities):
         sampler[i, : len(row)] = torch.tensor(row)
     found = {
@@ -97,8 +103,8 @@ def hear(actors: Actors, rollout: Rollout, temperature: float, tokens_per_pass: 
         if not tensor.isfinite().all():
             answer = int((~tensor.isfinite()).nonzero()[0, 0])
             raise NotFiniteError(f"the {name} of answer {answer + 1} is NaN or infinite")
-    lengths = torch.tensor([len(response) for response in rollout.responses], device=device)
-    return Opinions(lengths, log_probabilities, entropies, reference, sampler, values, scores, beneath)
+    tokens = torch.tensor([len(response) for response in rollout.responses], device=device)
+    return Opinions(tokens, log_probabilities, entropies, reference, sampler, values, scores, beneath)
 
 
 @dataclass(frozen=True)
@@ -223,12 +229,16 @@ def _backward_policy(
         loss, ratio, clipped = loss + found.loss.detach(), ratio + found.ratio_sum, clipped + found.clipped
         largest = torch.maximum(largest, found.ratio_max)
         deviation = torch.maximum(deviation, found.ratio_deviation)
+    sums, maxima = torch.stack([loss, ratio, clipped]), torch.stack([largest, deviation])
+    parallel.sum_gradients(actors.policy_parameters.values())
+    parallel.sum_tensors([sums])
+    parallel.take_maximum(maxima)
     return {
-        "policy_loss": float(loss),
-        "ratio_mean": float(ratio / count),
-        "ratio_max": float(largest),
-        "ratio_deviation": float(deviation),
-        "policy_clip_fraction": float(clipped / count),
+        "policy_loss": float(sums[0]),
+        "ratio_mean": float(sums[1] / count),
+        "ratio_max": float(maxima[0]),
+        "ratio_deviation": float(maxima[1]),
+        "policy_clip_fraction": float(sums[2] / count),
     }
 
 
@@ -249,7 +259,10 @@ def _backward_critic(
             )  # fmt: skip
             (value_coefficient * found.loss).backward()
         loss, clipped = loss + found.loss.detach(), clipped + found.clipped
-    return {"value_loss": float(loss), "value_clip_fraction": float(clipped / count)}
+    sums = torch.stack([loss, clipped])
+    parallel.sum_gradients(actors.critic_parameters.values())
+    parallel.sum_tensors([sums])
+    return {"value_loss": float(sums[0]), "value_clip_fraction": float(sums[1] / count)}
 
 
 def _step(
@@ -269,10 +282,10 @@ def _step(
 def _minibatch(
     rollout: Rollout, experience: Experience, chosen: list[int], tokens_per_pass: int, device: torch.device
 ) -> Iterator[tuple[list[int], Rows]]:
-    """The micro-batches of a minibatch: which answers they hold, and their rows."""
+    """The micro-batches of this process's share of a minibatch: which answers they hold, and their rows."""
     lengths = rollout.sequence_lengths
-    for places in micro_batches([lengths[i] for i in chosen], tokens_per_pass):
-        index = [chosen[place] for place in places]
+    mine = sorted(set(chosen).intersection(parallel.share(lengths)))
+    for index in micro_batches(lengths, tokens_per_pass, of=mine):
         rows = _rows(rollout, index, device)
         beneath = [experience.opinions.beneath[i] for i in index]
         names = beneath[0]

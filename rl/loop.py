@@ -15,6 +15,7 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from accord import parallel
 from accord.chat import decode_response
 from accord.errors import AccordError
 from accord.records import write_jsonl
@@ -30,6 +31,7 @@ from rl.kl import next_kl_coefficient
 from rl.learner import NotFiniteError, Opinions, experience, hear, learn
 from rl.reward_function import RewardFunction
 from rl.rollout import PolicySampler, Rollout, check_sampler, make_rollout, prompts_of_update, seeds_of_update
+from rl.trackers import Trackers
 from rl.watch import Evaluation, answer_figures, correlation, stop_reason
 
 NOT_FINITE_BATCH = "not-finite.jsonl"
@@ -41,19 +43,22 @@ class Loop:
     def __init__(
         self, config: PPOConfig, folder: Path, tokenizer: PreTrainedTokenizerBase, data: Data, actors: Actors,
         optimiser: torch.optim.Optimizer, progress: Progress, sampler: PolicySampler,
-        reward_function: RewardFunction | None = None,
+        trackers: Trackers, reward_function: RewardFunction | None = None,
     ) -> None:  # fmt: skip
         self.config, self.folder, self.tokenizer, self.data = config, folder, tokenizer, data
         self.actors, self.optimiser, self.progress, self.sampler = actors, optimiser, progress, sampler
-        self.reward_function = reward_function
+        self.trackers, self.reward_function = trackers, reward_function
 
     def run(self) -> None:
         """Go on to the last update or to a stop rule; afterwards `progress` tells which."""
         config, progress = self.config, self.progress
+        if parallel.is_first():  # after a kill, rows beyond the checkpoint are made again
+            write_jsonl(self.folder / "metrics.jsonl", progress.rows)
         if progress.update == 0 and not progress.evaluations and config.evaluate_every_updates:
             self._log(self.evaluate())
         bar = tqdm(
-            total=config.updates, initial=progress.update, desc="ppo", unit="update", disable=not sys.stderr.isatty()
+            total=config.updates, initial=progress.update, desc="ppo", unit="update",
+            disable=not (sys.stderr.isatty() and parallel.is_first()),
         )  # fmt: skip
         shown_at = 0.0
         with bar:
@@ -66,7 +71,8 @@ class Loop:
                 if evaluates:
                     self._log(self.evaluate())
                     progress.stop_reason = progress.stop_reason or self._stop_reason(row)
-                if evaluates or progress.update % config.checkpoint_every_updates == 0:
+                is_due = evaluates or progress.update % config.checkpoint_every_updates == 0
+                if is_due and parallel.is_first():
                     save_checkpoint(self.folder / "checkpoints", progress, self.actors, self.optimiser)
                 bar.set_postfix_str(
                     f"score {row['score']:.2f}, KL {row['kl_k1_nats']:.2f} nats, {row['response_tokens']:.0f} tokens, "
@@ -75,9 +81,9 @@ class Loop:
                 bar.update()
                 if bar.disable and (time.monotonic() - shown_at > SECONDS_BETWEEN_LINES or is_last):
                     shown_at = time.monotonic()
-                    click.echo(f"ppo: update {progress.update}/{config.updates}, {_in_words(row)}")
+                    self._say(f"ppo: update {progress.update}/{config.updates}, {_in_words(row)}")
         if progress.stop_reason:
-            click.echo(f"ppo: stopped after update {progress.update}: {progress.stop_reason}")
+            self._say(f"ppo: stopped after update {progress.update}: {progress.stop_reason}")
 
     def update(self) -> dict[str, Any]:
         """One update, and its row of metrics."""
@@ -126,7 +132,8 @@ class Loop:
                 "the reward model"
             ) from None
         clock.append(time.perf_counter())
-        self.sampler.sync()
+        if parallel.is_first():
+            self.sampler.sync()
         clock.append(time.perf_counter())
 
         scores = (opinions.scores - progress.score_shift).tolist()
@@ -192,34 +199,43 @@ class Loop:
         """The opinions with the reward function's values as scores, where there is one."""
         if self.reward_function is None:
             return opinions
-        rewards = self.reward_function(
-            [self.data.conversations[tuple(prompt)] for prompt in rollout.prompts],
-            [decode_response(self.tokenizer, response) for response in rollout.responses],
-            rollout.responses,
-            opinions.scores.tolist(),
-        )
+        conversations = [self.data.conversations[tuple(prompt)] for prompt in rollout.prompts]
+        responses = [decode_response(self.tokenizer, response) for response in rollout.responses]
+        function, scores = self.reward_function, opinions.scores.tolist()
+        rewards = parallel.from_first(lambda: function(conversations, responses, rollout.responses, scores))
         return replace(opinions, scores=torch.tensor(rewards, device=opinions.scores.device))
 
     def _sample(self, prompts: Sequence[list[int]], seeds: Sequence[int]) -> Rollout:
         config, eos = self.config, self.tokenizer.eos_token_id
-        completions = self.sampler.sample(prompts, seeds, config.max_response_tokens, config.temperature)
+        completions = parallel.from_first(
+            lambda: self.sampler.sample(prompts, seeds, config.max_response_tokens, config.temperature)
+        )
         return make_rollout(prompts, completions, int(str(eos)))
 
     def _stop_reason(self, row: dict[str, Any]) -> str | None:
         config, progress = self.config, self.progress
-        return stop_reason(
+        reason = stop_reason(
             row["kl_k1_nats"], row["response_tokens"], progress.first_response_tokens, progress.evaluations,
             config.stop_at_kl_nats, config.stop_at_length_factor, config.stop_after_worse_evaluations,
         )  # fmt: skip
+        return parallel.broadcast(reason)  # the others must not differ by rounding
 
     def _log(self, row: dict[str, Any]) -> None:
         self.progress.rows.append(row)
-        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        if parallel.is_first():
+            with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+            self.trackers.log(row)
+
+    def _say(self, line: str) -> None:
+        if parallel.is_first():
+            click.echo(line)
 
     def _keep(self, rollout: Rollout) -> Path:
         """Save a batch for inspection."""
         path = self.folder / NOT_FINITE_BATCH
+        if not parallel.is_first():
+            return path
         rows = zip(
             rollout.prompts, rollout.responses, rollout.ended, rollout.sampler_log_probabilities, strict=True
         )  # fmt: skip

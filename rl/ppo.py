@@ -9,14 +9,15 @@ stands after an answer's last token whatever the lengths of the others, and the 
 held-out preferences, not by the reward.
 
     accord ppo configs/tiny-ppo.yaml
+    accelerate launch --num_processes 2 -m accord ppo configs/tiny-ppo.yaml
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from accord import parallel
 from accord.bundled import data_path
 from accord.errors import UsageError
 from accord.models import Model, load_policy, load_tokenizer
@@ -30,6 +31,7 @@ from rl.data import load_data, mean_demonstration_score
 from rl.loop import NOT_FINITE_BATCH, Loop
 from rl.reward_function import load_reward_function
 from rl.rollout import PolicySampler
+from rl.trackers import check_trackers, tracking
 
 OPTIMISER_EPSILON = 1e-5
 """Of AdamW; Huang et al. found the usual 1e-8 worse (detail 18)."""
@@ -55,10 +57,11 @@ def train_ppo(
 
     Raises:
         DataError: a bad file, or no prompt or no held-out pair is left.
-        UsageError: policy and reward model do not fit together.
+        UsageError: policy and reward model do not fit together, or a tracker is missing.
         AccordError: a score, a loss or a gradient became NaN or infinite; the batch is kept in the run.
         SyncError: the sampler's weights are not the trainer's.
     """
+    check_trackers(config.report_to)
     prompts_file = DataFile(data_path(config.prompts))
     sources: dict[str, Source] = {
         "policy": policy, "reward_model": reward_model, "preferences": preferences, "prompts": prompts_file,
@@ -68,7 +71,7 @@ def train_ppo(
         sources["reward_function"] = DataFile(reward_function.file)
     if config.demonstrations:
         sources["demonstrations"] = DataFile(data_path(config.demonstrations))
-    with runs.begin("ppo", config, sources) as run, quiet_libraries():
+    with runs.begin("ppo", config, sources, shared=True) as run, quiet_libraries():
         if run.is_done:
             return run
         (run.path / NOT_FINITE_BATCH).unlink(missing_ok=True)  # of an earlier attempt
@@ -102,23 +105,27 @@ def train_ppo(
         progress = load_checkpoint(checkpoints, actors, optimiser)
         if progress is None:
             if config.demonstrations:
-                actors.score_shift = mean_demonstration_score(
+                shift = mean_demonstration_score(
                     actors, tokenizer, data_path(config.demonstrations), config.max_sequence_tokens,
                     config.tokens_per_pass,
                 )  # fmt: skip
+                actors.score_shift = parallel.broadcast(shift)
             progress = Progress(config.kl_coefficient, actors.score_shift)
-        _write_rows(run, progress)
         policy_sampler = PolicySampler(sampler, policy, actors.policy)
-        loop = Loop(
-            config, run.path, tokenizer, data, actors, optimiser, progress, policy_sampler, reward_function
-        )
+        names = config.report_to if parallel.is_first() else []
+        settings = config.model_dump(mode="json")
 
         # loop
-        loop.run()
+        with tracking(names, run.id, run.path / "trackers", settings) as trackers:
+            Loop(
+                config, run.path, tokenizer, data, actors, optimiser, progress, policy_sampler, trackers,
+                reward_function,
+            ).run()  # fmt: skip
 
         # save
-        load_best(checkpoints, progress, actors)
-        save_model(actors.policy, tokenizer, run, load_policy(policy) if config.lora else None)
+        if parallel.is_first():
+            load_best(checkpoints, progress, actors)
+            save_model(actors.policy, tokenizer, run, load_policy(policy) if config.lora else None)
         run.finish(final_figures(progress), data.dropped)
     return run
 
@@ -146,12 +153,6 @@ def final_figures(progress: Progress) -> dict[str, Any]:
         "heldout_preference_loss": kept["eval_preference_loss"],
         "sampler_restarts": sum(row["sampler_restarts"] for row in updates),
     }
-
-
-def _write_rows(run: Run, progress: Progress) -> None:
-    """After a kill, rows beyond the checkpoint are made again."""
-    with (run.path / "metrics.jsonl").open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row) + "\n" for row in progress.rows)
 
 
 def _reward_adapter(runs: Runs, policy: Model, reward_model: Model) -> Path:

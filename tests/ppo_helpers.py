@@ -1,19 +1,25 @@
 """PPO on the tiny model: a reward model for it, a run in this process or in one that is killed."""
 
+import hashlib
 import multiprocessing
 import os
 import signal
+import socket
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from accord import parallel
+from accord.errors import AccordError, SamplerGoneError
 from accord.models import Model, load_reward_model, load_tokenizer, resolve
 from accord.records import Message, Prompt, write_jsonl
 from accord.runs import DataFile, Run, Runs
 from accord.sampling.config import SamplingConfig
 from accord.sampling.shared import SharedSampler
 from reward.train import initialise_head
+from rl.loop import Loop
+from rl.rollout import PolicySampler
 
 SAMPLING = SamplingConfig(engine="transformers", max_sequence_tokens=300)
 
@@ -84,3 +90,71 @@ def _run_and_die(
 
         register_optimizer_step_post_hook(count)
     run_ppo(config, policy, reward_model, preferences, Runs(root))
+
+
+def run_ppo_in_two_processes(
+    config: dict[str, Any], policy: Model, reward_model: Model, preferences: Path, runs: Runs,
+    kill_at: str | None = None, fail_at: int | None = None,
+) -> list[Any]:  # fmt: skip
+    """A run in two processes that `accelerate launch` might have started; returns their exit codes.
+
+    Each leaves a digest of all that it has trained; what was said about an error is in said.txt.
+
+    Args:
+        kill_at: as for `run_ppo_and_be_killed`, both of them.
+        fail_at: the number of the rollout at which the sampler, which the first one has, fails.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["rl.ppo"])
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    processes = []
+    for rank in range(2):
+        environment = {
+            "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port, "OMP_NUM_THREADS": 1,
+        }  # fmt: skip
+        arguments = (config, policy, reward_model, preferences, runs.root, kill_at, environment, fail_at)
+        processes.append(context.Process(target=_run_as_one_of_two, args=arguments))
+        processes[-1].start()
+    for process in processes:
+        process.join(timeout=300)
+        assert process.exitcode is not None, "it hangs"
+    return [process.exitcode for process in processes]
+
+
+def _run_as_one_of_two(
+    config: dict[str, Any], policy: Model, reward_model: Model, preferences: Path, root: Path, kill_at: str | None,
+    environment: dict[str, Any], fail_at: int | None,
+) -> None:  # fmt: skip
+    os.environ.update({name: str(value) for name, value in environment.items()})
+    torch.set_num_threads(1)
+    if fail_at is not None:
+        real, calls = PolicySampler.sample, []
+
+        def sample(self: PolicySampler, *arguments: Any) -> Any:
+            calls.append(1)
+            if len(calls) == fail_at:
+                raise SamplerGoneError("no more answers")
+            return real(self, *arguments)
+
+        PolicySampler.sample = sample  # type: ignore[method-assign]
+    real_run = Loop.run
+
+    def run(self: Loop) -> None:
+        real_run(self)
+        trained = {**self.actors.policy_parameters, **self.actors.critic_parameters}
+        digest = hashlib.sha256(b"".join(p.detach().numpy().tobytes() for p in trained.values()))
+        (root / f"weights-{environment['RANK']}.txt").write_text(digest.hexdigest())
+
+    Loop.run = run  # type: ignore[method-assign]
+    try:
+        if kill_at is None:
+            run_ppo(config, policy, reward_model, preferences, Runs(root))
+        else:
+            _run_and_die(config, policy, reward_model, preferences, root, kill_at)
+    except AccordError as error:  # as the command does
+        if parallel.speaks():
+            with (root / "said.txt").open("a") as file:
+                file.write(f"{error}\n")
+        raise SystemExit(error.exit_code) from None

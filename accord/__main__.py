@@ -1,0 +1,5 @@
+"""`python -m accord`: the command `accord`, for launchers that start a module."""
+
+from accord.cli import main
+
+main(prog_name="accord")

@@ -1,0 +1,177 @@
+"""Several processes that share the work of one run, as `accelerate launch` starts them; with one, nothing happens here.
+
+    accelerate launch --num_processes 2 -m accord ppo CONFIG
+
+The first process has the run, the sampler and the terminal. The others compute their share, and are told the rest. All
+of them come by the same calls of `broadcast` and the sums in the same order, so what decides about the way must be the
+same in all. When a process fails, the others notice in their next such call, or are ended by the launcher.
+"""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, TypeVar
+
+from accord.errors import AccordError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+PATIENCE = timedelta(days=7)
+"""How long a process waits for another one that is alive; sampling may take hours."""
+BUCKET_NUMBERS = 2**25
+"""How many numbers are summed at a time."""
+
+T = TypeVar("T")
+
+
+class ProcessLostError(AccordError):
+    """Another process of the run ended."""
+
+
+def count() -> int:
+    """How many processes share the run."""
+    return int(os.environ.get("WORLD_SIZE", "1")) if "LOCAL_RANK" in os.environ else 1
+
+
+def rank() -> int:
+    """The number of this process, from 0."""
+    return int(os.environ["RANK"]) if count() > 1 else 0
+
+
+def is_first() -> bool:
+    """Whether this process has the run; true for the only one."""
+    return rank() == 0
+
+
+def join() -> None:
+    """Wait for the other processes and connect to them; `broadcast` and the sums do it where nobody has.
+
+    On CPU they talk by gloo, on GPUs, of which each has one, by nccl.
+    """
+    if count() == 1:
+        return
+    import accelerate
+    import torch
+
+    accelerate.PartialState(cpu=not torch.accelerator.is_available(), timeout=PATIENCE)
+
+
+def broadcast(value: T) -> T:
+    """The first process's value, in all of them.
+
+    Raises:
+        ProcessLostError: another process ended.
+    """
+    if count() == 1:
+        return value
+    found = [value if is_first() else None]
+    with _together():
+        import torch
+
+        torch.distributed.broadcast_object_list(found)
+    return found[0]  # type: ignore[return-value]
+
+
+def from_first(find: Callable[[], T]) -> T:
+    """What `find` returns in the first process, which alone calls it, in all of them."""
+    return broadcast(find() if is_first() else None)  # type: ignore[return-value]
+
+
+def share(sizes: Sequence[int]) -> list[int]:
+    """Which of so many things this process computes: dealt out by size, so that nobody has all the large ones."""
+    order = sorted(range(len(sizes)), key=lambda index: sizes[index])
+    return sorted(order[rank() :: count()])
+
+
+def sum_tensors(tensors: Sequence["Tensor"]) -> None:
+    """Sum tensors over the processes, in place, many in one go; equal bits everywhere.
+
+    Raises:
+        ProcessLostError: another process ended.
+    """
+    if count() == 1:
+        return
+    import torch
+
+    for bucket in _buckets(tensors):
+        flat = torch.cat([each.reshape(-1) for each in bucket])
+        with _together():
+            torch.distributed.all_reduce(flat)
+        for each, summed in zip(bucket, flat.split([each.numel() for each in bucket]), strict=True):
+            each.copy_(summed.view_as(each))
+
+
+def sum_gradients(parameters: Iterable["nn.Parameter"]) -> None:
+    """Sum gradients over the processes, in place; a parameter that has none in any process keeps none.
+
+    Raises:
+        ProcessLostError: another process ended.
+    """
+    if count() == 1:
+        return
+    import torch
+
+    all_parameters = list(parameters)
+    uses = torch.tensor([float(p.grad is not None) for p in all_parameters], device=all_parameters[0].device)
+    sum_tensors([uses])
+    used = [p for p, uses_of_one in zip(all_parameters, uses.tolist(), strict=True) if uses_of_one]
+    for p in used:
+        if p.grad is None:
+            p.grad = torch.zeros_like(p)
+    sum_tensors([p.grad for p in used if p.grad is not None])
+
+
+def take_maximum(tensor: "Tensor") -> None:
+    """The largest of the processes' numbers, in place.
+
+    Raises:
+        ProcessLostError: another process ended.
+    """
+    if count() == 1:
+        return
+    import torch
+
+    with _together():
+        torch.distributed.all_reduce(tensor, torch.distributed.ReduceOp.MAX)
+
+
+def speaks() -> bool:
+    """Whether this process, which failed, says so: the first one to fail does, and the others, which follow, do not."""
+    if count() == 1:
+        return True
+    import torch
+
+    if not torch.distributed.is_initialized():
+        return is_first()
+    try:
+        store = torch.distributed.distributed_c10d._get_default_store()
+        return int(store.add("accord/failed", 1)) == 1
+    except RuntimeError:  # it went with the process that kept it
+        return False
+
+
+@contextlib.contextmanager
+def _together() -> Iterator[None]:
+    """Turns a lost connection into a sentence."""
+    try:
+        join()
+        yield
+    except RuntimeError as error:
+        raise ProcessLostError(
+            "another process of this run ended before its time; run the same command again to continue"
+        ) from error
+
+
+def _buckets(tensors: Sequence["Tensor"]) -> Iterator[list["Tensor"]]:
+    bucket: list[Tensor] = []
+    numbers = 0
+    for tensor in tensors:
+        numbers += tensor.numel()
+        if bucket and numbers > BUCKET_NUMBERS:
+            yield bucket
+            bucket, numbers = [], tensor.numel()
+        bucket.append(tensor)
+    if bucket:
+        yield bucket
