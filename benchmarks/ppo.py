@@ -29,6 +29,7 @@ from typing import Any
 from ratio import mean_ratio
 
 from accord import bundled
+from accord.preload import libraries
 
 ANSWERS, TOKENS, EPOCHS = 16, 64, 4
 GOALS = {"separate": (2.0, 0.5), "lora": (2.0, 0.5), "shared-base": (4.0, 0.35)}
@@ -44,6 +45,12 @@ def main() -> None:
     )
     parser.add_argument("--trl-dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--layout", choices=list(GOALS), default="separate")
+    parser.add_argument("--top-layers", type=int, help="adapters in the last so many layers only")
+    parser.add_argument(
+        "--preload-peer",
+        action="store_true",
+        help="give TRL the libraries that accord's command preloads for itself",
+    )
     parser.add_argument("--updates", type=int, default=2, help="that count, in each run")
     parser.add_argument("--pairs", type=int, default=1, help="how often each of the two runs")
     parser.add_argument("--worker", choices=["accord", "trl"], help=argparse.SUPPRESS)
@@ -60,22 +67,24 @@ def main() -> None:
 
     pairs = []
     with tempfile.TemporaryDirectory() as name:
-        if arguments.trl is None:
-            arguments.trl = Path(name) / "trl"
-            install = [
-                "-m",
-                "pip",
-                "install",
-                "-q",
-                "--no-deps",
-                "--target",
-                str(arguments.trl),
-                "trl==1.12.0",
-            ]
-            subprocess.run([sys.executable, *install], check=True)
-        prepare(Path(name), arguments.layout)
+        folder = Path(name)
+        peer_environment = trl_environment(arguments.trl, folder)
+        if arguments.preload_peer:
+            peer_environment["LD_PRELOAD"] = ":".join(libraries())
+        prepare(folder, arguments.layout, arguments.top_layers)
+        options = [
+            "--updates",
+            arguments.updates,
+            "--layout",
+            arguments.layout,
+            "--trl-dtype",
+            arguments.trl_dtype,
+        ]
+        if arguments.top_layers:
+            options += ["--top-layers", arguments.top_layers]
         for pair in range(arguments.pairs):
-            ours, peer = (in_a_process(worker, Path(name), arguments) for worker in ("accord", "trl"))
+            ours = in_a_process(__file__, "accord", folder, options)
+            peer = in_a_process(__file__, "trl", folder, options, peer_environment)
             pairs.append((ours, peer))
             print(f"pair {pair + 1}: accord {ours}\n        trl {peer}", flush=True)
     found = mean_ratio([peer["seconds"] / ours["seconds"] for ours, peer in pairs])
@@ -83,12 +92,13 @@ def main() -> None:
     speed_goal, memory_goal = GOALS[arguments.layout]
     result = {
         "claim": "PPO episodes in a second",
-        "peer": f"TRL 1.12 PPOTrainer, {arguments.trl_dtype}",
+        "peer": f"TRL 1.12 PPOTrainer, {arguments.trl_dtype}" + ", preloaded" * arguments.preload_peer,
         **found,
         "goal": speed_goal,
         "ok": found["ratio"] >= speed_goal and memory <= memory_goal,
         "pairs": len(pairs),
         "layout": arguments.layout,
+        "top_layers": arguments.top_layers,
         "peak_memory_ratio": round(memory, 2),
         "peak_memory_goal": memory_goal,
         "episodes_per_second": round(ANSWERS / statistics.fmean(ours["seconds"] for ours, _ in pairs), 3),
@@ -103,20 +113,29 @@ def main() -> None:
     print(json.dumps(result))
 
 
-def in_a_process(worker: str, folder: Path, arguments: argparse.Namespace) -> dict[str, float]:
-    """Run one of the two, with TRL 1.12 in front of the installed one for its own process only."""
-    environment = dict(os.environ)
-    if worker == "trl":
-        environment |= {"PYTHONPATH": str(arguments.trl), "TRL_EXPERIMENTAL_SILENCE": "1"}
-    command = [
-        sys.executable, __file__, "--worker", worker, "--folder", str(folder), "--trl", str(arguments.trl),
-        "--trl-dtype", arguments.trl_dtype, "--layout", arguments.layout, "--updates", str(arguments.updates),
-    ]  # fmt: skip
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-    return dict(json.loads(done.stdout.splitlines()[-1]))
+def trl_environment(folder: Path | None, temporary: Path) -> dict[str, str]:
+    """An environment in which TRL 1.12 stands before the installed one; it is installed where no folder has it."""
+    if folder is None:
+        folder = temporary / "trl"
+        install = ["-m", "pip", "install", "-q", "--no-deps", "--target", str(folder), "trl==1.12.0"]
+        subprocess.run([sys.executable, *install], check=True)
+    return {"PYTHONPATH": str(folder), "TRL_EXPERIMENTAL_SILENCE": "1"}
 
 
-def prepare(folder: Path, layout: str) -> None:
+def in_a_process(
+    script: str, worker: str, folder: Path, options: list[Any], environment: dict[str, str] | None = None
+) -> Any:
+    """Run one of the two in a process of its own; accord's with the libraries that its command preloads."""
+    if environment is None:
+        environment = {"LD_PRELOAD": ":".join(libraries())}
+    command = [sys.executable, script, "--worker", worker, "--folder", str(folder), *map(str, options)]
+    done = subprocess.run(
+        command, env=dict(os.environ) | environment, stdout=subprocess.PIPE, text=True, check=True
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def prepare(folder: Path, layout: str, top_layers: int | None = None) -> None:
     """A reward model (untrained head), and for a shared base the run with its adapter; and a pair to hold out."""
     from accord.models import load_reward_model, load_tokenizer, resolve
     from accord.records import Message, Preference, write_jsonl
@@ -136,7 +155,9 @@ def prepare(folder: Path, layout: str) -> None:
     ]
     write_jsonl(folder / "pairs.jsonl", pairs)
     if layout == "shared-base":
-        config = RewardConfig(lora={"rank": 16, "alpha": 32}, minimum_pairs=1, learning_rate=1e-5)
+        config = RewardConfig(
+            lora={"rank": 16, "alpha": 32, "top_layers": top_layers}, minimum_pairs=1, learning_rate=1e-5
+        )
         run = train_reward_model(config, runs, base, DataFile(folder / "pairs.jsonl"))
         (folder / "reward-model").symlink_to(run.path / "model")
         (folder / "reward-run").write_text(run.id)
@@ -156,10 +177,11 @@ def run_accord(folder: Path, arguments: argparse.Namespace) -> dict[str, float]:
     from rl.config import PPOConfig
     from rl.ppo import train_ppo
 
+    lora = {"rank": 16, "alpha": 32, "top_layers": arguments.top_layers}
     config = PPOConfig(
         algorithm="ppo", prompts="bundled:demo/prompts.train.jsonl", updates=arguments.updates + 1,
         prompts_per_update=ANSWERS, epochs_per_update=EPOCHS, max_response_tokens=TOKENS, max_sequence_tokens=256,
-        checkpoint_every_updates=1000, lora=None if arguments.layout == "separate" else {"rank": 16, "alpha": 32},
+        checkpoint_every_updates=1000, lora=None if arguments.layout == "separate" else lora,
         shared_base=arguments.layout == "shared-base", seed=time.time_ns() % 2**31,
     )  # fmt: skip
     runs = Runs(folder / "runs")

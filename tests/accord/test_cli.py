@@ -188,9 +188,9 @@ def test_usage_errors_exit_with_2(runs: Runs, made: list[Run], tmp_path: Path) -
     assert "sft.trainer.weight_dcay" in error
     error = one_line(accord("round", tmp_path / "gone.yaml", runs=runs.root), 2)
     assert "gone.yaml: cannot be read" in error
-    for command in ("ppo", "rloo", "grpo"):
+    for command in ("dpo", "rloo", "grpo"):
         error = one_line(accord(command, demo_config(), runs=runs.root), 2)
-        assert "says rl.algorithm: dpo; run `accord dpo`" in error
+        assert "says rl.algorithm: ppo; run `accord ppo`" in error
     online = "rl={algorithm: grpo, prompts: x, trainer: {scale_reward: none}}"
     error = one_line(accord("grpo", demo_config(), online, runs=runs.root), 2)
     assert "rl.trainer.scale_reward: GRPOConfig has no such argument; did you mean 'scale_rewards'?" in error
