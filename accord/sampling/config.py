@@ -1,8 +1,9 @@
 """How answers are sampled. One engine serves a whole round, so this is a section of the round, not of a stage."""
 
+from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from accord.config import Config
 
@@ -10,8 +11,14 @@ from accord.config import Config
 class SamplingConfig(Config):
     """The engine that samples and the room that it may take."""
 
-    engine: Literal["auto", "vllm", "transformers"] = "auto"
-    """auto: vLLM where it is installed, else transformers."""
+    engine: Literal["auto", "vllm", "transformers", "server"] = "auto"
+    """auto: vLLM where it is installed, else transformers. server: a `vllm serve` that was started elsewhere."""
+
+    server_url: str | None = Field(None, pattern=r"^https?://[^/]+")
+    """With engine: server. Of the server, as in `http://127.0.0.1:8000`; its API key is read from `VLLM_API_KEY`."""
+
+    server_weights_folder: Path | None = None
+    """With engine: server. A folder that both sides see under the same path: weights are handed over in it."""
 
     dtype: Literal["float32", "bfloat16"] = "float32"
     """In float32 the sampler's log-probabilities are the trainer's to 1e-3; bfloat16 moves single ones by 0.15."""
@@ -27,3 +34,12 @@ class SamplingConfig(Config):
 
     gpu_memory_fraction: float = Field(0.4, gt=0, le=1)
     """On GPU: the part of the memory that vLLM takes, cache included; the trainer needs the rest."""
+
+    @model_validator(mode="after")
+    def _a_server_has_an_address(self) -> "SamplingConfig":
+        settings = {"server_url": self.server_url, "server_weights_folder": self.server_weights_folder}
+        for name, value in settings.items():
+            if (self.engine == "server") != (value is not None):
+                need = f"needs {name} too" if value is None else f"is needed for {name} to mean anything"
+                raise ValueError(f"engine: server {need}")
+        return self

@@ -1,4 +1,8 @@
-"""What a sampler is. Two exist: `vllm_engine` (fast, its own process) and `transformers_sampler` (everywhere)."""
+"""What a sampler is.
+
+Three exist: `vllm_engine` (fast, its own process), `vllm_server` (somebody's `vllm serve`, by URL) and
+`transformers_sampler` (everywhere).
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -16,14 +16,12 @@ from accord.sampling.config import SamplingConfig
 from accord.sampling.protocol import Sampler
 from accord.sampling.verify import BOUNDS, Bound, verify
 from accord.sampling.vllm_engine import VLLMSampler, vllm_is_installed
+from accord.sampling.weights import NOT_ARCHITECTURE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
-
-NOT_ARCHITECTURE = {"_name_or_path", "dtype", "torch_dtype", "transformers_version", "use_cache"}
-"""Keys of a model's config.json that may differ between two models that share an engine."""
 
 VERIFICATION_QUESTIONS = [
     "What is the capital of France?",
@@ -60,7 +58,7 @@ class SharedSampler:
 
         Raises:
             UsageError: vLLM is asked for and not installed.
-            AccordError: vLLM does not start, or has ended.
+            AccordError: vLLM does not start or has ended, or a server is not what is needed.
             SyncError: the sampler's log-probabilities are not the model's.
         """
         if self._sampler and self._loaded == (model.digest, self._sampler.sync_count):
@@ -75,6 +73,10 @@ class SharedSampler:
         else:
             self.close()
             self._sampler = self._start(model, tokenizer)
+            if (
+                self._config.engine == "server"
+            ):  # it has the weights that it was started with, or of its last use
+                self._sampler.sync(policy)
             self._architecture = architecture
         prompts = [
             encode_prompt(tokenizer, [Message(role="user", content=question)])
@@ -96,6 +98,10 @@ class SharedSampler:
                 "sampling.engine=vllm, but vLLM is not installed; run `make setup`, or set sampling.engine=transformers"
             )
         eos_token_id: Any = tokenizer.eos_token_id
+        if engine == "server":
+            from accord.sampling.vllm_server import VLLMServerSampler
+
+            return VLLMServerSampler(model.folder, eos_token_id, self._config)
         if engine == "transformers" or not vllm_is_installed():
             from accord.sampling.transformers_sampler import TransformersSampler
 

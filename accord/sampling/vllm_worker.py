@@ -12,22 +12,52 @@ import threading
 import time
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 
 class PolicyLoader:
-    """Mixed into vLLM's worker (`worker_extension_cls`), where it can reach the model."""
+    """Mixed into vLLM's worker (`worker_extension_cls`), where it can reach the model.
 
-    def load_policy(self: Any, weights_path: str) -> None:
-        """Take over the weights in a folder of safetensors.
+    `vllm_engine` and `vllm_server` use the first method, the others are for `vllm_server` alone.
+    """
+
+    def load_policy(self: Any, weights_path: str, version: str | None = None) -> None:
+        """Take over the weights in a folder of safetensors; `policy_version` returns `version` from then on.
 
         On CPU, `reload_weights` reports success and leaves a tied output head with its old weights: the head
         computes from a repacked copy of them, which nobody repacks again. So that is done here.
+
+        Raises:
+            FileNotFoundError: the folder does not exist where this worker runs.
         """
+        if not Path(weights_path).is_dir():
+            raise FileNotFoundError(f"the server sees no folder {weights_path}")
+        self.accord_policy_version = None  # until all is done
         self.reload_weights(weights_path=weights_path)
         head = getattr(self.model_runner.get_model(), "lm_head", None)
         if head is not None and hasattr(head, "cpu_linear"):
             head.quant_method.process_weights_after_loading(head)
+        self.accord_policy_version = version
+
+    def policy_version(self: Any) -> str | None:
+        """What the latest `load_policy` was told; None before the first one, and after one that failed."""
+        return getattr(self, "accord_policy_version", None)
+
+    def describe_policy(self: Any) -> dict[str, Any]:
+        """What decides whether this server can sample for a trainer."""
+        config = self.model_config
+        plain = (int, float, str, bool)
+        return {
+            "config": {
+                key: value for key, value in config.hf_config.to_dict().items() if isinstance(value, plain)
+            },
+            "dtype": str(config.dtype).removeprefix("torch."),
+            "logprobs_mode": str(config.logprobs_mode),
+            "max_model_len": int(config.max_model_len),
+            "device": str(self.device_config.device_type),
+            "chunked_prefill": bool(self.scheduler_config.enable_chunked_prefill),
+        }
 
 
 class Engine:

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
 SHARED_MEMORY = Path("/dev/shm")
 
+NOT_ARCHITECTURE = {"_name_or_path", "dtype", "torch_dtype", "transformers_version", "use_cache"}
+"""Keys of a model's config.json that may differ between two models that share an engine."""
+
 
 def merged(policy: "PreTrainedModel") -> "PreTrainedModel":
     """The policy itself or, with a PEFT adapter, a copy with the adapter merged in.
@@ -27,13 +30,18 @@ def merged(policy: "PreTrainedModel") -> "PreTrainedModel":
 
 
 @contextmanager
-def saved_weights(policy: "PreTrainedModel") -> Iterator[Path]:
-    """A folder with the policy's weights as safetensors, in shared memory if they fit, gone afterwards."""
+def saved_weights(policy: "PreTrainedModel", parent: Path | None = None) -> Iterator[Path]:
+    """A folder with the policy's weights as safetensors, gone afterwards.
+
+    It is in `parent` and readable to whoever may read that, or else this user's own, in shared memory if they fit.
+    """
     model = merged(policy)
-    size = sum(parameter.nbytes for parameter in model.parameters())
-    roomy = SHARED_MEMORY.is_dir() and shutil.disk_usage(SHARED_MEMORY).free > 2 * size
-    with tempfile.TemporaryDirectory(
-        prefix="accord-weights-", dir=SHARED_MEMORY if roomy else None
-    ) as folder:
+    place = parent
+    if place is None and SHARED_MEMORY.is_dir():
+        size = sum(parameter.nbytes for parameter in model.parameters())
+        place = SHARED_MEMORY if shutil.disk_usage(SHARED_MEMORY).free > 2 * size else None
+    with tempfile.TemporaryDirectory(prefix="accord-weights-", dir=place) as folder:
+        if parent is not None:
+            Path(folder).chmod(parent.stat().st_mode & 0o777)
         model.save_pretrained(folder)
         yield Path(folder)

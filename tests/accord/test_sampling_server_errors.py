@@ -1,0 +1,161 @@
+"""Answers that a real server seldom gives; test_sampling_vllm_server.py has a real one."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from pydantic import ValidationError
+
+from accord.errors import AccordError, SamplerGoneError
+from accord.sampling import SamplingConfig, vllm_server
+from accord.sampling.vllm_server import VLLMServerSampler
+
+EOS = 2
+
+
+class FakeServer:
+    """Answers with the prompt's last token and the EOS; each test replaces what it is about."""
+
+    def __init__(self) -> None:
+        self.version: str | None = None
+        self.asked: list[tuple[str, Any]] = []
+        self.complete: Callable[[dict[str, Any]], httpx.Response] = self.completion
+        self.description: dict[str, Any] = {
+            "config": {"num_hidden_layers": 2}, "dtype": "float32", "logprobs_mode": "processed_logprobs",
+            "max_model_len": 1024, "device": "cuda", "chunked_prefill": True,
+        }  # fmt: skip
+
+    def completion(self, body: dict[str, Any], stop: int = EOS, finish: str = "stop") -> httpx.Response:
+        choice = {
+            "token_ids": [body["prompt"][-1], stop], "logprobs": {"token_logprobs": [-0.25, -0.5]},
+            "finish_reason": finish,
+        }  # fmt: skip
+        return httpx.Response(200, json={"choices": [choice]})
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        body = json.loads(request.content) if request.content else {}
+        path = request.url.path
+        self.asked.append((path, body))
+        if path == "/v1/models":
+            return httpx.Response(200, json={"data": [{"id": "a model"}]})
+        if path == "/v1/completions":
+            return self.complete(body)
+        if path == "/reset_prefix_cache":
+            return httpx.Response(200)  # as older versions
+        if body["method"] == "load_policy":
+            self.version = body["kwargs"]["version"]
+        results = {"describe_policy": self.description, "policy_version": self.version, "load_policy": None}
+        return httpx.Response(200, json={"results": [results[body["method"]]]})
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> FakeServer:
+    server = FakeServer()
+    monkeypatch.setattr(vllm_server, "SECONDS_BETWEEN_TRIES", (0, 0))
+    monkeypatch.setattr(
+        VLLMServerSampler,
+        "_client",
+        lambda self: httpx.AsyncClient(base_url=self.url, transport=httpx.MockTransport(server)),
+    )
+    return server
+
+
+@pytest.fixture
+def start(server: FakeServer, tmp_path: Path) -> Callable[[], VLLMServerSampler]:
+    (tmp_path / "config.json").write_text('{"num_hidden_layers": 2}')
+
+    def start() -> VLLMServerSampler:
+        config = SamplingConfig(engine="server", server_url="http://server", server_weights_folder=tmp_path)
+        sampler = VLLMServerSampler(tmp_path, EOS, config)
+        sampler.version = server.version = "1"  # as after a sync
+        return sampler
+
+    return start
+
+
+def test_a_busy_server_is_asked_again_for_the_same_answers(server: FakeServer, start: Any) -> None:
+    sampler, refused = start(), []
+
+    def busy(body: dict[str, Any]) -> httpx.Response:
+        if body["prompt"][-1] == 6 and len(refused) < 2:
+            refused.append(body)
+            if len(refused) == 1:
+                raise httpx.ReadError("the connection broke")
+            return httpx.Response(503, text="busy")
+        return server.completion(body)
+
+    server.complete = busy
+    answers = sampler.sample([[5], [6]], [10, 11], 2)
+    assert [answer.token_ids for answer in answers] == [[5, EOS], [6, EOS]]
+    assert answers[1].log_probabilities == [-0.25, -0.5] and answers[1].finish == "eos"
+    again = [body for path, body in server.asked if path == "/v1/completions" and body["prompt"] == [6]]
+    assert len(again) == 3 and again[0] == again[1] == again[2] and again[0]["seed"] == 11
+
+
+def test_a_server_that_stays_busy_is_gone(server: FakeServer, start: Any) -> None:
+    sampler = start()
+    server.complete = lambda body: httpx.Response(500, json={"error": {"message": "EngineCore died"}})
+    with pytest.raises(SamplerGoneError, match=r"HTTP 500: EngineCore died.*run the same command again"):
+        sampler.sample([[5]], [1], 2)
+
+
+def test_answers_of_a_server_that_was_started_again_meanwhile_are_dropped(
+    server: FakeServer, start: Any
+) -> None:
+    sampler = start()
+
+    def restart(body: dict[str, Any]) -> httpx.Response:
+        server.version = None
+        return server.completion(body)
+
+    server.complete = restart
+    with pytest.raises(SamplerGoneError, match="no longer has the weights"):
+        sampler.sample([[5]], [1], 2)
+
+
+def test_an_answer_that_ended_for_another_reason_is_an_error(server: FakeServer, start: Any) -> None:
+    sampler = start()
+    server.complete = lambda body: server.completion(body, stop=9)
+    with pytest.raises(AccordError, match=r"ended an answer with token 9.*--generation-config vllm"):
+        sampler.sample([[5]], [1], 2)
+    server.complete = lambda body: httpx.Response(400, json={"error": {"message": "too long"}})
+    with pytest.raises(AccordError, match=r"refused a request \(HTTP 400: too long\)"):
+        sampler.sample([[5]], [1], 2)
+
+
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        ({"config": {"num_hidden_layers": 3}}, "its num_hidden_layers is 3, that of .* is 2"),
+        ({"logprobs_mode": "raw_logprobs"}, "asks for --logprobs-mode processed_logprobs"),
+        ({"dtype": "bfloat16"}, "asks for --dtype float32"),
+        (
+            {"max_model_len": 512},
+            "started with --max-model-len 512; `sampling` asks for --max-model-len 1024",
+        ),
+        ({"device": "cpu"}, "start it with --no-enable-chunked-prefill"),
+    ],
+)
+def test_a_server_with_other_options_is_refused(
+    server: FakeServer, start: Any, found: dict[str, Any], message: str
+) -> None:
+    server.description |= found
+    with pytest.raises(AccordError, match=message):
+        start()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"engine": "server", "server_weights_folder": "/shared"}, "needs server_url too"),
+        ({"engine": "server", "server_url": "http://server"}, "needs server_weights_folder too"),
+        ({"server_url": "http://server"}, "engine: server is needed for server_url to mean anything"),
+        ({"engine": "server", "server_url": "server:8000", "server_weights_folder": "/shared"}, "server_url"),
+    ],
+)
+def test_a_server_needs_its_settings_and_nothing_else_does(settings: dict[str, str], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        SamplingConfig.model_validate(settings)
