@@ -75,8 +75,13 @@ class Rows:
 
     def join(self, values: Sequence[Tensor]) -> Tensor:
         """The inverse of `split`."""
-        prefix = self.packed.prefix
-        return torch.cat([values[0][:prefix], *(each[prefix:] for each in values)])[None]
+        parts: list[Tensor] = []
+        for group in self.packed.groups:
+            parts += [
+                values[group.rows[0]][: group.prefix],
+                *(values[row][group.prefix :] for row in group.rows),
+            ]
+        return torch.cat(parts)[None]
 
 
 def micro_batches(
@@ -118,7 +123,13 @@ class Actors:
         reward: the reward model's transformer; None: the critic without its adapter or, for a shared base, the
             policy with the adapter "reward".
         bfloat16: compute in it (autocast).
+
+        Raises:
+            UsageError: the attention of a model does not work on packed rows.
         """
+        for model in (policy, critic, reference, reward):
+            if model is not None:
+                _pack(model)
         self.policy, self.critic, self.critic_head = policy, critic, critic_head
         self.reference, self.reward = reference, reward
         self.reward_head = copy.deepcopy(critic_head).requires_grad_(False)
@@ -301,8 +312,6 @@ def load_actors(
             f"rl.max_sequence_tokens is {max_sequence_tokens}, and policy and reward model read at most {context} "
             "tokens; lower it"
         )
-    for model in (policy_model, scoring):
-        _pack(model)
     head, backbone = scoring.score, getattr(scoring, scoring.base_model_prefix)
     critic_head = nn.Linear(head.in_features, 1, bias=head.bias is not None)
     critic_head.load_state_dict({name: p.float() for name, p in head.state_dict().items()})
@@ -376,13 +385,16 @@ def _check_logits(model: Any) -> None:
 @torch.no_grad()
 def _pack(model: Any) -> None:
     """From now on, compute packed rows only; refuse a model whose attention is another than what `rl.packing` knows."""
-    body, vocabulary = _body(model), model.config.vocab_size
-    model.eval()
+    body = _body(model)
+    vocabulary = body.config.vocab_size
+    if body.config._attn_implementation == ATTENTION:
+        return
+    body.eval()
     sequences = [
         [i % vocabulary for i in ids] for ids in ([5, 6, 7, 8, 9, 10], [5, 6, 7, 11, 12], [5, 6, 7, 13])
     ]
     plain = [body(input_ids=torch.tensor([ids]), use_cache=False).last_hidden_state[0] for ids in sequences]
-    model.set_attn_implementation(ATTENTION)
+    body.set_attn_implementation(ATTENTION)
     rows = Rows.of(sequences, [[]] * len(sequences))
     packed = rows.packed
     try:
@@ -399,7 +411,7 @@ def _pack(model: Any) -> None:
         agrees = False
     if not agrees:
         raise UsageError(
-            f"PPO packs sequences into rows without padding, and the attention of {type(model).__name__} does not work "
+            f"PPO packs sequences into rows without padding, and the attention of {type(body).__name__} does not work "
             "that way; use rl.algorithm=dpo for this model"
         )
 

@@ -1,15 +1,16 @@
 """Sequences side by side in one row of tokens: no padding is computed, and what they begin with is computed once.
 
-Chat templates put the same system prompt before every conversation. Here the tokens that all sequences of a micro-batch
-have in common at their front, the prefix, stand once at the front of the row; then follow the rests of the sequences.
+Chat templates put the same system prompt before every conversation. Sequences that begin alike are a group: what they
+have in common at their front, the prefix, stands once, and then follow the rests of the sequences.
 
-    [ prefix | rest of sequence 0 | rest of sequence 1 | ... ]          N tokens
+    [ prefix | rest | rest | rest ] [ prefix | rest | rest ] [ whole sequence | whole sequence ]          N tokens
 
-Everything but attention works on each token by itself and needs to know nothing of this. In attention, the prefix reads
-itself, and the rest of a sequence reads the prefix and itself; each token keeps the position that it has in its own
+Everything but attention works on each token by itself and needs to know nothing of this. In attention, a prefix reads
+itself, and the rest of a sequence reads its prefix and itself; each token keeps the position that it has in its own
 sequence. The results, gradients included, are those of the sequences one by one, to rounding.
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,62 +25,82 @@ ATTENTION = "accord_packed"
 
 
 @dataclass(frozen=True)
+class Group:
+    """G sequences with a common prefix; L is the longest rest, M the sum of all rests."""
+
+    rows: list[int]
+    """Which sequences, in the order in which their rests stand."""
+    prefix: int
+    """Tokens of the prefix."""
+    tokens: int
+    """Of prefix and rests."""
+    to_padded: Tensor
+    """[G * L], for rests padded to a common length: which token of the rests stands there; 0 for padding."""
+    to_packed: Tensor
+    """[M], for each token of the rests: where it stands among the padded ones."""
+
+    def pad(self, values: Tensor) -> Tensor:
+        """[1, H, M, D] -> [G, H, L, D]."""
+        _, heads, _, size = values.shape
+        rests = values[0].transpose(0, 1).reshape(-1, heads * size)
+        padded: Tensor = _Rearrange.apply(rests, self.to_padded, self.to_packed)
+        return padded.view(len(self.rows), -1, heads, size).transpose(1, 2)
+
+    def unpad(self, values: Tensor) -> Tensor:
+        """[G, H, L, D] -> [1, M, H, D]."""
+        rows, heads, longest, size = values.shape
+        flat = values.transpose(1, 2).reshape(rows * longest, heads * size)
+        rests: Tensor = _Rearrange.apply(flat, self.to_packed, self.to_padded)
+        return rests.view(1, -1, heads, size)
+
+
+@dataclass(frozen=True)
 class Packed:
-    """R sequences as one row of N tokens; L is the longest rest."""
+    """R sequences as one row of N tokens."""
 
     input_ids: Tensor
     """[1, N]"""
     position_ids: Tensor
     """[1, N], each token's place in its own sequence."""
-    prefix: int
-    """Tokens of the prefix."""
+    groups: list[Group]
+    prefixes: Tensor
+    """[R], tokens of the prefix of each sequence's group."""
+    prefix_starts: Tensor
+    """[R], where that prefix begins."""
     starts: Tensor
     """[R], where the token at position 0 of a sequence would stand if its rest began there."""
-    to_padded: Tensor
-    """[R * L], for rests padded to a common length: which token of the rests stands there; 0 for padding."""
-    to_packed: Tensor
-    """[N - prefix], for each token of the rests: where it stands among the padded ones."""
 
     @classmethod
     def of(cls, sequences: Sequence[Sequence[int]], device: torch.device | str = "cpu") -> "Packed":
         """Pack sequences of token ids, none of them empty."""
-        prefix = _common_prefix(sequences)
-        lengths = [len(sequence) - prefix for sequence in sequences]
-        longest = max(lengths)
-        ids, positions = list(sequences[0][:prefix]), list(range(prefix))
-        starts: list[int] = []
-        to_packed: list[int] = []
-        to_padded = [0] * (len(lengths) * longest)
-        for row, (sequence, length) in enumerate(zip(sequences, lengths, strict=True)):
-            begin = len(ids) - prefix
-            starts.append(begin)
-            ids += sequence[prefix:]
-            positions += range(prefix, prefix + length)
-            to_padded[row * longest : row * longest + length] = range(begin, begin + length)
-            to_packed += range(row * longest, row * longest + length)
-        tensors = (
-            torch.tensor(values, device=device) for values in (ids, positions, starts, to_padded, to_packed)
-        )
-        input_ids, position_ids, starts_, to_padded_, to_packed_ = tensors
-        return cls(input_ids[None], position_ids[None], prefix, starts_, to_padded_, to_packed_)
+        tensor = functools.partial(torch.tensor, device=device)
+        ids: list[int] = []
+        positions: list[int] = []
+        groups = []
+        prefixes, prefix_starts, starts = ([0] * len(sequences) for _ in range(3))
+        for prefix, rows in _groups(sequences):
+            begin, longest = len(ids), max(len(sequences[row]) for row in rows) - prefix
+            ids += sequences[rows[0]][:prefix]
+            positions += range(prefix)
+            to_padded = [0] * (len(rows) * longest)
+            to_packed: list[int] = []
+            for place, row in enumerate(rows):
+                rest = len(sequences[row]) - prefix
+                prefixes[row], prefix_starts[row], starts[row] = prefix, begin, len(ids) - prefix
+                offset = len(ids) - begin - prefix
+                ids += sequences[row][prefix:]
+                positions += range(prefix, prefix + rest)
+                to_padded[place * longest : place * longest + rest] = range(offset, offset + rest)
+                to_packed += range(place * longest, place * longest + rest)
+            groups.append(Group(rows, prefix, len(ids) - begin, tensor(to_padded), tensor(to_packed)))
+        return cls(
+            tensor([ids]), tensor([positions]), groups, tensor(prefixes), tensor(prefix_starts), tensor(starts)
+        )  # fmt: skip
 
     def place(self, row: Tensor, position: Tensor) -> Tensor:
         """Where in the row of N tokens the tokens at `position` of the sequences `row` stand; all of one shape."""
-        return torch.where(position < self.prefix, position, self.starts[row] + position)
-
-    def pad(self, values: Tensor) -> Tensor:
-        """[1, H, N, D] -> [R, H, L, D], the rests only."""
-        _, heads, _, size = values.shape
-        rests = values[0, :, self.prefix :].transpose(0, 1).reshape(-1, heads * size)
-        padded: Tensor = _Rearrange.apply(rests, self.to_padded, self.to_packed)
-        return padded.view(len(self.starts), -1, heads, size).transpose(1, 2)
-
-    def unpad(self, values: Tensor) -> Tensor:
-        """[R, H, L, D] -> [1, N - prefix, H, D]."""
-        rows, heads, longest, size = values.shape
-        flat = values.transpose(1, 2).reshape(rows * longest, heads * size)
-        rests: Tensor = _Rearrange.apply(flat, self.to_packed, self.to_padded)
-        return rests.view(1, -1, heads, size)
+        in_prefix = position < self.prefixes[row]
+        return position + torch.where(in_prefix, self.prefix_starts[row], self.starts[row])
 
 
 class _Rearrange(torch.autograd.Function):
@@ -135,16 +156,19 @@ def packed_attention(
     if packed is None or attention_mask is not None:
         raise ValueError("this model computes packed rows only; load it anew for anything else")
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    prefix = packed.prefix
-    queries, keys, values = packed.pad(query), packed.pad(key), packed.pad(value)
-    if not prefix:
-        return packed.unpad(_attend(queries, keys, values, scaling, sliding_window)), None
-    first_key, first_value = key[:, :, :prefix], value[:, :, :prefix]
-    of_prefix = _attend(query[:, :, :prefix], first_key, first_value, scaling, sliding_window)
-    keys = torch.cat([first_key.expand(len(keys), -1, -1, -1), keys], dim=2)
-    values = torch.cat([first_value.expand(len(values), -1, -1, -1), values], dim=2)
-    of_rests = packed.unpad(_attend(queries, keys, values, scaling, sliding_window))
-    return torch.cat([of_prefix.transpose(1, 2), of_rests], dim=1), None
+    outputs = []
+    begin = 0
+    for group in packed.groups:
+        first, rests = slice(begin, begin + group.prefix), slice(begin + group.prefix, begin + group.tokens)
+        queries, keys, values = (group.pad(each[:, :, rests]) for each in (query, key, value))
+        if group.prefix:
+            q, k, v = (each[:, :, first] for each in (query, key, value))
+            outputs.append(_attend(q, k, v, scaling, sliding_window).transpose(1, 2))
+            keys = torch.cat([k.expand(len(keys), -1, -1, -1), keys], dim=2)
+            values = torch.cat([v.expand(len(values), -1, -1, -1), values], dim=2)
+        outputs.append(group.unpad(_attend(queries, keys, values, scaling, sliding_window)))
+        begin += group.tokens
+    return torch.cat(outputs, dim=1), None
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, scaling: float, sliding_window: int | None) -> Tensor:
@@ -166,13 +190,45 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, scaling: float, sliding_w
     return (weights @ value).view(batch, heads, queries, size)
 
 
-def _common_prefix(sequences: Sequence[Sequence[int]]) -> int:
-    """How many tokens all sequences begin with, leaving one at least of each; 0 for a single sequence."""
-    if len(sequences) == 1:
-        return 0
-    limit = min(map(len, sequences)) - 1
-    first = sequences[0]
-    return next((i for i in range(limit) if any(sequence[i] != first[i] for sequence in sequences)), limit)
+def _groups(sequences: Sequence[Sequence[int]]) -> list[tuple[int, list[int]]]:
+    """Prefix and members of the groups that save the most tokens; those that share nothing are one without prefix.
+
+    In alphabetic order, sequences that begin alike are neighbours, and what several have in common is what all pairs of
+    neighbours have; the best way to cut this order into groups follows from the best ways to cut its beginnings.
+    """
+    order = sorted(range(len(sequences)), key=lambda row: list(sequences[row]))
+    saved, prefixes, begins = (
+        [0],
+        [0],
+        [0],
+    )  # of the best way to cut the first so many; the last group's prefix and begin
+    for end in range(1, len(order) + 1):
+        best = (saved[-1], 0, end - 1)
+        prefix = len(sequences[order[end - 1]]) - 1  # leaves a token of each
+        for begin in range(end - 2, -1, -1):
+            neighbours = (sequences[order[begin]], sequences[order[begin + 1]])
+            prefix = min(prefix, len(neighbours[0]) - 1, _common_prefix(*neighbours))
+            if not prefix:
+                break
+            best = max(best, (saved[begin] + prefix * (end - 1 - begin), prefix, begin))
+        for values, value in zip((saved, prefixes, begins), best, strict=True):
+            values.append(value)
+    groups, alone = [], []
+    end = len(order)
+    while end:
+        prefix, begin = prefixes[end], begins[end]
+        if prefix:
+            groups.append((prefix, order[begin:end]))
+        else:
+            alone += order[begin:end]
+        end = begin
+    return [*groups, (0, alone)] if alone else groups
+
+
+def _common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
+    return next(
+        (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other))
+    )
 
 
 transformers.AttentionInterface.register(ATTENTION, packed_attention)

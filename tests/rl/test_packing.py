@@ -37,6 +37,9 @@ def sequences_of(seed: int) -> list[list[int]]:
 
     front = tokens(0, 9)
     found = [front + tokens(1, 12) for _ in range(generator.choice([1, 2, 3, 6]))]
+    other = front[:3] + tokens(2, 5)  # a second group
+    found += [other + tokens(1, 6) for _ in range(generator.choice([0, 1, 3]))]
+    generator.shuffle(found)
     return found + found[:1] if generator.random() < 0.3 else found
 
 
@@ -85,12 +88,50 @@ def test_a_prefix_leaves_a_token_of_every_sequence() -> None:
     assert packed.input_ids.tolist() == [[7, 8, 8, 8, 9]]
 
 
+def test_two_system_prompts_are_two_groups_and_what_shares_nothing_is_whole() -> None:
+    """Two begin with 1 2 3, two with 1 2 4 4 4, one alone: a prefix of 2 for four would save 6 tokens, these 3 + 5."""
+    sequences = [[1, 2, 3, 5], [1, 2, 4, 4, 4, 6], [9, 9], [1, 2, 3, 7], [1, 2, 4, 4, 4, 8]]
+    packed = Packed.of(sequences)
+    assert sorted((group.prefix, sorted(group.rows)) for group in packed.groups) == [
+        (0, [2]),
+        (3, [0, 3]),
+        (5, [1, 4]),
+    ]
+    assert packed.input_ids.numel() == 22 - 3 - 5
+    for row, ids in enumerate(sequences):
+        positions = torch.arange(len(ids))
+        places = packed.place(torch.tensor(row), positions)
+        assert packed.input_ids[0, places].tolist() == ids
+        assert packed.position_ids[0, places].tolist() == positions.tolist()
+
+
+def test_groups_save_as_much_as_any_cut_of_the_sorted_sequences() -> None:
+    for seed in range(30):
+        sequences = sorted(sequences_of(seed) + sequences_of(seed + 100) + sequences_of(seed + 200))[:9]
+        ours = sum(map(len, sequences)) - Packed.of(sequences).input_ids.numel()
+        best = 0
+        for cuts in range(2 ** (len(sequences) - 1)):
+            saving, begin = 0, 0
+            for end in range(1, len(sequences) + 1):
+                if end == len(sequences) or cuts >> (end - 1) & 1:
+                    part = sequences[begin:end]
+                    common = 0
+                    while (
+                        common < min(map(len, part)) and len({tuple(ids[: common + 1]) for ids in part}) == 1
+                    ):
+                        common += 1
+                    saving += min(common, min(map(len, part)) - 1) * (len(part) - 1)
+                    begin = end
+            best = max(best, saving)
+        assert ours == best
+
+
 def test_a_model_whose_attention_is_another_is_refused() -> None:
     """GPT-J rotates and attends in code of its own, which knows no packed rows."""
     from transformers import GPTJConfig
 
     model = load(GPTJConfig(vocab_size=50, n_embd=24, n_layer=1, n_head=2, rotary_dim=4))
-    with pytest.raises(UsageError, match="GPTJForCausalLM does not work that way"):
+    with pytest.raises(UsageError, match="GPTJModel does not work that way"):
         _pack(model)
 
 

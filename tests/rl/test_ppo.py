@@ -193,7 +193,7 @@ def test_a_finished_run_is_reused(
 def test_an_epoch_takes_a_step_for_each_minibatch_and_rates_fall_linearly(
     tiny_model: Model, reward_model: Model, preferences: Path, config: dict[str, Any], runs: Runs
 ) -> None:
-    """3 updates of 2 epochs of 3 minibatches: 18 steps each of policy and critic; the learning rate is 3/3, 2/3 and 1/3 of the first."""
+    """3 updates of 2 epochs of 3 minibatches: 18 steps of each model; rates are 3/3, 2/3 and 1/3 of the first."""
     rates: list[float] = []
     hook = register_optimizer_step_post_hook(
         lambda optimiser, *_: rates.append(optimiser.param_groups[0]["lr"])
@@ -274,7 +274,8 @@ def test_a_loss_that_is_no_number_stops_the_run(
     tiny_model: Model, reward_model: Model, preferences: Path, config: dict[str, Any], runs: Runs
 ) -> None:
     with pytest.raises(
-        AccordError, match=r"^ppo: (policy_gradient_norm|(policy|value)_loss) became nan in epoch 2 at update 1; .* learning rate"
+        AccordError,
+        match=r"^ppo: (policy_gradient_norm|(policy|value)_loss) became nan in epoch 2 at update 1; .* learning rate",
     ):
         run_ppo({**config, "learning_rate": 1e30}, tiny_model, reward_model, preferences, runs)
     assert (runs.all()[0].path / "not-finite.jsonl").exists()
