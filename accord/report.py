@@ -48,9 +48,10 @@ LABELS = {
     "logps/chosen": "Log-probability of a preferred answer (nats)",
     "rewards/accuracies": "Share of pairs ordered as preferred",
     "mean_token_accuracy": "Share of tokens predicted exactly",
-    "score": "Reward model's score",
+    "score": "Score of an answer",
     "kl_k1_nats": "Distance from the reference (KL of an answer, nats)",
     "response_tokens": "Length of an answer (tokens)",
+    "preference_loss": "Loss of the implied reward on held-out preferences",
 }
 """Curves that are worth drawing, most telling first, and their titles."""
 CURVES_PER_STAGE = 4
@@ -73,8 +74,8 @@ FIGURES = {
     "heldout_loss_before": "Held-out loss before",
     "kept_update": "Update whose policy was kept",
     "stop_reason": "Why it stopped early",
-    "first_score": "Reward model's score, first update",
-    "score": "Reward model's score, last update",
+    "first_score": "Score of an answer, first update",
+    "score": "Score of an answer, last update",
     "kl_nats": "KL from the reference, last update (nats an answer)",
     "heldout_preference_loss": "Loss of the implied reward on held-out preferences (ln 2 at the start)",
     "heldout_chosen_log_probability_before": "Held-out preferred answers: log-probability before (nats)",

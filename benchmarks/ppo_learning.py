@@ -1,10 +1,10 @@
-"""Claim: 10 updates of PPO raise a reward that a program computes by 3 standard errors, at little KL, for every seed.
+"""Claim: 8 updates of PPO raise a reward that a program computes by 3 standard errors, at little KL, for every seed.
 
     python benchmarks/ppo_learning.py                      # half an hour on two quiet cores
     python benchmarks/ppo_learning.py --seeds 1 --no-peer
 
 The bundled model learns to address the reader (benchmarks/ppo_rewards.py). accord trains adapters in the last ten
-layers over a shared base. Each seed is judged on 64 held-out prompts, answered before and after: the rise over the
+layers over a shared base. Each seed is judged on 162 held-out prompts, answered before and after: the rise over the
 standard error of the difference. The peer, TRL 1.12's PPO, trains all weights on the same prompts and reward, its first
 updates only; there is no goal against it, but a plot of reward against wall time, benchmarks/ppo_learning.svg. The last
 line printed is one JSON object.
@@ -31,7 +31,7 @@ def main() -> None:
     """Run the seeds and the peer, and print the result."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--updates", type=int, default=10)
+    parser.add_argument("--updates", type=int, default=8)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--peer", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--peer-updates", type=int, default=8)
@@ -117,6 +117,7 @@ def run_accord(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     from rl.ppo import train_ppo
 
     rows = read_jsonl(bundled.data_path("bundled:demo/prompts.heldout.jsonl"), PromptRecord)
+    rows += read_jsonl(bundled.data_path("bundled:demo/prompts.train.jsonl"), PromptRecord)[:100]
     answers = ([Message(role="assistant", content=text)] for text in ("Yes.", "No."))
     chosen, rejected = answers
     heldout = [Preference(prompt=row.prompt, chosen=chosen, rejected=rejected) for row in rows]
@@ -125,7 +126,7 @@ def run_accord(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         algorithm="ppo", prompts="bundled:demo/prompts.train.jsonl", updates=arguments.updates,
         prompts_per_update=ANSWERS, epochs_per_update=EPOCHS, minibatches_per_epoch=2, max_response_tokens=TOKENS,
         max_sequence_tokens=256,
-        heldout_fraction=0.8, missing_eos="subtract", missing_eos_penalty=0.0, learning_rate=arguments.learning_rate,
+        heldout_fraction=0.9, missing_eos="subtract", missing_eos_penalty=0.0, learning_rate=arguments.learning_rate,
         lora={"rank": 16, "alpha": 32, "top_layers": 10}, shared_base=True, evaluate_every_updates=arguments.updates,
         stop_at_kl_nats=KL_BUDGET_NATS, checkpoint_every_updates=1000, seed=arguments.seed,
         reward_function=f"{Path(__file__).with_name('ppo_rewards.py')}:second_person",

@@ -128,7 +128,7 @@ class Experience:
             "kl_k1_nats": (k1(log_p, reference) * tokens).sum().item() / count,
             "kl_k3_nats": (k3(log_p, reference) * tokens).sum().item() / count,
             "entropy_nats": opinions.entropies[tokens].mean().item(),
-            "reward": self.rewards.sum().item() / count,
+            "reward_after_kl": self.rewards.sum().item() / count,
             "explained_variance": explained_variance(opinions.values, self.returns, opinions.slots),
         }
 

@@ -147,7 +147,7 @@ def test_the_first_update_s_figures_are_those_of_the_answers(
     ]
     assert row["score"] == pytest.approx(statistics.fmean(raw), abs=1e-4)
     assert row["shaped_score"] == pytest.approx(statistics.fmean(shaped), abs=1e-4)
-    assert row["reward"] == pytest.approx(statistics.fmean(shaped), abs=1e-4)  # the KL is 0 yet
+    assert row["reward_after_kl"] == pytest.approx(statistics.fmean(shaped), abs=1e-4)  # the KL is 0 yet
     assert row["length_penalty"] == pytest.approx(0.01 * statistics.fmean(lengths))
     assert row["response_tokens"] == statistics.fmean(lengths)
     assert row["kl_k1_nats"] == row["kl_k3_nats"] == row["first_ratio_deviation"] == 0

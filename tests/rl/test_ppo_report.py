@@ -20,13 +20,13 @@ def test_the_page_of_a_ppo_run_draws_score_against_kl(tmp_path: Path) -> None:
     )
     curves = {curve.title: curve for curve in training_curves(run_with(rows, Runs(tmp_path / "a")))}
     assert list(curves) == [
-        "Reward model's score", "Distance from the reference (KL of an answer, nats)", "Length of an answer (tokens)",
+        "Score of an answer", "Distance from the reference (KL of an answer, nats)", "Length of an answer (tokens)",
         "Score against distance from the reference",
     ]  # fmt: skip
     frontier = curves["Score against distance from the reference"]
     assert frontier.description == "training: from a score of 0.500 at 0.000 nats to 1.50 at 2.50 nats"
     assert "KL of an answer (nats)" in frontier.svg
-    assert curves["Reward model's score"].description.endswith("held out: 1.25 at update 2, 1.25 at update 2")
+    assert curves["Score of an answer"].description.endswith("held out: 1.25 at update 2, 1.25 at update 2")
 
 
 def test_other_stages_have_no_such_picture(tmp_path: Path) -> None:
