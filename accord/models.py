@@ -100,6 +100,25 @@ def load_tokenizer(model: Model) -> "PreTrainedTokenizerBase":
     return prepare_tokenizer(AutoTokenizer.from_pretrained(model.folder), model.reference)
 
 
+def check_same_tokens(policy: Model, reward_model: Model) -> None:
+    """A reward model that reads the policy's token ids must mean the same by them.
+
+    Raises:
+        UsageError: its tokenizer or its chat template is another one.
+    """
+    ours, theirs = load_tokenizer(policy), load_tokenizer(reward_model)
+    probe = [{"role": "user", "content": "Is 1 + 1 = 2?\n\nYes"}]
+    if (
+        ours.get_vocab() != theirs.get_vocab()
+        or ours.eos_token_id != theirs.eos_token_id
+        or ours.apply_chat_template(probe) != theirs.apply_chat_template(probe)
+    ):
+        raise UsageError(
+            f"the reward model {reward_model.reference} has another tokenizer or chat template than the policy "
+            f"{policy.reference}, whose tokens it must read; train the reward model from this policy"
+        )
+
+
 def load_policy(model: Model, dtype: "torch.dtype | None" = None, **options: Any) -> "PreTrainedModel":
     """The model with its language-model head, in `dtype` (default float32).
 

@@ -22,8 +22,7 @@ from torch import Tensor, nn
 
 from accord.config import LoraConfig
 from accord.errors import UsageError
-from accord.models import Model, load_policy, load_reward_model, load_tokenizer, peft_config
-from accord.records import Message
+from accord.models import Model, check_same_tokens, load_policy, load_reward_model, peft_config
 from rl.log_probabilities import TokenStatistics, token_statistics
 from rl.packing import ATTENTION, Packed
 
@@ -300,7 +299,7 @@ def load_actors(
         UsageError: the reward model has another tokenizer, a context is too short, or the policy's logits are not its
             output layer's product.
     """
-    _check_tokenizers(policy, reward_model)
+    check_same_tokens(policy, reward_model)
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     torch.manual_seed(seed)
     policy_model: Any = load_policy(policy, base_dtype if lora else torch.float32)
@@ -347,24 +346,6 @@ def load_actors(
             _prepare(module, gradient_checkpointing)
     actors.check_parts()
     return actors
-
-
-def _check_tokenizers(policy: Model, reward_model: Model) -> None:
-    """The critic starts from the reward model and reads the policy's tokens, so they must be the same tokens."""
-    ours, theirs = load_tokenizer(policy), load_tokenizer(reward_model)
-    probe = [
-        {"role": m.role, "content": m.content} for m in [Message(role="user", content="Is 1 + 1 = 2?\n\nYes")]
-    ]
-    if (
-        ours.get_vocab() != theirs.get_vocab()
-        or ours.eos_token_id != theirs.eos_token_id
-        or ours.apply_chat_template(probe) != theirs.apply_chat_template(probe)
-    ):
-        raise UsageError(
-            f"the reward model {reward_model.reference} has another tokenizer or chat template than the policy "
-            f"{policy.reference}, and PPO's critic, which starts from it, must read the policy's tokens; train the "
-            "reward model from this policy"
-        )
 
 
 @torch.no_grad()

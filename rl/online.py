@@ -15,13 +15,13 @@ from collections.abc import Callable
 from typing import Any
 
 from datasets import Dataset
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers import GenerationConfig
 from trl import GRPOConfig, RLOOConfig
 
 from accord.bundled import data_path
 from accord.config import check_trainer_arguments
 from accord.errors import AccordError, DataError, UsageError
-from accord.models import Model, load_policy, load_tokenizer, peft_config
+from accord.models import Model, check_same_tokens, load_policy, load_tokenizer, peft_config
 from accord.runs import DataFile, Run, Runs, Source
 from accord.training import (
     SET_BY_ACCORD,
@@ -155,8 +155,8 @@ def scorer(
     Raises:
         UsageError: the reward model has other tokens than the policy, or reads less than `max_sequence_tokens`.
     """
+    check_same_tokens(policy, reward_model)
     tokenizer = load_tokenizer(policy)
-    _check_tokenizer(tokenizer, policy, reward_model)
     model = load_scorer(reward_model)
     if max_sequence_tokens > model.config.max_position_embeddings:
         raise UsageError(
@@ -176,12 +176,3 @@ def scorer(
         return [next(whole_scores) if whole else -missing_eos_penalty for whole in ended]
 
     return reward_model_score
-
-
-def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, policy: Model, reward_model: Model) -> None:
-    theirs = load_tokenizer(reward_model)
-    if tokenizer.get_vocab() != theirs.get_vocab() or tokenizer.eos_token_id != theirs.eos_token_id:
-        raise UsageError(
-            f"the reward model {reward_model.reference} has another tokenizer than the policy {policy.reference}, "
-            "whose tokens it must read; train the reward model from this policy"
-        )

@@ -222,7 +222,7 @@ def test_models_that_do_not_fit_together_are_refused(
     tokenizer: Any = PreTrainedTokenizerFast.from_pretrained(tmp_path / "other")
     tokenizer.add_tokens(["please"])
     tokenizer.save_pretrained(tmp_path / "other")
-    with pytest.raises(UsageError, match="the reward model other has another tokenizer than the policy"):
+    with pytest.raises(UsageError, match="other has another tokenizer or chat template than the policy"):
         scorer(tiny_model, Model("other", tmp_path / "other", "x"), 300, 1.0)
 
 
