@@ -9,8 +9,8 @@ standard error of the difference. The peer, TRL 1.12's PPO, trains all weights o
 updates only; there is no goal against it, but a plot of reward against wall time, benchmarks/ppo_learning.svg. The last
 line printed is one JSON object.
 
-Measured on two cores that others used too, 5 seeds: 3.6, 6.7, 7.1, 9.0 and 10.5 standard errors, at 0.8 to 3.2 nats. Ten
-updates with half as many held-out prompts had 3.0 for one seed of two: it is the held-out prompts that decide.
+Measured on two cores that others used too, 5 seeds: 3.6, 6.7, 7.1, 9.0 and 10.5 standard errors, at 0.8 to 3.2 nats.
+Ten updates with 64 held-out prompts had 3.0 for one seed of two: it is the number of these prompts that decides.
 """
 
 import argparse
