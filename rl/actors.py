@@ -12,94 +12,16 @@ Dropout is off everywhere: PPO's ratios compare one function with itself.
 import contextlib
 import copy
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from accord.config import LoraConfig
 from accord.errors import UsageError
-from accord.models import Model, check_same_tokens, load_policy, load_reward_model, peft_config
 from rl.log_probabilities import TokenStatistics, token_statistics
-from rl.packing import ATTENTION, Packed
-
-
-@dataclass(frozen=True)
-class Rows:
-    """A micro-batch: R prompts with their answers, side by side in one row of N tokens."""
-
-    packed: Packed
-    prompt_lengths: Tensor
-    """[R]"""
-    response_lengths: Tensor
-    """[R]"""
-    beneath: Mapping[str, Tensor] = field(default_factory=dict)
-    """[1, N, d], what goes into the first trained layer of the model of a name (see `Actors.beneath`)."""
-
-    @classmethod
-    def of(
-        cls,
-        prompts: Sequence[Sequence[int]],
-        responses: Sequence[Sequence[int]],
-        device: torch.device | str = "cpu",
-    ) -> "Rows":
-        """Rows from token ids."""
-        sequences = [[*prompt, *response] for prompt, response in zip(prompts, responses, strict=True)]
-        of_prompts, of_responses = (
-            torch.tensor([len(ids) for ids in part], device=device) for part in (prompts, responses)
-        )
-        return cls(Packed.of(sequences, device), of_prompts, of_responses)
-
-    def states(self, extra: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Where the states before each answer token stand, and `extra` more after them: row, slot and position [T]."""
-        lengths = self.response_lengths + extra
-        row = torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths)
-        first = torch.repeat_interleave(lengths.cumsum(0) - lengths, lengths)
-        slot = torch.arange(len(row), device=lengths.device) - first
-        return row, slot, self.prompt_lengths[row] - 1 + slot
-
-    def split(self, values: Tensor) -> list[Tensor]:
-        """[1, N, d] as one tensor [prompt and answer, d] for each sequence."""
-        lengths = (self.prompt_lengths + self.response_lengths).tolist()
-        device = values.device
-        return [
-            values[
-                0, self.packed.place(torch.tensor(row, device=device), torch.arange(length, device=device))
-            ]
-            for row, length in enumerate(lengths)
-        ]
-
-    def join(self, values: Sequence[Tensor]) -> Tensor:
-        """The inverse of `split`."""
-        parts: list[Tensor] = []
-        for group in self.packed.groups:
-            parts += [
-                values[group.rows[0]][: group.prefix],
-                *(values[row][group.prefix :] for row in group.rows),
-            ]
-        return torch.cat(parts)[None]
-
-
-def micro_batches(
-    lengths: Sequence[int], tokens_per_pass: int, of: Sequence[int] | None = None
-) -> list[list[int]]:
-    """Indices of sequences of like length, as many together as have at most `tokens_per_pass` tokens.
-
-    A sequence that is longer than that is alone. `of` are the indices to take; all, if left out.
-    """
-    batches: list[list[int]] = []
-    room = 0
-    for index in sorted(range(len(lengths)) if of is None else of, key=lambda index: lengths[index]):
-        room -= lengths[index]
-        if batches and room >= 0:
-            batches[-1].append(index)
-        else:
-            batches.append([index])
-            room = tokens_per_pass - lengths[index]
-    return batches
+from rl.packing import ATTENTION
+from rl.rows import Rows
 
 
 class Actors:
@@ -128,7 +50,7 @@ class Actors:
         """
         for model in (policy, critic, reference, reward):
             if model is not None:
-                _pack(model)
+                compute_packed_rows(model)
         self.policy, self.critic, self.critic_head = policy, critic, critic_head
         self.reference, self.reward = reference, reward
         self.reward_head = copy.deepcopy(critic_head).requires_grad_(False)
@@ -229,7 +151,7 @@ class Actors:
         """The last hidden states [N, d], after the final norm."""
         name = "policy" if model is self.policy else "critic" if model is self.critic else None
         if name is None or name not in rows.beneath:
-            return self._run(_body(model), rows)[0]
+            return self._run(body_of(model), rows)[0]
         frozen = self.frozen_layers[name]
         return self._run(_part(model, frozen, None), rows, rows.beneath[name])[0]
 
@@ -271,102 +193,10 @@ class Actors:
             p.requires_grad_(True)
 
 
-def load_actors(
-    policy: Model,
-    reward_model: Model,
-    lora: LoraConfig | None,
-    max_sequence_tokens: int,
-    reward_adapter: Path | None = None,
-    base_dtype: torch.dtype = torch.float32,
-    bfloat16: bool = False,
-    gradient_checkpointing: bool = False,
-    seed: int = 0,
-) -> Actors:
-    """Load the models in the layout that `lora` and `reward_adapter` say.
-
-    Args:
-        policy: what is optimised, and the reference.
-        reward_model: the scores, and where the critic starts.
-        lora: adapters for policy and critic; None trains all weights.
-        max_sequence_tokens: the longest prompt and answer together, which both must be able to read.
-        reward_adapter: with `lora`: the reward model as an adapter of the policy, so that one base serves all.
-        base_dtype: of frozen weights.
-        bfloat16: compute in it.
-        gradient_checkpointing: compute activations again in the backward pass instead of keeping them.
-        seed: of new adapters.
-
-    Raises:
-        UsageError: the reward model has another tokenizer, a context is too short, or the policy's logits are not its
-            output layer's product.
-    """
-    check_same_tokens(policy, reward_model)
-    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    torch.manual_seed(seed)
-    policy_model: Any = load_policy(policy, base_dtype if lora else torch.float32)
-    _check_logits(policy_model)
-    scoring: Any = load_reward_model(reward_model, base_dtype if lora else torch.float32)
-    context = min(model.config.max_position_embeddings for model in (policy_model, scoring))
-    if max_sequence_tokens > context:
-        raise UsageError(
-            f"rl.max_sequence_tokens is {max_sequence_tokens}, and policy and reward model read at most {context} "
-            "tokens; lower it"
-        )
-    head, backbone = scoring.score, getattr(scoring, scoring.base_model_prefix)
-    critic_head = nn.Linear(head.in_features, 1, bias=head.bias is not None)
-    critic_head.load_state_dict({name: p.float() for name, p in head.state_dict().items()})
-    actors: Actors
-    if lora is None:
-        reference, reward = copy.deepcopy(policy_model), copy.deepcopy(backbone)
-        for frozen in (reference, reward):
-            frozen.requires_grad_(False)
-        actors = Actors(policy_model, backbone, critic_head, reference, reward, bfloat16=bfloat16)
-    elif reward_adapter is not None:
-        model = _with_adapter(policy_model, policy, lora, "CAUSAL_LM")
-        for name in ("critic", "reward"):
-            _add_adapter(model, reward_adapter, name)
-        model.set_adapter("default")
-        actors = Actors(model, model, critic_head, bfloat16=bfloat16)
-    else:
-        actors = Actors(
-            _with_adapter(policy_model, policy, lora, "CAUSAL_LM"),
-            _with_adapter(backbone, reward_model, lora, "FEATURE_EXTRACTION"),
-            critic_head,
-            bfloat16=bfloat16,
-        )
-    for module in (
-        actors.policy,
-        actors.critic,
-        actors.reference,
-        actors.reward,
-        critic_head,
-        actors.reward_head,
-    ):
-        if module is not None:
-            module.to(device)
-            _prepare(module, gradient_checkpointing)
-    actors.check_parts()
-    return actors
-
-
 @torch.no_grad()
-def _check_logits(model: Any) -> None:
-    """Some models scale or cap their logits after the output layer; here that would go unnoticed."""
-    ids = torch.arange(8)[None] % model.config.vocab_size
-    model.eval()
-    states = _body(model)(input_ids=ids, use_cache=False).last_hidden_state
-    product = states @ model.get_output_embeddings().weight.T
-    logits = model(input_ids=ids, use_cache=False).logits
-    if not torch.allclose(product.float(), logits.float(), atol=1e-2, rtol=1e-2):
-        raise UsageError(
-            f"PPO takes logits from the output layer, and {type(model).__name__} changes them after it (by a bias, a "
-            "cap or a scale); use rl.algorithm=dpo for this model"
-        )
-
-
-@torch.no_grad()
-def _pack(model: Any) -> None:
+def compute_packed_rows(model: Any) -> None:
     """From now on, compute packed rows only; refuse a model whose attention is another than what `rl.packing` knows."""
-    body = _body(model)
+    body = body_of(model)
     vocabulary = body.config.vocab_size
     if body.config._attn_implementation == ATTENTION:
         return
@@ -397,7 +227,7 @@ def _pack(model: Any) -> None:
         )
 
 
-def _body(model: Any) -> Any:
+def body_of(model: Any) -> Any:
     """The transformer of a model, without its head and without PEFT's wrapping."""
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
     return getattr(causal, causal.base_model_prefix, causal)
@@ -405,7 +235,7 @@ def _body(model: Any) -> Any:
 
 def _part(model: Any, first: int, after: int | None) -> Any:
     """A transformer with some of the layers only, sharing their weights; the final norm belongs to the last layer."""
-    body = _body(model)
+    body = body_of(model)
     part = copy.copy(body)
     part._modules = dict(body._modules)
     part.layers = body.layers[first:after]
@@ -416,65 +246,13 @@ def _part(model: Any, first: int, after: int | None) -> Any:
 
 def _frozen_layers(model: Any) -> int:
     """How many layers at the bottom have neither an adapter nor a trained weight, nor has anything beneath them."""
-    body = _body(model)
+    body = body_of(model)
     if any(p.requires_grad for p in body.get_input_embeddings().parameters()) or not hasattr(body, "norm"):
         return 0
     for number, layer in enumerate(getattr(body, "layers", ())):
         if any(p.requires_grad or "lora_" in name for name, p in layer.named_parameters()):
             return number
     return 0
-
-
-def _with_adapter(model: Any, loaded_from: Model, lora: LoraConfig, task: str) -> Any:
-    import peft
-
-    adapted = peft.get_peft_model(model, peft_config(loaded_from, lora, task))
-    for p in adapted.parameters():
-        if p.requires_grad:
-            p.data = p.data.float()
-    return adapted
-
-
-def _add_adapter(model: Any, folder: Path, name: str) -> None:
-    """Add the reward model's adapter under a name; its head is loaded elsewhere."""
-    import peft
-    from peft.utils import load_peft_weights, set_peft_model_state_dict
-
-    trained = peft.LoraConfig.from_pretrained(str(folder))
-    config = peft.LoraConfig(
-        r=trained.r,
-        lora_alpha=trained.lora_alpha,
-        target_modules=trained.target_modules,
-        layers_to_transform=trained.layers_to_transform,
-        layers_pattern=trained.layers_pattern,
-        task_type="CAUSAL_LM",
-    )
-    model.add_adapter(name, config)
-    weights = {
-        key: value for key, value in load_peft_weights(str(folder), device="cpu").items() if "lora_" in key
-    }
-    result: Any = set_peft_model_state_dict(model, weights, adapter_name=name)
-    missing = [key for key in result.missing_keys if f".{name}." in key]
-    if result.unexpected_keys or missing:
-        raise UsageError(
-            f"the adapter in {folder} does not fit the policy; train the reward model from this policy with lora"
-        )
-    for key, p in model.named_parameters():
-        if f".{name}." in key:
-            p.data = p.data.float()
-
-
-def _prepare(model: nn.Module, gradient_checkpointing: bool) -> None:
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        if hasattr(module, "attention_dropout"):
-            module.attention_dropout = 0.0  # type: ignore[assignment]
-    model.eval()
-    any_model: Any = model
-    if gradient_checkpointing and hasattr(model, "gradient_checkpointing_enable"):
-        any_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        model.train()  # transformers checkpoints in training mode only; there is no dropout left to switch on
 
 
 def _trained(model: nn.Module, adapter: str | None) -> dict[str, nn.Parameter]:

@@ -12,8 +12,9 @@ from accord.chat import encode_conversation, encode_prompt
 from accord.errors import DataError
 from accord.records import Demonstration, Message, Preference, Prompt, read_jsonl
 from reward.data import drop_too_long, split_by_prompt
-from rl.actors import Actors, Rows, micro_batches
+from rl.actors import Actors
 from rl.dpo import encode_pairs
+from rl.rows import Rows, micro_batches
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from accord import parallel
 from accord.errors import AccordError
-from rl.actors import Actors, Rows, micro_batches
+from rl.actors import Actors
 from rl.advantages import generalised_advantages, slot_mask, token_mask, token_rewards, whiten
 from rl.kl import k1, k3
 from rl.losses import (
@@ -29,6 +29,7 @@ from rl.losses import (
     value_loss,
 )
 from rl.rollout import Rollout
+from rl.rows import Rows, micro_batches
 
 
 class NotFiniteError(AccordError):

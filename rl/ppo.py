@@ -24,10 +24,10 @@ from accord.models import Model, load_policy, load_tokenizer
 from accord.runs import DataFile, Run, Runs, Source
 from accord.sampling.shared import SharedSampler
 from accord.training import base_dtype, computes_in_bfloat16, quiet_libraries, save_model
-from rl.actors import load_actors
 from rl.checkpoints import Progress, load_best, load_checkpoint
 from rl.config import PPOConfig
 from rl.data import load_data, mean_demonstration_score
+from rl.layouts import load_actors
 from rl.loop import NOT_FINITE_BATCH, Loop
 from rl.reward_function import load_reward_function
 from rl.rollout import PolicySampler

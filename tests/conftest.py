@@ -78,6 +78,23 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Model:
     return resolve(str(folder), Runs(folder / "no-runs"))
 
 
+@pytest.fixture(scope="session")
+def small_model(tiny_model: Model, tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """The tiny model with heads as wide as vLLM's attention on CPU wants them."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from accord.models import load_tokenizer
+
+    folder = tmp_path_factory.mktemp("small-model")
+    torch.manual_seed(0)
+    config = AutoConfig.from_pretrained(tiny_model.folder)
+    config.num_attention_heads, config.num_key_value_heads, config.head_dim = 2, 1, 32
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    load_tokenizer(tiny_model).save_pretrained(folder)
+    return resolve(str(folder), Runs(folder / "no-runs"))
+
+
 @pytest.fixture
 def demonstrations(tmp_path: Path) -> Path:
     """Thirty short conversations of differing lengths, some with a system message or a second turn."""

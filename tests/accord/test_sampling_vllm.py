@@ -18,7 +18,7 @@ import psutil
 import pytest
 import torch
 from scipy import stats
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from accord import models
 from accord.chat import encode_prompt
@@ -26,7 +26,6 @@ from accord.errors import AccordError, SyncError
 from accord.models import Model
 from accord.preload import libraries
 from accord.records import Message
-from accord.runs import Runs
 from accord.sampling import SamplingConfig
 from accord.sampling.shared import SharedSampler
 from accord.sampling.transformers_sampler import TransformersSampler
@@ -84,18 +83,6 @@ def perturbed(policy: PreTrainedModel) -> PreTrainedModel:
 def prompts(bundled_model: Model) -> list[list[int]]:
     tokenizer = models.load_tokenizer(bundled_model)
     return [encode_prompt(tokenizer, [Message(role="user", content=question)]) for question in QUESTIONS]
-
-
-@pytest.fixture(scope="module")
-def small_model(tiny_model: Model, tmp_path_factory: pytest.TempPathFactory) -> Model:
-    """The tiny model with heads as wide as vLLM's attention on CPU wants them."""
-    folder = tmp_path_factory.mktemp("small-model")
-    torch.manual_seed(0)
-    config = AutoConfig.from_pretrained(tiny_model.folder)
-    config.num_attention_heads, config.num_key_value_heads, config.head_dim = 2, 1, 32
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    models.load_tokenizer(tiny_model).save_pretrained(folder)
-    return models.resolve(str(folder), Runs(folder / "no-runs"))
 
 
 def test_sampler_and_trainer_agree_before_and_after_a_sync(

@@ -18,12 +18,11 @@ import httpx
 import psutil
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from accord import models
 from accord.errors import AccordError, SamplerGoneError, UsageError
 from accord.models import Model
-from accord.runs import Runs
 from accord.sampling import SamplingConfig, vllm_server
 from accord.sampling.shared import SharedSampler
 from accord.sampling.verify import FLOAT32_BOUND, verify
@@ -49,7 +48,7 @@ class Server:
 
 
 @contextmanager
-def serve(model: Model, log: Path) -> Iterator[Server]:
+def serve(small_model: Model, log: Path) -> Iterator[Server]:
     """`vllm serve` as docs/run-a-round.md starts it on a CPU, on another port."""
     page = (Path(__file__).parents[2] / "docs/run-a-round.md").read_text()
     command, for_cpu = re.findall(r"```bash\n((?:VLLM_SERVER_DEV_MODE| +--enforce).*?)```", page, re.DOTALL)
@@ -59,7 +58,7 @@ def serve(model: Model, log: Path) -> Iterator[Server]:
     words = f"{command} {for_cpu}".replace("\\\n", " ").split()
     variables = dict(word.split("=") for word in words if word.startswith("VLLM_"))
     arguments = [word for word in words if not word.startswith("VLLM_")]
-    arguments[arguments.index("MODEL_FOLDER")] = str(model.folder)
+    arguments[arguments.index("MODEL_FOLDER")] = str(small_model.folder)
     arguments[arguments.index("--port") + 1] = str(port)
     assert arguments[:2] == ["vllm", "serve"]
     if (
@@ -101,20 +100,8 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 
 @pytest.fixture(scope="module")
-def model(tiny_model: Model, tmp_path_factory: pytest.TempPathFactory) -> Model:
-    """The tiny model with heads as wide as vLLM's attention on CPU wants them."""
-    folder = tmp_path_factory.mktemp("small-model")
-    torch.manual_seed(0)
-    config = AutoConfig.from_pretrained(tiny_model.folder)
-    config.num_attention_heads, config.num_key_value_heads, config.head_dim = 2, 1, 32
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    models.load_tokenizer(tiny_model).save_pretrained(folder)
-    return models.resolve(str(folder), Runs(folder / "no-runs"))
-
-
-@pytest.fixture(scope="module")
-def server(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with serve(model, tmp_path_factory.mktemp("server") / "log") as serving:
+def server(small_model: Model, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with serve(small_model, tmp_path_factory.mktemp("server") / "log") as serving:
         yield serving
 
 
@@ -130,13 +117,13 @@ def config(server: Server, tmp_path: Path) -> SamplingConfig:
 
 
 @pytest.fixture
-def policy(model: Model) -> PreTrainedModel:
-    return models.load_policy(model)
+def policy(small_model: Model) -> PreTrainedModel:
+    return models.load_policy(small_model)
 
 
 @pytest.fixture
-def sampler(model: Model, config: SamplingConfig, policy: PreTrainedModel) -> VLLMServerSampler:
-    sampler = VLLMServerSampler(model.folder, EOS, config)
+def sampler(small_model: Model, config: SamplingConfig, policy: PreTrainedModel) -> VLLMServerSampler:
+    sampler = VLLMServerSampler(small_model.folder, EOS, config)
     sampler.sync(policy)
     return sampler
 
@@ -191,30 +178,30 @@ def test_temperature(sampler: VLLMServerSampler, policy: PreTrainedModel) -> Non
 
 
 def test_a_round_uses_it_and_begins_with_its_own_weights(
-    model: Model, config: SamplingConfig, sampler: VLLMServerSampler, policy: PreTrainedModel
+    small_model: Model, config: SamplingConfig, sampler: VLLMServerSampler, policy: PreTrainedModel
 ) -> None:
     sampler.sync(perturbed(policy, 0.5))  # what an earlier round left in the server
     with SharedSampler(config) as shared:
-        assert isinstance(shared.use(model), VLLMServerSampler)
+        assert isinstance(shared.use(small_model), VLLMServerSampler)
     with pytest.raises(SamplerGoneError, match="no longer has the weights"):
         sampler.sample(PROMPTS, range(8), 4)  # another program has used the server
 
 
 def test_ppo_hands_the_weights_over_again_when_the_server_lost_them(
-    model: Model, config: SamplingConfig, policy: PreTrainedModel
+    small_model: Model, config: SamplingConfig, policy: PreTrainedModel
 ) -> None:
     trained = perturbed(policy)
     with SharedSampler(config) as shared:
-        ppo = PolicySampler(shared, model, trained)
+        ppo = PolicySampler(shared, small_model, trained)
         before = ppo.sample(PROMPTS, range(8), 16, 1.0)
-        VLLMServerSampler(model.folder, EOS, config).sync(policy)
+        VLLMServerSampler(small_model.folder, EOS, config).sync(policy)
         after = ppo.sample(PROMPTS, range(8), 16, 1.0)
     assert ppo.restarts == 1
     assert [answer.token_ids for answer in after] == [answer.token_ids for answer in before]
 
 
 def test_weights_that_do_not_fit_or_are_not_seen_are_errors(
-    sampler: VLLMServerSampler, model: Model, config: SamplingConfig, policy: PreTrainedModel, tmp_path: Path,
+    sampler: VLLMServerSampler, small_model: Model, config: SamplingConfig, policy: PreTrainedModel, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     real = sampler._call_workers
@@ -233,28 +220,28 @@ def test_weights_that_do_not_fit_or_are_not_seen_are_errors(
 
     with pytest.raises(UsageError, match="create it where trainer and server both see it"):
         VLLMServerSampler(
-            model.folder, EOS, config.model_copy(update={"server_weights_folder": tmp_path / "no"})
+            small_model.folder, EOS, config.model_copy(update={"server_weights_folder": tmp_path / "no"})
         )
 
 
 def test_what_does_not_fit_the_server_is_an_error(
-    tiny_model: Model, model: Model, config: SamplingConfig, monkeypatch: pytest.MonkeyPatch
+    tiny_model: Model, small_model: Model, config: SamplingConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(AccordError, match=r"another kind of model: its num_attention_heads is 2, that of"):
         VLLMServerSampler(tiny_model.folder, EOS, config)
     with pytest.raises(
         AccordError, match=r"started with --dtype float32; `sampling` asks for --dtype bfloat16"
     ):
-        VLLMServerSampler(model.folder, EOS, config.model_copy(update={"dtype": "bfloat16"}))
+        VLLMServerSampler(small_model.folder, EOS, config.model_copy(update={"dtype": "bfloat16"}))
     with pytest.raises(AccordError, match=r"--max-model-len 1024; `sampling` asks for --max-model-len 2000"):
-        VLLMServerSampler(model.folder, EOS, config.model_copy(update={"max_sequence_tokens": 2000}))
+        VLLMServerSampler(small_model.folder, EOS, config.model_copy(update={"max_sequence_tokens": 2000}))
     monkeypatch.setenv("VLLM_API_KEY", "another")
     with pytest.raises(AccordError, match="set VLLM_API_KEY"):
-        VLLMServerSampler(model.folder, EOS, config)
+        VLLMServerSampler(small_model.folder, EOS, config)
 
 
 def test_a_server_without_the_extension_or_the_endpoint_is_an_error(
-    model: Model, config: SamplingConfig, monkeypatch: pytest.MonkeyPatch
+    small_model: Model, config: SamplingConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the server answers to a method and to paths that it does not have stands in for one without them."""
     call, request = VLLMServerSampler._call_workers, VLLMServerSampler._request
@@ -270,18 +257,18 @@ def test_a_server_without_the_extension_or_the_endpoint_is_an_error(
     with monkeypatch.context() as patch:
         patch.setattr(VLLMServerSampler, "_call_workers", call_another)
         with pytest.raises(AccordError, match="start it with --worker-extension-cls accord"):
-            VLLMServerSampler(model.folder, EOS, config)
+            VLLMServerSampler(small_model.folder, EOS, config)
     with monkeypatch.context() as patch:
         patch.setattr(VLLMServerSampler, "_request", request_elsewhere)
         with pytest.raises(AccordError, match="start it with VLLM_SERVER_DEV_MODE=1 in its environment"):
-            VLLMServerSampler(model.folder, EOS, config)
+            VLLMServerSampler(small_model.folder, EOS, config)
     elsewhere = config.model_copy(update={"server_url": f"{config.server_url}/elsewhere"})
     with pytest.raises(AccordError, match="refused a request"):
-        VLLMServerSampler(model.folder, EOS, elsewhere)
+        VLLMServerSampler(small_model.folder, EOS, elsewhere)
 
 
 def test_a_server_that_is_killed_is_gone(
-    server: Server, sampler: VLLMServerSampler, model: Model, config: SamplingConfig
+    server: Server, sampler: VLLMServerSampler, small_model: Model, config: SamplingConfig
 ) -> None:
     """The last test: it kills the server of all others, in the middle of a long sampling."""
     killer = threading.Timer(2, end, [server.process])
@@ -290,4 +277,4 @@ def test_a_server_that_is_killed_is_gone(
         sampler.sample(PROMPTS * 500, range(4000), 800)
     killer.join()
     with pytest.raises(SamplerGoneError, match=r"does not answer \(ConnectError.*the same command again"):
-        VLLMServerSampler(model.folder, EOS, config)
+        VLLMServerSampler(small_model.folder, EOS, config)

@@ -12,12 +12,10 @@ from typing import Any
 
 import ppo_helpers
 import pytest
-import torch
 from ppo_helpers import make_prompts, make_reward_model, run_ppo
 from training_helpers import assert_same
-from transformers import AutoConfig, AutoModelForCausalLM
 
-from accord.models import Model, load_tokenizer, resolve
+from accord.models import Model
 from accord.runs import Runs
 from accord.sampling import Completion, SamplingConfig
 from accord.sampling.vllm_engine import VLLMSampler, vllm_is_installed
@@ -40,33 +38,21 @@ KILLED_AT_STEP = 9
 """In the middle of the second update, when its answers have been drawn and half learned from."""
 
 
-@pytest.fixture(scope="module")
-def model(tiny_model: Model, tmp_path_factory: pytest.TempPathFactory) -> Model:
-    """The tiny model with heads as wide as vLLM's attention on CPU wants them."""
-    folder = tmp_path_factory.mktemp("small-model")
-    torch.manual_seed(0)
-    config = AutoConfig.from_pretrained(tiny_model.folder)
-    config.num_attention_heads, config.num_key_value_heads, config.head_dim = 2, 1, 32
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    load_tokenizer(tiny_model).save_pretrained(folder)
-    return resolve(str(folder), Runs(folder / "no-runs"))
-
-
 def test_a_run_with_vllm_that_was_killed_goes_on_token_by_token(
-    model: Model, preferences: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_model: Model, preferences: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ppo_helpers, "SAMPLING", SAMPLING)
     config = {**CONFIG, "prompts": str(make_prompts(tmp_path / "prompts.jsonl", 30))}
-    reward_model = make_reward_model(model, tmp_path / "reward-model")
+    reward_model = make_reward_model(small_model, tmp_path / "reward-model")
 
     with monkeypatch.context() as patch:
         _record_answers(tmp_path / "straight.jsonl", patch)
-        straight = run_ppo(config, model, reward_model, preferences, Runs(tmp_path / "straight"))
+        straight = run_ppo(config, small_model, reward_model, preferences, Runs(tmp_path / "straight"))
 
     killed = Runs(tmp_path / "killed")
     process = multiprocessing.get_context("forkserver").Process(
         target=_run_and_die,
-        args=(config, model, reward_model, preferences, killed.root, tmp_path / "killed.jsonl"),
+        args=(config, small_model, reward_model, preferences, killed.root, tmp_path / "killed.jsonl"),
     )
     process.start()
     process.join()
@@ -78,7 +64,7 @@ def test_a_run_with_vllm_that_was_killed_goes_on_token_by_token(
 
     with monkeypatch.context() as patch:
         _record_answers(tmp_path / "continued.jsonl", patch)
-        continued = run_ppo(config, model, reward_model, preferences, Runs(tmp_path / "killed"))
+        continued = run_ppo(config, small_model, reward_model, preferences, Runs(tmp_path / "killed"))
     assert len(continued.record.continued_at) == 1
 
     drawn, before, after = (
@@ -120,8 +106,13 @@ def _drawn(path: Path) -> list[dict[str, Any]]:
 
 
 def _run_and_die(
-    config: dict[str, Any], model: Model, reward_model: Model, preferences: Path, root: Path, answers: Path
+    config: dict[str, Any],
+    small_model: Model,
+    reward_model: Model,
+    preferences: Path,
+    root: Path,
+    answers: Path,
 ) -> None:
     ppo_helpers.SAMPLING = SAMPLING
     _record_answers(answers, pytest.MonkeyPatch())
-    ppo_helpers._run_and_die(config, model, reward_model, preferences, root, str(KILLED_AT_STEP))
+    ppo_helpers._run_and_die(config, small_model, reward_model, preferences, root, str(KILLED_AT_STEP))

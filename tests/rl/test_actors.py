@@ -16,7 +16,9 @@ from accord.models import Model, load_policy, load_reward_model, load_tokenizer,
 from accord.records import Message
 from accord.runs import Runs
 from reward.score import score
-from rl.actors import Actors, Rows, load_actors, micro_batches
+from rl.actors import Actors
+from rl.layouts import load_actors
+from rl.rows import Rows, micro_batches
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

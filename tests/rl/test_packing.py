@@ -8,8 +8,9 @@ import torch
 from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, MistralConfig, Qwen2Config
 
 from accord.errors import UsageError
-from rl.actors import Rows, _pack
+from rl.actors import compute_packed_rows
 from rl.packing import Packed
+from rl.rows import Rows
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -59,7 +60,7 @@ def test_states_and_gradients_are_those_of_each_sequence_alone(name: str) -> Non
         right = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
         model.zero_grad()
-        _pack(model)
+        compute_packed_rows(model)
         rows = Rows.of([ids[:1] for ids in sequences], [ids[1:] for ids in sequences])
         packed = rows.packed
         output = model.model(
@@ -132,12 +133,12 @@ def test_a_model_whose_attention_is_another_is_refused() -> None:
 
     model = load(GPTJConfig(vocab_size=50, n_embd=24, n_layer=1, n_head=2, rotary_dim=4))
     with pytest.raises(UsageError, match="GPTJModel does not work that way"):
-        _pack(model)
+        compute_packed_rows(model)
 
 
-def test_a_packing_model_refuses_anything_else() -> None:
+def test_acompute_packed_rowsing_model_refuses_anything_else() -> None:
     """Without `packed` it would attend to everything, silently."""
     model = load(CONFIGS["llama"])
-    _pack(model)
+    compute_packed_rows(model)
     with pytest.raises(ValueError, match="packed rows only"):
         model(input_ids=torch.tensor([[5, 6, 7]]))

@@ -1,0 +1,157 @@
+"""The three layouts of PPO's four models (see `rl.actors`): how they are loaded, and what is refused."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from accord.config import LoraConfig
+from accord.errors import UsageError
+from accord.models import Model, check_same_tokens, load_policy, load_reward_model, peft_config
+from rl.actors import Actors, body_of
+
+
+def load_actors(
+    policy: Model,
+    reward_model: Model,
+    lora: LoraConfig | None,
+    max_sequence_tokens: int,
+    reward_adapter: Path | None = None,
+    base_dtype: torch.dtype = torch.float32,
+    bfloat16: bool = False,
+    gradient_checkpointing: bool = False,
+    seed: int = 0,
+) -> Actors:
+    """Load the models in the layout that `lora` and `reward_adapter` say.
+
+    Args:
+        policy: what is optimised, and the reference.
+        reward_model: the scores, and where the critic starts.
+        lora: adapters for policy and critic; None trains all weights.
+        max_sequence_tokens: the longest prompt and answer together, which both must be able to read.
+        reward_adapter: with `lora`: the reward model as an adapter of the policy, so that one base serves all.
+        base_dtype: of frozen weights.
+        bfloat16: compute in it.
+        gradient_checkpointing: compute activations again in the backward pass instead of keeping them.
+        seed: of new adapters.
+
+    Raises:
+        UsageError: the reward model has another tokenizer, a context is too short, or the policy's logits are not its
+            output layer's product.
+    """
+    check_same_tokens(policy, reward_model)
+    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    torch.manual_seed(seed)
+    policy_model: Any = load_policy(policy, base_dtype if lora else torch.float32)
+    _check_logits(policy_model)
+    scoring: Any = load_reward_model(reward_model, base_dtype if lora else torch.float32)
+    context = min(model.config.max_position_embeddings for model in (policy_model, scoring))
+    if max_sequence_tokens > context:
+        raise UsageError(
+            f"rl.max_sequence_tokens is {max_sequence_tokens}, and policy and reward model read at most {context} "
+            "tokens; lower it"
+        )
+    head, backbone = scoring.score, getattr(scoring, scoring.base_model_prefix)
+    critic_head = nn.Linear(head.in_features, 1, bias=head.bias is not None)
+    critic_head.load_state_dict({name: p.float() for name, p in head.state_dict().items()})
+    actors: Actors
+    if lora is None:
+        reference, reward = copy.deepcopy(policy_model), copy.deepcopy(backbone)
+        for frozen in (reference, reward):
+            frozen.requires_grad_(False)
+        actors = Actors(policy_model, backbone, critic_head, reference, reward, bfloat16=bfloat16)
+    elif reward_adapter is not None:
+        model = _with_adapter(policy_model, policy, lora, "CAUSAL_LM")
+        for name in ("critic", "reward"):
+            _add_adapter(model, reward_adapter, name)
+        model.set_adapter("default")
+        actors = Actors(model, model, critic_head, bfloat16=bfloat16)
+    else:
+        actors = Actors(
+            _with_adapter(policy_model, policy, lora, "CAUSAL_LM"),
+            _with_adapter(backbone, reward_model, lora, "FEATURE_EXTRACTION"),
+            critic_head,
+            bfloat16=bfloat16,
+        )
+    for module in (
+        actors.policy,
+        actors.critic,
+        actors.reference,
+        actors.reward,
+        critic_head,
+        actors.reward_head,
+    ):
+        if module is not None:
+            module.to(device)
+            _prepare(module, gradient_checkpointing)
+    actors.check_parts()
+    return actors
+
+
+@torch.no_grad()
+def _check_logits(model: Any) -> None:
+    """Some models scale or cap their logits after the output layer; here that would go unnoticed."""
+    ids = torch.arange(8)[None] % model.config.vocab_size
+    model.eval()
+    states = body_of(model)(input_ids=ids, use_cache=False).last_hidden_state
+    product = states @ model.get_output_embeddings().weight.T
+    logits = model(input_ids=ids, use_cache=False).logits
+    if not torch.allclose(product.float(), logits.float(), atol=1e-2, rtol=1e-2):
+        raise UsageError(
+            f"PPO takes logits from the output layer, and {type(model).__name__} changes them after it (by a bias, a "
+            "cap or a scale); use rl.algorithm=dpo for this model"
+        )
+
+
+def _with_adapter(model: Any, loaded_from: Model, lora: LoraConfig, task: str) -> Any:
+    import peft
+
+    adapted = peft.get_peft_model(model, peft_config(loaded_from, lora, task))
+    for p in adapted.parameters():
+        if p.requires_grad:
+            p.data = p.data.float()
+    return adapted
+
+
+def _add_adapter(model: Any, folder: Path, name: str) -> None:
+    """Add the reward model's adapter under a name; its head is loaded elsewhere."""
+    import peft
+    from peft.utils import load_peft_weights, set_peft_model_state_dict
+
+    trained = peft.LoraConfig.from_pretrained(str(folder))
+    config = peft.LoraConfig(
+        r=trained.r,
+        lora_alpha=trained.lora_alpha,
+        target_modules=trained.target_modules,
+        layers_to_transform=trained.layers_to_transform,
+        layers_pattern=trained.layers_pattern,
+        task_type="CAUSAL_LM",
+    )
+    model.add_adapter(name, config)
+    weights = {
+        key: value for key, value in load_peft_weights(str(folder), device="cpu").items() if "lora_" in key
+    }
+    result: Any = set_peft_model_state_dict(model, weights, adapter_name=name)
+    missing = [key for key in result.missing_keys if f".{name}." in key]
+    if result.unexpected_keys or missing:
+        raise UsageError(
+            f"the adapter in {folder} does not fit the policy; train the reward model from this policy with lora"
+        )
+    for key, p in model.named_parameters():
+        if f".{name}." in key:
+            p.data = p.data.float()
+
+
+def _prepare(model: nn.Module, gradient_checkpointing: bool) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.0  # type: ignore[assignment]
+    model.eval()
+    any_model: Any = model
+    if gradient_checkpointing and hasattr(model, "gradient_checkpointing_enable"):
+        any_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.train()  # transformers checkpoints in training mode only; there is no dropout left to switch on

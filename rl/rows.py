@@ -1,0 +1,84 @@
+"""Micro-batches of prompts with their answers, as the four models of PPO read them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from rl.packing import Packed
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A micro-batch: R prompts with their answers, side by side in one row of N tokens."""
+
+    packed: Packed
+    prompt_lengths: Tensor
+    """[R]"""
+    response_lengths: Tensor
+    """[R]"""
+    beneath: Mapping[str, Tensor] = field(default_factory=dict)
+    """[1, N, d], what goes into the first trained layer of the model of a name (see `Actors.beneath`)."""
+
+    @classmethod
+    def of(
+        cls,
+        prompts: Sequence[Sequence[int]],
+        responses: Sequence[Sequence[int]],
+        device: torch.device | str = "cpu",
+    ) -> "Rows":
+        """Rows from token ids."""
+        sequences = [[*prompt, *response] for prompt, response in zip(prompts, responses, strict=True)]
+        of_prompts, of_responses = (
+            torch.tensor([len(ids) for ids in part], device=device) for part in (prompts, responses)
+        )
+        return cls(Packed.of(sequences, device), of_prompts, of_responses)
+
+    def states(self, extra: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Where the states before each answer token stand, and `extra` more after them: row, slot and position [T]."""
+        lengths = self.response_lengths + extra
+        row = torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths)
+        first = torch.repeat_interleave(lengths.cumsum(0) - lengths, lengths)
+        slot = torch.arange(len(row), device=lengths.device) - first
+        return row, slot, self.prompt_lengths[row] - 1 + slot
+
+    def split(self, values: Tensor) -> list[Tensor]:
+        """[1, N, d] as one tensor [prompt and answer, d] for each sequence."""
+        lengths = (self.prompt_lengths + self.response_lengths).tolist()
+        device = values.device
+        return [
+            values[
+                0, self.packed.place(torch.tensor(row, device=device), torch.arange(length, device=device))
+            ]
+            for row, length in enumerate(lengths)
+        ]
+
+    def join(self, values: Sequence[Tensor]) -> Tensor:
+        """The inverse of `split`."""
+        parts: list[Tensor] = []
+        for group in self.packed.groups:
+            parts += [
+                values[group.rows[0]][: group.prefix],
+                *(values[row][group.prefix :] for row in group.rows),
+            ]
+        return torch.cat(parts)[None]
+
+
+def micro_batches(
+    lengths: Sequence[int], tokens_per_pass: int, of: Sequence[int] | None = None
+) -> list[list[int]]:
+    """Indices of sequences of like length, as many together as have at most `tokens_per_pass` tokens.
+
+    A sequence that is longer than that is alone. `of` are the indices to take; all, if left out.
+    """
+    batches: list[list[int]] = []
+    room = 0
+    for index in sorted(range(len(lengths)) if of is None else of, key=lambda index: lengths[index]):
+        room -= lengths[index]
+        if batches and room >= 0:
+            batches[-1].append(index)
+        else:
+            batches.append([index])
+            room = tokens_per_pass - lengths[index]
+    return batches
