@@ -5,8 +5,8 @@
                   which starts from the reward model, is the reward model
     shared base   one frozen base, with an adapter each for policy, critic and reward model
 
-All of them read the same packed rows of token ids (`rl.packing`), so the reward model's tokenizer must be the policy's.
-Dropout is off everywhere: PPO's ratios compare one function with itself.
+All of them read the same packed rows of token ids (`accord.packing`), so the reward model's tokenizer must be the
+policy's. Dropout is off everywhere: PPO's ratios compare one function with itself.
 """
 
 import contextlib
@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from accord.errors import UsageError
+from accord.packing import body_of, compute_packed_rows
 from rl.log_probabilities import TokenStatistics, token_statistics
-from rl.packing import ATTENTION
 from rl.rows import Rows
 
 
@@ -49,8 +49,11 @@ class Actors:
             UsageError: the attention of a model does not work on packed rows.
         """
         for model in (policy, critic, reference, reward):
-            if model is not None:
-                compute_packed_rows(model)
+            if model is not None and not compute_packed_rows(model):
+                raise UsageError(
+                    "PPO packs sequences into rows without padding, and the attention of "
+                    f"{type(body_of(model)).__name__} does not work that way; use rl.algorithm=dpo for this model"
+                )
         self.policy, self.critic, self.critic_head = policy, critic, critic_head
         self.reference, self.reward = reference, reward
         self.reward_head = copy.deepcopy(critic_head).requires_grad_(False)
@@ -191,46 +194,6 @@ class Actors:
         """PEFT marks adapters that are not active as frozen, and their gradients would be thrown away silently."""
         for p in (*self.policy_parameters.values(), *self.critic_parameters.values()):
             p.requires_grad_(True)
-
-
-@torch.no_grad()
-def compute_packed_rows(model: Any) -> None:
-    """From now on, compute packed rows only; refuse a model whose attention is another than what `rl.packing` knows."""
-    body = body_of(model)
-    vocabulary = body.config.vocab_size
-    if body.config._attn_implementation == ATTENTION:
-        return
-    body.eval()
-    sequences = [
-        [i % vocabulary for i in ids] for ids in ([5, 6, 7, 8, 9, 10], [5, 6, 7, 11, 12], [5, 6, 7, 13])
-    ]
-    plain = [body(input_ids=torch.tensor([ids]), use_cache=False).last_hidden_state[0] for ids in sequences]
-    body.set_attn_implementation(ATTENTION)
-    rows = Rows.of(sequences, [[]] * len(sequences))
-    packed = rows.packed
-    try:
-        found = rows.split(
-            body(
-                input_ids=packed.input_ids, position_ids=packed.position_ids, use_cache=False, packed=packed
-            ).last_hidden_state
-        )
-        agrees = all(
-            torch.allclose(ours, theirs, atol=1e-2, rtol=1e-2)
-            for ours, theirs in zip(found, plain, strict=True)
-        )
-    except (TypeError, ValueError, RuntimeError):
-        agrees = False
-    if not agrees:
-        raise UsageError(
-            f"PPO packs sequences into rows without padding, and the attention of {type(body).__name__} does not work "
-            "that way; use rl.algorithm=dpo for this model"
-        )
-
-
-def body_of(model: Any) -> Any:
-    """The transformer of a model, without its head and without PEFT's wrapping."""
-    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return getattr(causal, causal.base_model_prefix, causal)
 
 
 def _part(model: Any, first: int, after: int | None) -> Any:

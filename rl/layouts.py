@@ -10,7 +10,8 @@ from torch import nn
 from accord.config import LoraConfig
 from accord.errors import UsageError
 from accord.models import Model, check_same_tokens, load_policy, load_reward_model, peft_config
-from rl.actors import Actors, body_of
+from accord.packing import body_of
+from rl.actors import Actors
 
 
 def load_actors(

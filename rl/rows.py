@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from rl.packing import Packed
+from accord.packing import Packed
 
 
 @dataclass(frozen=True)
@@ -46,13 +46,7 @@ class Rows:
     def split(self, values: Tensor) -> list[Tensor]:
         """[1, N, d] as one tensor [prompt and answer, d] for each sequence."""
         lengths = (self.prompt_lengths + self.response_lengths).tolist()
-        device = values.device
-        return [
-            values[
-                0, self.packed.place(torch.tensor(row, device=device), torch.arange(length, device=device))
-            ]
-            for row, length in enumerate(lengths)
-        ]
+        return [values[0, self.packed.places(row, length)] for row, length in enumerate(lengths)]
 
     def join(self, values: Sequence[Tensor]) -> Tensor:
         """The inverse of `split`."""

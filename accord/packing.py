@@ -102,6 +102,62 @@ class Packed:
         in_prefix = position < self.prefixes[row]
         return position + torch.where(in_prefix, self.prefix_starts[row], self.starts[row])
 
+    def places(self, row: int, length: int) -> Tensor:
+        """Where the first `length` tokens of one sequence stand."""
+        device = self.starts.device
+        return self.place(torch.tensor(row, device=device), torch.arange(length, device=device))
+
+
+@torch.no_grad()
+def compute_packed_rows(model: Any) -> bool:
+    """From now on, compute packed rows only; False, and nothing changed, for a model whose attention is another kind.
+
+    A model computes a `Packed` when it is called with its `input_ids`, its `position_ids` and the `Packed` itself as
+    `packed`. Whether it does so rightly is tried out on sequences that begin alike.
+    """
+    body = body_of(model)
+    before = body.config._attn_implementation
+    if before == ATTENTION:
+        return True
+    body.eval()
+    sequences = [
+        [i % body.config.vocab_size for i in ids]
+        for ids in ([5, 6, 7, 8, 9, 10], [5, 6, 7, 11, 12], [5, 6, 7, 13])
+    ]
+    device = body.device
+    plain = [
+        body(input_ids=torch.tensor([ids], device=device), use_cache=False).last_hidden_state[0]
+        for ids in sequences
+    ]
+    body.set_attn_implementation(ATTENTION)
+    packed = Packed.of(sequences, device)
+    try:
+        states = hidden_states(body, packed)
+        if all(
+            torch.allclose(states[packed.places(row, len(theirs))], theirs, atol=1e-2, rtol=1e-2)
+            for row, theirs in enumerate(plain)
+        ):
+            return True
+    except (TypeError, ValueError, RuntimeError):
+        pass
+    body.set_attn_implementation(before)
+    return False
+
+
+def hidden_states(body: Any, packed: Packed) -> Tensor:
+    """The last hidden states [N, d] of a packed row, after the final norm."""
+    output = body(
+        input_ids=packed.input_ids, position_ids=packed.position_ids, use_cache=False, packed=packed
+    )
+    found: Tensor = output.last_hidden_state[0]
+    return found
+
+
+def body_of(model: Any) -> Any:
+    """The transformer of a model, without its head and without PEFT's wrapping."""
+    whole = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return getattr(whole, whole.base_model_prefix, whole)
+
 
 class _Rearrange(torch.autograd.Function):
     """Rows of a matrix in another order; the gradient goes back by the inverse order.

@@ -8,8 +8,8 @@ import torch
 from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, MistralConfig, Qwen2Config
 
 from accord.errors import UsageError
-from rl.actors import compute_packed_rows
-from rl.packing import Packed
+from accord.packing import Packed, compute_packed_rows
+from rl.actors import Actors
 from rl.rows import Rows
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -60,7 +60,7 @@ def test_states_and_gradients_are_those_of_each_sequence_alone(name: str) -> Non
         right = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
         model.zero_grad()
-        compute_packed_rows(model)
+        assert compute_packed_rows(model)
         rows = Rows.of([ids[:1] for ids in sequences], [ids[1:] for ids in sequences])
         packed = rows.packed
         output = model.model(
@@ -127,16 +127,19 @@ def test_groups_save_as_much_as_any_cut_of_the_sorted_sequences() -> None:
         assert ours == best
 
 
-def test_a_model_whose_attention_is_another_is_refused() -> None:
+def test_a_model_whose_attention_is_another_stays_as_it_is() -> None:
     """GPT-J rotates and attends in code of its own, which knows no packed rows."""
     from transformers import GPTJConfig
 
     model = load(GPTJConfig(vocab_size=50, n_embd=24, n_layer=1, n_head=2, rotary_dim=4))
+    before = model(input_ids=torch.tensor([[5, 6, 7]])).logits
+    assert not compute_packed_rows(model)
+    assert torch.equal(model(input_ids=torch.tensor([[5, 6, 7]])).logits, before)
     with pytest.raises(UsageError, match="GPTJModel does not work that way"):
-        compute_packed_rows(model)
+        Actors(model, model, torch.nn.Linear(24, 1))
 
 
-def test_acompute_packed_rowsing_model_refuses_anything_else() -> None:
+def test_a_model_that_computes_packed_rows_refuses_anything_else() -> None:
     """Without `packed` it would attend to everything, silently."""
     model = load(CONFIGS["llama"])
     compute_packed_rows(model)
