@@ -32,6 +32,7 @@ from eval.report import write_report
 from eval.rows import Answer, MeasuredAnswer, Reward, Sample, ScoredPair
 from eval.scoring import SENTENCE_PAIRS, PairScore, read_sentence_pairs, score_pairs
 from eval.statistics import paired_difference, paired_difference_of_distances
+from reward.scorers import Scorer, scorer_of_model
 
 
 def evaluate(
@@ -40,7 +41,7 @@ def evaluate(
     sampler: SharedSampler,
     baseline: Model,
     candidate: Model,
-    reward_model: Model | None = None,
+    reward_model: Model | Scorer | None = None,
     show: Callable[[str], None] = click.echo,
 ) -> Run:
     """Compare `candidate` with `baseline`; returns the finished run, whose `verdict.json` holds the decision.
@@ -51,19 +52,20 @@ def evaluate(
         sampler: the round's sampler, which takes over each model's weights in turn.
         baseline: the model that the candidate would replace.
         candidate: the model to decide on.
-        reward_model: scores the answers; without it there is no "reward" metric.
+        reward_model: scores the answers, and may be a judge or a function; without it there is no "reward" metric.
         show: takes a line of progress now and then.
 
     Raises:
         DataError: a bad prompt file, or a prompt that stands in it twice.
-        UsageError: the reward is gated, and there is no reward model.
+        UsageError: the reward is gated, and there is no reward model, or a model that is none.
     """
+    scorer = scorer_of_model(reward_model) if isinstance(reward_model, Model) else reward_model
     prompt_file = data_path(config.prompts)
     prompts = dict(list(read_prompts(prompt_file).items())[: config.max_prompts])
     pairs = read_sentence_pairs()
     sources: dict[str, Source] = {"baseline": baseline, "candidate": candidate}
-    if reward_model:
-        sources["reward_model"] = reward_model
+    if scorer:
+        sources["reward_model"] = scorer
     elif "reward" in config.gate:
         raise UsageError("the gate has a margin for 'reward', so it needs a reward model; name one")
     sources |= {"prompts": DataFile(prompt_file), "sentence_pairs": DataFile(SENTENCE_PAIRS)}
@@ -79,7 +81,7 @@ def evaluate(
         for role, model in (("baseline", baseline), ("candidate", candidate)):
             sample = functools.partial(_answer, model, sampler, prompts, config, role, show)
             answers = _part(parts / f"answers.{role}.jsonl", Answer, sample)
-            score = functools.partial(_rewards, reward_model, prompts, answers, role, show)
+            score = functools.partial(_rewards, scorer, prompts, answers, role, show)
             rewards = _part(parts / f"rewards.{role}.jsonl", Reward, score)
             measured[role] = _measure(prompts, answers, rewards)
             show(f"{role}: scoring {len(pairs)} sentence pairs")
@@ -99,13 +101,13 @@ def evaluate(
             for pair, b, c in zip(pairs, scored["baseline"], scored["candidate"], strict=True)
         ]  # fmt: skip
 
-        conclude(config, run, runs, samples, bias, baseline, candidate, reward_model)
+        conclude(config, run, runs, samples, bias, baseline, candidate, scorer)
     return run
 
 
 def conclude(
     config: EvalConfig, run: Run, runs: Runs, samples: Sequence[Sample], bias: Sequence[ScoredPair],
-    baseline: Model, candidate: Model, reward_model: Model | None,
+    baseline: Model, candidate: Model, reward_model: Model | Scorer | None,
 ) -> None:  # fmt: skip
     """Decide on what was measured, and finish the run: rows, verdict, page and figures."""
     metrics = compare(samples, bias, config)
@@ -213,17 +215,15 @@ def _answer(
 
 
 def _rewards(
-    model: Model | None, prompts: dict[str, list[Message]], answers: Sequence[Answer], role: str,
+    scorer: Scorer | None, prompts: dict[str, list[Message]], answers: Sequence[Answer], role: str,
     show: Callable[[str], None],
 ) -> list[Reward]:  # fmt: skip
-    if model is None:
+    if scorer is None:
         return []
-    from reward.score import score
-
-    show(f"{role}: scoring {len(answers)} answers with the reward model")
+    show(f"{role}: scoring {len(answers)} answers with {scorer.reference}")
     # A message must not be empty; an empty answer is scored as a blank.
     conversations = [[*prompts[a.prompt_id], *answer(a.text or " ")] for a in answers]
-    return [Reward(reward=value) for value in score(model, conversations)]
+    return [Reward(reward=value) for value in scorer.score(conversations)]
 
 
 def _measure(

@@ -25,6 +25,7 @@ from accord.runs import Run, Runs
 from eval.config import Margin
 from eval.metrics import METRICS, Direction
 from eval.statistics import PairedDifference, clusters_to_decide, minimum_detectable_effect
+from reward.scorers import Scorer
 
 Outcome = Literal["PASS", "FAIL", "INCONCLUSIVE"]
 EXIT_CODES: dict[Outcome, int] = {"PASS": 0, "FAIL": 10, "INCONCLUSIVE": 11}
@@ -74,7 +75,7 @@ class MetricResult(BaseModel):
 
 
 class Subject(BaseModel):
-    """A model that the verdict is about."""
+    """A model that the verdict is about, or that it rests on."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
     reference: str
@@ -188,14 +189,15 @@ def gate_digest(config: dict[str, Any]) -> str:
     return content_id(config, 64)
 
 
-def subject(model: Model) -> Subject:
-    """A model as the verdict names it."""
+def subject(model: Model | Scorer) -> Subject:
+    """A model, or what scored the answers, as the verdict names it."""
     return Subject(reference=model.reference, digest=model.digest, run=model.run_id)
 
 
 def make_verdict(
-    run: Run, metrics: Sequence[MetricResult], baseline: Model, candidate: Model, reward_model: Model | None
-) -> Verdict:
+    run: Run, metrics: Sequence[MetricResult], baseline: Model, candidate: Model,
+    reward_model: Model | Scorer | None,
+) -> Verdict:  # fmt: skip
     """The verdict of the evaluation `run` over these metrics."""
     return Verdict(
         outcome=decide(metrics),

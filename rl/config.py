@@ -103,9 +103,9 @@ class PPOConfig(Config):
     demonstrations: str | None = None
     """A file of demonstrations: scores are shifted so that these score 0 on average."""
     reward_function: str | None = None
-    """A Python function as `file.py:function` or `module:function` whose values are the scores, in place of the reward
-    model's; it is called as TRL's trainers call theirs. The critic still starts from the reward model, with a new
-    head."""
+    """What gives the scores in place of the reward model: a Python function as `file.py:function` or `module:function`,
+    which is called as TRL's trainers call theirs, or a judge as `judge:<model reference>` or
+    `judge:https://host/v1#model-name`. The critic still starts from the reward model, with a new head."""
     missing_eos: Literal["replace", "subtract"] = "replace"
     """An answer without EOS gets minus the penalty as its score, or the penalty subtracted from it."""
     missing_eos_penalty: float = Field(default=1.0, ge=0)

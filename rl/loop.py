@@ -16,11 +16,12 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from accord import parallel
-from accord.chat import decode_response
+from accord.chat import answer, decode_response
 from accord.errors import AccordError
 from accord.records import write_jsonl
 from accord.sampling.verify import BFLOAT16_BOUND
 from accord.training import SECONDS_BETWEEN_LINES
+from reward.scorers import Scorer
 from rl.actors import Actors
 from rl.advantages import shape_scores
 from rl.checkpoints import Progress, save_checkpoint
@@ -29,7 +30,6 @@ from rl.data import Data
 from rl.evaluation import preference_loss
 from rl.kl import next_kl_coefficient
 from rl.learner import NotFiniteError, Opinions, experience, hear, learn
-from rl.reward_function import RewardFunction
 from rl.rollout import PolicySampler, Rollout, check_sampler, make_rollout, prompts_of_update, seeds_of_update
 from rl.trackers import Trackers
 from rl.watch import Evaluation, answer_figures, correlation, stop_reason
@@ -43,11 +43,11 @@ class Loop:
     def __init__(
         self, config: PPOConfig, folder: Path, tokenizer: PreTrainedTokenizerBase, data: Data, actors: Actors,
         optimiser: torch.optim.Optimizer, progress: Progress, sampler: PolicySampler,
-        trackers: Trackers, reward_function: RewardFunction | None = None,
+        trackers: Trackers, scorer: Scorer | None = None,
     ) -> None:  # fmt: skip
         self.config, self.folder, self.tokenizer, self.data = config, folder, tokenizer, data
         self.actors, self.optimiser, self.progress, self.sampler = actors, optimiser, progress, sampler
-        self.trackers, self.reward_function = trackers, reward_function
+        self.trackers, self.scorer = trackers, scorer
 
     def run(self) -> None:
         """Go on to the last update or to a stop rule; afterwards `progress` tells which."""
@@ -196,13 +196,27 @@ class Loop:
         return {"step": progress.update, **{f"eval_{name}": value for name, value in figures.items()}}
 
     def _rewarded(self, rollout: Rollout, opinions: Opinions) -> Opinions:
-        """The opinions with the reward function's values as scores, where there is one."""
-        if self.reward_function is None:
+        """The opinions with the reward function's or the judge's values as scores, where there is one."""
+        if self.scorer is None:
             return opinions
         conversations = [self.data.conversations[tuple(prompt)] for prompt in rollout.prompts]
         responses = [decode_response(self.tokenizer, response) for response in rollout.responses]
-        function, scores = self.reward_function, opinions.scores.tolist()
-        rewards = parallel.from_first(lambda: function(conversations, responses, rollout.responses, scores))
+        scorer, scores = self.scorer, opinions.scores.tolist()
+
+        def find() -> list[float]:
+            if scorer.function:
+                return scorer.function(
+                    conversations, responses, completion_ids=rollout.responses, reward_model_scores=scores
+                )
+            # A message must not be empty; an empty answer is scored as a blank.
+            return scorer.score(
+                [
+                    [*prompt, *answer(response or " ")]
+                    for prompt, response in zip(conversations, responses, strict=True)
+                ]
+            )
+
+        rewards = parallel.from_first(find)
         return replace(opinions, scores=torch.tensor(rewards, device=opinions.scores.device))
 
     def _sample(self, prompts: Sequence[list[int]], seeds: Sequence[int]) -> Rollout:

@@ -24,12 +24,12 @@ from accord.models import Model, load_policy, load_tokenizer
 from accord.runs import DataFile, Run, Runs, Source
 from accord.sampling.shared import SharedSampler
 from accord.training import base_dtype, computes_in_bfloat16, quiet_libraries, save_model
+from reward.scorers import scorer_of
 from rl.checkpoints import Progress, load_best, load_checkpoint
 from rl.config import PPOConfig
 from rl.data import load_data, mean_demonstration_score
 from rl.layouts import load_actors
 from rl.loop import NOT_FINITE_BATCH, Loop
-from rl.reward_function import load_reward_function
 from rl.rollout import PolicySampler
 from rl.trackers import check_trackers, tracking
 
@@ -57,7 +57,7 @@ def train_ppo(
 
     Raises:
         DataError: a bad file, or no prompt or no held-out pair is left.
-        UsageError: policy and reward model do not fit together, or a tracker is missing.
+        UsageError: policy and reward model do not fit together, the reward function is none, or a tracker is missing.
         AccordError: a score, a loss or a gradient became NaN or infinite; the batch is kept in the run.
         SyncError: the sampler's weights are not the trainer's.
     """
@@ -66,9 +66,9 @@ def train_ppo(
     sources: dict[str, Source] = {
         "policy": policy, "reward_model": reward_model, "preferences": preferences, "prompts": prompts_file,
     }  # fmt: skip
-    reward_function = load_reward_function(config.reward_function) if config.reward_function else None
-    if reward_function:
-        sources["reward_function"] = DataFile(reward_function.file)
+    scorer = scorer_of(config.reward_function, runs) if config.reward_function else None
+    if scorer:
+        sources["reward_function"] = scorer
     if config.demonstrations:
         sources["demonstrations"] = DataFile(data_path(config.demonstrations))
     with runs.begin("ppo", config, sources, shared=True) as run, quiet_libraries():
@@ -95,7 +95,7 @@ def train_ppo(
             base_dtype=base_dtype(config), bfloat16=bfloat16,
             gradient_checkpointing=config.gradient_checkpointing, seed=config.seed,
         )  # fmt: skip
-        if reward_function:
+        if scorer:
             torch.nn.init.zeros_(actors.critic_head.weight)  # it knows nothing of this reward yet
         trained = [*actors.policy_parameters.values(), *actors.critic_parameters.values()]
         optimiser = torch.optim.AdamW(
@@ -119,7 +119,7 @@ def train_ppo(
         with tracking(names, run.id, run.path / "trackers", settings) as trackers:
             Loop(
                 config, run.path, tokenizer, data, actors, optimiser, progress, policy_sampler, trackers,
-                reward_function,
+                scorer,
             ).run()  # fmt: skip
 
         # save

@@ -1,4 +1,4 @@
-"""A Python function as PPO's reward: it decides the scores, sees the texts, and is part of what identifies a run."""
+"""A Python function as a reward: in PPO it decides the scores, sees the texts, and is part of what identifies a run."""
 
 import json
 import math
@@ -12,7 +12,7 @@ from accord.errors import AccordError, UsageError
 from accord.models import Model
 from accord.records import Message
 from accord.runs import Runs
-from rl.reward_function import load_reward_function
+from reward.function import load_reward_function
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -102,10 +102,10 @@ def test_bad_functions_are_named(rewards: Path) -> None:
         "raises": "failed: KeyError: 'no such key'; it must take prompts and completions",
     }.items():
         with pytest.raises(AccordError, match=problem):
-            load_reward_function(f"{rewards}:{name}")(prompts, ["Because."] * 2, [[1]] * 2, [0.0, 0.0])
+            load_reward_function(f"{rewards}:{name}")(prompts, ["Because."] * 2, completion_ids=[[1]] * 2)
 
 
 def test_a_function_of_trl_works() -> None:
     reward = load_reward_function("trl.rewards:think_format_reward")
     prompts = [[Message(role="user", content="Why?")]] * 2
-    assert reward(prompts, ["<think>x</think>y", "y"], [[1], [1]], [0.0, 0.0]) == [1.0, 0.0]
+    assert reward(prompts, ["<think>x</think>y", "y"]) == [1.0, 0.0]

@@ -1,10 +1,10 @@
-"""A Python function as PPO's reward, in place of the reward model's score.
+"""A Python function that scores answers: PPO's reward, the gate's, or that of `accord reward score`.
 
     def brevity(prompts, completions, **_):
         return [-len(completion[0]["content"]) / 100 for completion in completions]
 
 A function is called as TRL's trainers call theirs, so theirs can be used: `prompts` and `completions` are lists of
-conversations, whose messages are {"role": ..., "content": ...}; it returns a number for each. Besides it gets
+conversations, whose messages are {"role": ..., "content": ...}; it returns a number for each. From PPO it also gets
 `completion_ids`, lists of token ids, and `reward_model_scores`, numbers, and may ignore them.
 """
 
@@ -18,50 +18,56 @@ from pathlib import Path
 from typing import Any
 
 from accord.errors import AccordError, UsageError
-from accord.records import Message
+from accord.records import Message, messages_as_dicts
+from accord.runs import DataFile
 
 
 @dataclass(frozen=True)
 class RewardFunction:
     """A function that was found, and the file that it stands in, which belongs to what identifies a run."""
 
-    name: str
+    reference: str
     file: Path
     function: Callable[..., Any]
 
+    @property
+    def digest(self) -> str:
+        """The function's name and its file's SHA-256; what the file imports is not in it."""
+        return f"{self.reference.rpartition(':')[2]}@sha256:{DataFile(self.file).digest}"
+
     def __call__(
-        self,
-        prompts: Sequence[Sequence[Message]],
-        responses: Sequence[str],
-        completion_ids: Sequence[Sequence[int]],
-        reward_model_scores: Sequence[float],
+        self, prompts: Sequence[Sequence[Message]], responses: Sequence[str], **extra: Sequence[Any]
     ) -> list[float]:
         """The reward of every answer.
+
+        Args:
+            prompts: the conversations before the answers.
+            responses: the answers.
+            extra: what the function gets besides, one for each answer.
 
         Raises:
             AccordError: the function fails, or returns anything but a finite number for each answer.
         """
         try:
             found = self.function(
-                prompts=[[{"role": m.role, "content": m.content} for m in prompt] for prompt in prompts],
+                prompts=[messages_as_dicts(prompt) for prompt in prompts],
                 completions=[[{"role": "assistant", "content": response}] for response in responses],
-                completion_ids=[list(ids) for ids in completion_ids],
-                reward_model_scores=list(reward_model_scores),
+                **extra,
             )
             rewards = [float(reward) for reward in found]
         except Exception as error:
             raise AccordError(
-                f"the reward function {self.name} failed: {type(error).__name__}: {error}; it must take prompts and "
-                "completions (and **kwargs for the rest) and return a number for each completion"
+                f"the reward function {self.reference} failed: {type(error).__name__}: {error}; it must take prompts "
+                "and completions (and **kwargs for the rest) and return a number for each completion"
             ) from error
         if len(rewards) != len(responses):
             raise AccordError(
-                f"the reward function {self.name} gave {len(rewards)} rewards for {len(responses)} answers"
+                f"the reward function {self.reference} gave {len(rewards)} rewards for {len(responses)} answers"
             )
         for response, reward in zip(responses, rewards, strict=True):
             if not math.isfinite(reward):
                 raise AccordError(
-                    f"the reward function {self.name} gave {reward} for the answer {response!r}"
+                    f"the reward function {self.reference} gave {reward} for the answer {response!r}"
                 )
         return rewards
 
@@ -75,7 +81,7 @@ def load_reward_function(reference: str) -> RewardFunction:
     place, colon, name = reference.rpartition(":")
     if not colon or not place or not name.isidentifier():
         raise UsageError(
-            f"rl.reward_function: '{reference}' is no function; write file.py:function or module:function"
+            f"reward function '{reference}' is no function; write file.py:function or module:function"
         )
     try:
         if place.endswith(".py"):
@@ -88,9 +94,9 @@ def load_reward_function(reference: str) -> RewardFunction:
         file = inspect.getsourcefile(module)
     except Exception as error:
         raise UsageError(
-            f"rl.reward_function: {place} cannot be loaded ({type(error).__name__}: {error})"
+            f"reward function '{reference}': {place} cannot be loaded ({type(error).__name__}: {error})"
         ) from error
     function = getattr(module, name, None)
     if not callable(function) or file is None:
-        raise UsageError(f"rl.reward_function: {place} has no function '{name}'")
+        raise UsageError(f"reward function '{reference}': {place} has no function '{name}'")
     return RewardFunction(reference, Path(file), function)

@@ -1,0 +1,190 @@
+"""One way to name what scores answers, wherever a score is wanted: `scorer_of(reference, runs)`.
+
+    run:reward-0123456789ab, a folder, a hub id     a reward model, in its own units
+    vllm:http://127.0.0.1:8000#run:reward-0123...   the same, computed by a vLLM server (docs/score-answers.md)
+    judge:run:sft-..., judge:https://host/v1#name   a chat model's grade, 1 to 5 (`reward.judge`)
+    rewards.py:brevity, my_package.rewards:brevity  a Python function (`reward.function`)
+
+Scores of different kinds have different units and must not be compared.
+"""
+
+import functools
+import json
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from accord.chat import encode_conversation
+from accord.errors import AccordError, DataError, UsageError
+from accord.models import Model, load_tokenizer, resolve
+from accord.records import Message
+from accord.runs import Runs
+from accord.sampling.progress import progress
+from reward.endpoint import Endpoint
+from reward.function import RewardFunction, load_reward_function
+from reward.judge import PREFIX as JUDGE
+from reward.judge import Judge, judge_of
+
+VLLM = "vllm:"
+VLLM_KEY = "VLLM_API_KEY"
+CONVERSATIONS_BETWEEN_REPORTS = 64
+
+Conversations = Sequence[Sequence[Message]]
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """Something that scores conversations, and what identifies it: a `runs.Source`."""
+
+    reference: str
+    digest: str
+    score: Callable[[Conversations], list[float]]
+    """A finite number for the last turn of each conversation; nothing is loaded before the first call."""
+    run_id: str | None = None
+    function: RewardFunction | None = None
+    """Where the scorer is a Python function: PPO tells it more than the conversation."""
+    judge: Judge | None = None
+    """Where the scorer is a judge: it can compare, too."""
+
+
+def scorer_of(reference: str, runs: Runs, conversations_at_a_time: int = 16) -> Scorer:
+    """What a reference names: a reward model, a judge or a Python function.
+
+    Args:
+        reference: see above.
+        runs: where `run:...` is looked for.
+        conversations_at_a_time: computed as one batch, or sent to a server together.
+
+    Raises:
+        UsageError: it names nothing that scores.
+        TamperedError: the run's weights were changed after it finished.
+    """
+    if re.match(rf"{JUDGE}[:@]", reference):
+        judge = judge_of(reference, runs, conversations_at_a_time)
+        return Scorer(reference, judge.digest, judge.score, judge=judge)
+    if reference.startswith(VLLM):
+        return _served(reference, runs, conversations_at_a_time)
+    if re.fullmatch(r"(.+\.py|[\w.]+):\w+", reference) and not reference.startswith(("run:", "bundled:")):
+        function = load_reward_function(reference)
+
+        def rewards(conversations: Conversations) -> list[float]:
+            return function(
+                [each[:-1] for each in conversations], [each[-1].content for each in conversations]
+            )
+
+        return Scorer(reference, function.digest, rewards, function=function)
+    if reference.endswith(".py"):
+        raise UsageError(f"'{reference}' names no function; write {reference}:function")
+    return scorer_of_model(resolve(reference, runs), conversations_at_a_time)
+
+
+def scorer_of_model(reward_model: Model, conversations_per_batch: int = 16) -> Scorer:
+    """A reward model as a scorer.
+
+    Raises:
+        UsageError: the model has no head that scores; a new one would be random.
+    """
+    check_is_reward_model(reward_model)
+    score = functools.partial(_score, reward_model, conversations_per_batch)
+    return Scorer(reward_model.reference, reward_model.digest, score, reward_model.run_id)
+
+
+def check_is_reward_model(model: Model) -> None:
+    """transformers would give a chat model a random scalar head, and say so in a log only.
+
+    Raises:
+        UsageError: the model is none for sequence classification with one label.
+    """
+    config = _config(model)
+    architectures = config.get("architectures") or []
+    if not any(name.endswith("ForSequenceClassification") for name in architectures):
+        raise UsageError(
+            f"{model.reference} is no reward model (its architecture is {', '.join(architectures) or 'not named'}); "
+            f"write judge:{model.reference} to have a chat model grade answers"
+        )
+    if (labels := len(config.get("id2label") or {}) or config.get("num_labels", 2)) != 1:
+        raise UsageError(f"{model.reference} has {labels} labels, and a reward model has one")
+
+
+def _score(reward_model: Model, conversations_per_batch: int, conversations: Conversations) -> list[float]:
+    """As `reward.score.score`, with progress."""
+    from reward.score import load_scorer, score_ids
+
+    tokenizer = load_tokenizer(reward_model)
+    model = load_scorer(reward_model)
+    rows = _encoded(tokenizer, conversations, model.config.max_position_embeddings)
+    scores = [0.0] * len(rows)
+    by_length = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    step = conversations_per_batch * -(-CONVERSATIONS_BETWEEN_REPORTS // conversations_per_batch)
+    with progress("scoring", len(rows)) as update:
+        for start in range(0, len(rows), step):
+            chosen = by_length[start : start + step]
+            found = score_ids(model, tokenizer, [rows[i] for i in chosen], conversations_per_batch)
+            for i, value in zip(chosen, found, strict=True):
+                scores[i] = value
+            update(start + len(chosen))
+    return _finite(reward_model.reference, scores)
+
+
+def _served(reference: str, runs: Runs, conversations_at_a_time: int) -> Scorer:
+    """`vllm:URL#REWARD MODEL`: the model that the server was started with, whose tokenizer is needed here."""
+    url, _, name = reference.removeprefix(VLLM).partition("#")
+    if not name:
+        raise UsageError(
+            f"'{reference}' names no reward model; write {VLLM}{url or 'http://host:port'}#run:<id>"
+        )
+    endpoint = Endpoint(url, VLLM_KEY)
+    model = resolve(name, runs)
+    check_is_reward_model(model)
+
+    def score(conversations: Conversations) -> list[float]:
+        config = _config(model)
+        rows = _encoded(load_tokenizer(model), conversations, config.get("max_position_embeddings", math.inf))
+        batches = [
+            rows[i : i + conversations_at_a_time] for i in range(0, len(rows), conversations_at_a_time)
+        ]
+        scores = endpoint.in_parallel(functools.partial(_ask_vllm, endpoint), batches, 2, "scoring batches")
+        # What makes demonstrations score 0 on average is no part of the weights (`reward.score.reward_shift`).
+        shift = config.get("reward_shift", 0.0)
+        return _finite(reference, [value - shift for batch in scores for value in batch])
+
+    return Scorer(reference, f"{model.digest} served:{endpoint.url}", score)
+
+
+def _ask_vllm(endpoint: Endpoint, rows: Sequence[list[int]]) -> list[float]:
+    """vLLM's scores of rows of token ids, without the sigmoid that it would take of them."""
+    response = endpoint.post("/classify", {"input": list(rows), "use_activation": False})
+    try:
+        data = sorted(response["data"], key=lambda each: each["index"])
+        scores = [float(each["probs"][0]) for each in data if len(each["probs"]) == 1]
+    except (KeyError, TypeError, ValueError) as error:
+        raise AccordError(
+            f"{endpoint.url} answered with something that is no classification ({error})"
+        ) from None
+    if len(scores) != len(rows):
+        raise AccordError(f"{endpoint.url} gave {len(scores)} scores for {len(rows)} answers")
+    return scores
+
+
+def _config(model: Model) -> dict[str, Any]:
+    return dict(json.loads((model.folder / "config.json").read_text(encoding="utf-8")))
+
+
+def _encoded(tokenizer: Any, conversations: Conversations, limit: float) -> list[list[int]]:
+    rows = [encode_conversation(tokenizer, messages).input_ids for messages in conversations]
+    for number, row in enumerate(rows, start=1):
+        if len(row) > limit:
+            raise DataError(
+                f"conversation {number} has {len(row)} tokens and the reward model reads {limit}; shorten it"
+            )
+    return rows
+
+
+def _finite(reference: str, scores: list[float]) -> list[float]:
+    if wrong := [i for i, value in enumerate(scores, start=1) if not math.isfinite(value)]:
+        raise AccordError(
+            f"the reward model {reference} gave {scores[wrong[0] - 1]} for conversation {wrong[0]}"
+        )
+    return scores
