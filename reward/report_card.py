@@ -757,7 +757,10 @@ def _ceiling(
         return None
     at, values = np.array(rows), np.array(figures)
     return Ceiling(
-        *(prompts.share(values[:, i], at) for i in range(4)),
+        two_annotators=prompts.share(values[:, 0], at),
+        model_with_annotator=prompts.share(values[:, 1], at),
+        annotator_with_others=prompts.share(values[:, 2], at),
+        model_with_others=prompts.share(values[:, 3], at),
         model_above_annotator=prompts.mean(values[:, 3] - values[:, 2], at),
     )
 
