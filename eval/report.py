@@ -17,6 +17,7 @@ from eval.gate import MetricResult, Outcome, Subject, read_verdict, two_digits
 from eval.metrics import METRICS
 from eval.rows import Sample, ScoredPair
 from eval.statistics import wilson_interval
+from reward.report import page as page_of_reward
 
 HEADLINES: dict[Outcome, str] = {
     "PASS": "The candidate may replace the baseline.",
@@ -38,9 +39,9 @@ def rebuild(run: Run, runs: Runs, output: Path | None = None) -> Path:
     """Build a run's page again.
 
     Args:
-        run: an evaluation, or any other finished run (which then needs `output`).
+        run: an evaluation, a reward model with its report card, or any other finished run (which then needs `output`).
         runs: where its ancestors are.
-        output: where to write the page. By default the evaluation's own page stays, and is only compared.
+        output: where to write the page. By default a run's own page stays, and is only compared.
 
     Returns:
         Where the page is.
@@ -52,11 +53,16 @@ def rebuild(run: Run, runs: Runs, output: Path | None = None) -> Path:
         raise AccordError(
             f"run {run.id} is {run.record.status}, not done; finish it first with the command it came from"
         )
-    is_evaluation = run.record.stage == "eval"
-    text = page(run, runs) if is_evaluation else run_page(run, runs)
+    has_own = True
+    if run.record.stage == "eval":
+        text = page(run, runs)
+    elif run.record.stage == "reward" and "report_card.json" in run.record.outputs:
+        text = page_of_reward(run, runs)
+    else:
+        has_own, text = False, run_page(run, runs)
     if output is None:
         own = run.path / "report.html"
-        if not is_evaluation:
+        if not has_own:
             raise AccordError(f"run {run.id} keeps no page of its own; say where to write one with --output")
         if own.read_text(encoding="utf-8") == text:
             return own

@@ -16,7 +16,7 @@ from typing import Any
 from markupsafe import Markup
 
 from accord.records import Message, read_jsonl, write_atomically
-from accord.report import BLUE, GRID, INK, MUTED, ORANGE, _inline, in_order, lineage, render, training_curves
+from accord.report import BLUE, GRID, INK, MUTED, ORANGE, _inline, lineage, render, training_curves
 from accord.runs import Run, Runs
 from feedback.report import SIMULATED, displayed_names
 from feedback.statistics import FEWEST_CLUSTERS, Estimate
@@ -49,8 +49,8 @@ def page(run: Run, runs: Runs) -> str:
     """The page as text."""
     card = ReportCard.model_validate_json((run.path / "report_card.json").read_bytes())
     pairs = read_jsonl(run.path / "heldout.jsonl", ScoredPair)
-    ancestors = in_order(run, runs)[:-1]
-    feedback = next((each for each in reversed(ancestors) if each.record.stage == "feedback"), None)
+    parent = run.record.parents.get("preferences")
+    kind = runs.load(parent).metrics.get("annotators_kind") if parent else None
     names = displayed_names([each.name for each in card.annotators], show_names=False)
     simulated = [name.startswith(SIMULATED) for name in names]
     values: dict[str, Any] = {
@@ -59,8 +59,7 @@ def page(run: Run, runs: Runs) -> str:
         "headline": headline(card),
         "summary": summary(card),
         "warnings": warnings(card),
-        "simulated": (all(simulated) and bool(simulated))
-        or (feedback is not None and feedback.metrics.get("annotators_kind") == "simulated"),
+        "simulated": kind == "simulated" or (bool(simulated) and all(simulated)),
         "accuracy": accuracy_rows(card),
         "above": points(card.baselines.above_length_only),
         "slices": _slice_groups(card.slices),
@@ -284,7 +283,7 @@ def ceiling_says(card: ReportCard) -> str:
     if card.ceiling is None:
         return ""
     above = card.ceiling.model_above_annotator
-    end = f" ({points(above)})."
+    end = f": {points(above)}."
     if above.low is None or above.high is None:
         return "Too few prompts were held out to compare the model with one more annotator."
     if above.high < 0:
@@ -503,13 +502,13 @@ def _seen(mistake: Mistake, pair: ScoredPair) -> str:
     parts = []
     if mistake.votes:
         ours, theirs, neither = mistake.votes
-        parts.append(f"{_count(ours, 'annotator')} preferred the left answer, {theirs:,} the right one")
+        parts.append(f"{_count(ours, 'annotator')} preferred the first answer, {theirs:,} the second")
         if neither:
             parts[-1] += f", {neither:,} called it a tie"
     elif pair.annotators is not None:
         parts.append(f"judged by {_count(pair.annotators, 'annotator')}")
         if pair.agreement is not None:
-            parts[-1] += f", of whom {pair.agreement:.0%} preferred the left answer"
+            parts[-1] += f", of whom {pair.agreement:.0%} preferred the first answer"
     if pair.margin is not None:
         parts.append(f"margin {pair.margin:.2g}")
     if pair.weight is not None:
@@ -552,7 +551,7 @@ def reliability_diagram(name: str, card: ReportCard) -> Picture:
         + ", ".join(f"{each.confidence:.0%} sure, {each.accuracy.value:.0%} right" for each in bins)
         for label, (bins, _) in series.items()
     )
-    return _picture(name, title, description, draw)
+    return _picture(name, title, description, draw, legend="lower right")
 
 
 def best_of_n_plots(name: str, card: ReportCard) -> list[Picture]:
@@ -588,7 +587,9 @@ def _by_n(name: str, title: str, lines: Mapping[str, tuple[Sequence[Estimate], d
     return _picture(name, title, description.replace("-", "−"), draw)
 
 
-def _picture(name: str, title: str, description: str, draw: Callable[[Any], None]) -> Picture:
+def _picture(
+    name: str, title: str, description: str, draw: Callable[[Any], None], legend: str = "upper left"
+) -> Picture:
     """What `draw` draws, in the style of `accord.report.line_plot`: the same figures give the same bytes."""
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -608,7 +609,7 @@ def _picture(name: str, title: str, description: str, draw: Callable[[Any], None
         axes.spines["bottom"].set_color(GRID)
         draw(axes)
         if len(axes.get_legend_handles_labels()[1]) > 1:
-            axes.legend(frameon=False, labelcolor=INK, handlelength=1.6, loc="best")
+            axes.legend(frameon=False, labelcolor=INK, handlelength=1.6, loc=legend)
         file = io.StringIO()
         FigureCanvasSVG(figure).print_svg(
             file, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
