@@ -84,7 +84,8 @@ def run_round(config: RoundConfig, runs: Runs, until: StageName = "eval", wait: 
             preferences = DataFile(Path(str(config.preferences)))
 
         # A reward model learns from the rankings which answers people prefer.
-        reward_run = train_reward_model(config.reward, runs, policy, preferences)
+        previous = resolve(config.reward.previous, runs) if config.reward.previous else None
+        reward_run = train_reward_model(config.reward, runs, policy, preferences, previous)
         if until == "reward":
             return reward_run
 

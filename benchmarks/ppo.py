@@ -155,7 +155,8 @@ def prepare(folder: Path, layout: str, top_layers: int | None = None) -> None:
     from accord.records import Message, Preference, write_jsonl
     from accord.runs import DataFile, Runs
     from reward.config import RewardConfig
-    from reward.train import initialise_head, train_reward_model
+    from reward.train import train_reward_model
+    from reward.trainer import initialise_heads
 
     runs = Runs(folder / "runs")
     base = resolve(bundled.MODEL, runs)
@@ -177,7 +178,7 @@ def prepare(folder: Path, layout: str, top_layers: int | None = None) -> None:
         (folder / "reward-run").write_text(run.id)
         return
     model: Any = load_reward_model(base)
-    initialise_head(model.score, seed=0)
+    initialise_heads(model.score, seed=0)
     model.save_pretrained(folder / "reward-model")
     load_tokenizer(base).save_pretrained(folder / "reward-model")
 

@@ -62,6 +62,20 @@ def _choices(answer: Answer) -> list[tuple[set[int], set[int]]]:
     return choices
 
 
+@dataclass(frozen=True)
+class LinearChoices:
+    """The R choices in one comparison's rankings: log weights of what may be chosen, linear in the worths [k].
+
+    `chosen` [R, k] and `alternatives` [R, T, k] are the coefficients, `chosen_fixed` [R] and `fixed` [R, T] the rest;
+    minus infinity where an alternative was not there any more.
+    """
+
+    chosen: np.ndarray
+    chosen_fixed: np.ndarray
+    alternatives: np.ndarray
+    fixed: np.ndarray
+
+
 class Group:
     """Comparisons of k responses each as arrays, and the points over which their worths are integrated.
 
@@ -146,18 +160,8 @@ class Group:
         log evidence = log mean over points of prior(z) likelihood(z) / density(z); its gradient is the mean of the
         log likelihood's gradient under the weights.
         """
-        parameters = np.vstack([theta[:-1].reshape(-1, 4), [TRUTH_SLOPE, 0.0, 0.0, -30.0]])
-        beta, position, length, tie = parameters[self.who].T
         gamma = theta[-1]
-        length_or_worth = length + beta * gamma
-        fixed = self.allowed + (
-            position[:, None] * self.early
-            + length_or_worth[:, None] * self.row_length
-            + tie[:, None] * self.extra
-        )
-        fixed_chosen = (
-            position * self.early_chosen + length_or_worth * self.length_chosen + tie * self.chosen_extra
-        )
+        beta, fixed, fixed_chosen = self._fixed(theta, gamma)
         logs = -0.5 * (self.z**2).sum(axis=2) - self.log_density
         weights = softmax(logs, axis=1)
         mean_choice, by_beta = np.empty_like(fixed), np.empty(len(fixed))
@@ -189,6 +193,34 @@ class Group:
         of_annotator = [np.bincount(self.who, each, self.count + 1)[: self.count] for each in by_row]
         gradient = np.append(np.stack(of_annotator, axis=1).ravel(), (beta * by_length).sum())
         return logsumexp(logs, axis=1) - np.log(logs.shape[1]), gradient, weights
+
+    def linear(self, theta: np.ndarray, gamma: float) -> dict[str, LinearChoices]:
+        """The choices of every comparison given the annotators' parameters, for worths that exclude gamma x."""
+        beta, fixed, fixed_chosen = self._fixed(theta, gamma)
+        alternatives = self.alternatives.T @ self.basis  # [T, k], centred, as only differences of worth matter
+        chosen = self.chosen @ self.basis
+        return {
+            id_: LinearChoices(
+                beta[rows, None] * chosen[rows], fixed_chosen[rows], beta[rows, None, None] * alternatives, fixed[rows]
+            )
+            for c, id_ in enumerate(self.ids)
+            for rows in [self.block == c]
+        }
+
+    def _fixed(self, theta: np.ndarray, gamma: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Each choice's beta [R], and what else the log weights of alternatives [R, T] and chosen [R] are made of."""
+        parameters = np.vstack([theta[:-1].reshape(-1, 4), [TRUTH_SLOPE, 0.0, 0.0, -30.0]])
+        beta, position, length, tie = parameters[self.who].T
+        length_or_worth = length + beta * gamma
+        fixed = self.allowed + (
+            position[:, None] * self.early
+            + length_or_worth[:, None] * self.row_length
+            + tie[:, None] * self.extra
+        )
+        fixed_chosen = (
+            position * self.early_chosen + length_or_worth * self.length_chosen + tie * self.chosen_extra
+        )
+        return beta, fixed, fixed_chosen
 
     def pair_posteriors(self, theta: np.ndarray) -> dict[str, dict[tuple[int, int], PairPosterior]]:
         """What is known of every pair of responses, given the annotators' parameters."""

@@ -40,7 +40,7 @@ from scipy.optimize import minimize
 from scipy.special import expit
 
 from accord.records import Comparison
-from feedback.choices import Answer, Group, PairPosterior
+from feedback.choices import Answer, Group, LinearChoices, PairPosterior
 from feedback.rankings import same_responses
 
 FEWEST_ANNOTATORS, FEWEST_GOLD = 3, 10
@@ -172,6 +172,26 @@ def fit_reliability(comparisons: Sequence[Comparison]) -> Reliability:
         pairs=pairs,
         converged=converged,
     )  # fmt: skip
+
+
+def choices_given(
+    comparisons: Sequence[Comparison], reliability: Reliability, without_length: bool = False
+) -> dict[str, LinearChoices]:
+    """Every ranked comparison's choices as functions of what its responses are worth, for whoever models the worth.
+
+    Args:
+        comparisons: those that `reliability` was fitted to; a duplicate's rankings count for the original.
+        reliability: how far each annotator follows the worth, and what else they follow.
+        without_length: the worth is that which goes beyond gamma x, the part that a response's length explains.
+    """
+    names, groups = _gather(comparisons)
+    of_annotator = [reliability.annotators[name] for name in names]
+    theta = np.array([[each.beta, each.position, each.length, each.tie] for each in of_annotator])
+    theta = np.append(theta.ravel(), reliability.shared_length)
+    found: dict[str, LinearChoices] = {}
+    for group in groups:
+        found |= group.linear(theta, reliability.shared_length if without_length else 0.0)
+    return found
 
 
 def negative_log_posterior(

@@ -1,14 +1,59 @@
-"""Preferences as token ids, split by prompt. Used by the reward model and by DPO, so that both see one split."""
+"""Judgements read, split by prompt, and as token ids. The split is used by DPO and PPO, too, so all see one."""
 
 import hashlib
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from accord.chat import encode_conversation
-from accord.records import Message, Preference
+from accord.errors import DataError
+from accord.records import Comparison, Message, Preference, read_jsonl
+from accord.runs import DataFile, Run
+from feedback.preferences import pairwise_preferences
+from feedback.reliability import Reliability, fit_reliability
+from reward.choices import Group, answers_of, prompt_id
+
+
+@dataclass(frozen=True)
+class Judgements:
+    """What a reward model learns from; `comparisons` are there where rankings are known."""
+
+    pairs: list[Preference]
+    comparisons: list[Comparison]
+    reliability: Reliability | None
+    dropped: dict[str, int]
+
+
+def read_judgements(source: Run | DataFile, with_reliability: bool = False) -> Judgements:
+    """The judgements of a feedback run, of a file of preferences, or of a file of comparisons.
+
+    Args:
+        source: the run or file.
+        with_reliability: fit that of the annotators, which takes a while; None where there are no comparisons.
+
+    Raises:
+        DataError: a bad file, or comparisons from which no preference follows.
+    """
+    if isinstance(source, Run):
+        comparisons = read_jsonl(source.output("comparisons.jsonl"), Comparison)
+        pairs = read_jsonl(source.output("preferences.jsonl"), Preference)
+        return Judgements(pairs, comparisons, fit_reliability(comparisons) if with_reliability else None, {})
+    if not _holds_comparisons(source):
+        return Judgements(read_jsonl(source.path, Preference), [], None, {})
+    comparisons = read_jsonl(source.path, Comparison)
+    reliability = fit_reliability(comparisons)
+    pairs, counts = pairwise_preferences(comparisons, reliability)
+    del counts["kept"]
+    if not pairs:
+        found = ", ".join(f"{count} {reason}" for reason, count in counts.items() if count)
+        raise DataError(f"{source.path}: no pair of answers has a preference ({found}); rank more of them")
+    return Judgements(
+        pairs, comparisons, reliability, {f"pairs_{reason}": n for reason, n in counts.items() if n}
+    )
 
 
 def split_by_prompt(
@@ -39,24 +84,68 @@ def drop_too_long(
     return kept, len(rows) - len(kept)
 
 
-def encode_pairs(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Preference]) -> Dataset:
-    """Rows as `chosen_ids` and `rejected_ids`, each a whole conversation, as TRL's RewardTrainer takes them.
+def drop_long_comparisons(
+    tokenizer: PreTrainedTokenizerBase, comparisons: Sequence[Comparison], max_sequence_tokens: int
+) -> tuple[list[Comparison], int]:
+    """The same for comparisons, of which every response must fit."""
+    kept = [
+        comparison
+        for comparison in comparisons
+        if all(
+            len(encode_conversation(tokenizer, [*comparison.prompt, *answer]).input_ids)
+            <= max_sequence_tokens
+            for answer in answers_of(comparison)
+        )
+    ]
+    return kept, len(comparisons) - len(kept)
 
-    `weight` is the row's, 1 where it has none, divided by the mean over the rows: weights say which pairs count more
-    than others, and leave the learning rate what it is.
+
+def encode_groups(
+    tokenizer: PreTrainedTokenizerBase, groups: Sequence[Group], heads: int = 1, seed: int | None = None
+) -> Dataset:
+    """Groups as a data set for the trainer: every answer's whole conversation, the choices, and their weights.
+
+    Weights are divided by their mean sum over the rows: they say what counts more than other things, and leave the
+    learning rate what it is. With a `seed`, the heads of an ensemble differ in how much each prompt counts for them:
+    by a draw from the exponential distribution with mean 1, the Bayesian bootstrap (Rubin 1981), so that
+    they disagree where few prompts decide.
     """
-    weights = [1.0 if row.weight is None else row.weight for row in rows]
-    mean = sum(weights) / len(weights) or 1.0
+    mean = sum(float(group.weights.sum()) for group in groups) / max(1, len(groups)) or 1.0
     return Dataset.from_list(
         [
             {
-                "chosen_ids": encode_conversation(tokenizer, [*row.prompt, *row.chosen]).input_ids,
-                "rejected_ids": encode_conversation(tokenizer, [*row.prompt, *row.rejected]).input_ids,
-                "weight": weight / mean,
+                "answers": [
+                    encode_conversation(tokenizer, [*group.prompt, *answer]).input_ids
+                    for answer in group.answers
+                ],
+                "chosen": group.chosen.tolist(),
+                "chosen_offsets": group.chosen_offsets.tolist(),
+                "alternatives": group.alternatives.tolist(),
+                "offsets": group.offsets.tolist(),
+                "weights": (group.weights / mean).tolist(),
+                "head_weights": _head_weights(group.prompt, heads, seed),
             }
-            for row, weight in zip(rows, weights, strict=True)
+            for group in groups
         ]
     )
+
+
+def _head_weights(prompt: Sequence[Message], heads: int, seed: int | None) -> list[float]:
+    if heads == 1 or seed is None:
+        return [1.0] * heads
+    draws: list[float] = (
+        np.random.default_rng([seed, int(prompt_id(prompt)[:16], 16)]).exponential(size=heads).tolist()
+    )
+    return draws
+
+
+def _holds_comparisons(source: DataFile) -> bool:
+    """Whether the first row of a file is a comparison; what else may be wrong with it is said by who reads it."""
+    try:
+        with source.path.open(encoding="utf-8") as file:
+            return '"responses"' in next((line for line in file if line.strip()), "")
+    except (OSError, UnicodeDecodeError):
+        return False
 
 
 def _prompt_hash(prompt: Sequence[Message]) -> str:

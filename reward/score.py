@@ -1,12 +1,18 @@
 """Scores from a reward model: `score(reward_model, conversations)`; `score_ids` for answers that are token ids already.
 
 A score depends on its own conversation only: not on the batch size, nor on what else is in the batch.
+
+A reward model's folder holds a model with one output, which transformers and vLLM load. If it is an ensemble, that
+output is the mean of its heads, whose weights are in `ensemble/heads.safetensors` beside it. `reward_shift` in its
+config.json is subtracted from what the model computes: it makes demonstrations score 0 on average.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerBase
 
 from accord.chat import encode_conversation
@@ -14,17 +20,32 @@ from accord.errors import DataError
 from accord.models import Model, load_reward_model, load_tokenizer
 from accord.records import Message
 
+HEADS_FILE = "ensemble/heads.safetensors"
+Ensemble = Literal["mean", "minimum", "mean_minus_deviation"]
+"""What is made of the scores of an ensemble's heads."""
+
 
 def score(
     reward_model: Model, conversations: Sequence[Sequence[Message]], conversations_per_batch: int = 16
 ) -> list[float]:
     """The reward of each conversation's last assistant turn, in the reward model's own (logit) units.
 
-    Computed in float32, right-padded, at the EOS of the last turn; conversations of like length share a batch.
+    Computed in float32, right-padded, at the EOS of the last turn; conversations of like length share a batch. An
+    ensemble's is the mean of its heads'.
 
     Raises:
         DataError: a conversation is longer than the reward model's context.
     """
+    return [
+        sum(of_heads) / len(of_heads)
+        for of_heads in score_by_head(reward_model, conversations, conversations_per_batch)
+    ]
+
+
+def score_by_head(
+    reward_model: Model, conversations: Sequence[Sequence[Message]], conversations_per_batch: int = 16
+) -> list[list[float]]:
+    """The same by every head of an ensemble [conversations, heads]; a model that is none has one."""
     tokenizer = load_tokenizer(reward_model)
     model = load_scorer(reward_model)
     encoded = [encode_conversation(tokenizer, messages).input_ids for messages in conversations]
@@ -34,12 +55,15 @@ def score(
             f"conversation {too_long[0]} has {len(encoded[too_long[0]])} tokens and the reward model reads {limit}; "
             "shorten it"
         )
-    return score_ids(model, tokenizer, encoded, conversations_per_batch)
+    return score_ids_by_head(model, tokenizer, encoded, conversations_per_batch)
 
 
 def load_scorer(reward_model: Model) -> Any:
-    """The reward model in float32, on the device where scores are computed."""
+    """The reward model in float32, with all heads of an ensemble, on the device where scores are computed."""
     model: Any = load_reward_model(reward_model)
+    weight = load_heads(reward_model)
+    if weight is not None:
+        set_heads(model, weight)
     return model.to(torch.accelerator.current_accelerator() or torch.device("cpu")).eval()
 
 
@@ -54,15 +78,72 @@ def score_ids(
         rows: prompt and answer, which ends with EOS.
         rows_per_batch: how many are computed at a time.
     """
-    scores = [0.0] * len(rows)
+    return [
+        sum(of_heads) / len(of_heads)
+        for of_heads in score_ids_by_head(model, tokenizer, rows, rows_per_batch)
+    ]
+
+
+def score_ids_by_head(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[list[int]],
+    rows_per_batch: int = 16,
+    padding_side: Literal["right", "left"] = "right",
+) -> list[list[float]]:
+    """The same by every head [rows, heads], padded on either side, which changes nothing but rounding."""
+    scores: list[list[float]] = [[]] * len(rows)
+    shift = reward_shift(model)
     by_length = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     for start in range(0, len(by_length), rows_per_batch):
         chosen = by_length[start : start + rows_per_batch]
         batch = tokenizer.pad(
-            {"input_ids": [rows[i] for i in chosen]}, padding_side="right", return_tensors="pt"
-        )
+            {"input_ids": [rows[i] for i in chosen]}, padding_side=padding_side, return_tensors="pt"
+        ).to(model.device)
+        positions = (batch["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)
         with torch.inference_mode():
-            logits = model(**batch.to(model.device)).logits[:, 0]
-        for i, value in zip(chosen, logits.tolist(), strict=True):
-            scores[i] = value
+            logits = model(**batch, position_ids=positions).logits - shift
+        for i, values in zip(chosen, logits.tolist(), strict=True):
+            scores[i] = values
     return scores
+
+
+def combine(scores: torch.Tensor, ensemble: Ensemble) -> torch.Tensor:
+    """One score [rows] of those of the heads [rows, heads].
+
+    The minimum and the mean minus a standard deviation trust an answer only as far as the heads agree on it, which
+    takes longer to exploit (Coste et al. 2023, https://arxiv.org/abs/2310.02743). A single head is what it is.
+    """
+    if ensemble == "minimum":
+        return scores.min(dim=1).values
+    mean = scores.mean(dim=1)
+    return mean - disagreement(scores) if ensemble == "mean_minus_deviation" else mean
+
+
+def disagreement(scores: torch.Tensor) -> torch.Tensor:
+    """The standard deviation [rows] over heads of their scores [rows, heads]; 0 for a single one."""
+    return scores.std(dim=1) if scores.shape[1] > 1 else torch.zeros_like(scores[:, 0])
+
+
+def reward_shift(model: Any) -> float:
+    """What is subtracted from a reward model's output, so that demonstrations score 0 on average."""
+    return float(getattr(model.config, "reward_shift", 0.0))
+
+
+def load_heads(reward_model: Model) -> torch.Tensor | None:
+    """The heads' weights [heads, d] in float32; None for a reward model that is no ensemble."""
+    path = reward_model.folder / HEADS_FILE
+    return load_file(path)["weight"] if path.exists() else None
+
+
+def save_heads(folder: Path, weight: torch.Tensor) -> None:
+    """Write an ensemble's heads [heads, d] into a reward model's folder."""
+    (folder / HEADS_FILE).parent.mkdir()
+    save_file({"weight": weight.float().contiguous()}, folder / HEADS_FILE)
+
+
+def set_heads(model: Any, weight: torch.Tensor) -> None:
+    """Give a sequence classifier the heads [heads, d], one output each."""
+    head = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+    head.weight = torch.nn.Parameter(weight.to(model.score.weight))
+    model.score = head

@@ -1,29 +1,29 @@
-"""The reward model: learns from pairs which of two answers people prefer.
+"""The reward model: learns from judgements which of several answers people prefer.
 
-TRL's RewardTrainer fits the Bradley-Terry loss -log sigmoid(r_chosen - r_rejected). What is ours: pairs count by their
-`weight`, which says how far their annotators can be relied on; rows are tokenised by `accord.chat`, so that the
-score is read at the answer's EOS; pairs over the length limit are counted instead of silently filtered; prompts never
-straddle the split; the held-out accuracy comes with its interval and with the accuracy of preferring the longer, and
-the shorter, answer.
+TRL's trainer does the training. What is ours: rankings with ties beside pairs, both by how far their annotators can be
+relied on; a prompt computed once for all its answers; ensembles; rows tokenised by `accord.chat`, so that the score is
+read at the answer's EOS; what is too long is counted instead of silently filtered; prompts never straddle the split;
+and a report card in place of a number called accuracy.
 
     accord reward configs/demo.yaml
 """
 
 import functools
+import json
 import math
 from typing import Any
 
 import torch
-from statsmodels.stats.proportion import proportion_confint
+from transformers import PreTrainedTokenizerBase
 from trl import RewardConfig as TrlRewardConfig
-from trl import RewardTrainer
-from trl.trainer.reward_trainer import DataCollatorForPreference
 
+from accord.bundled import data_path
+from accord.chat import encode_conversation
 from accord.config import check_trainer_arguments
 from accord.errors import DataError
 from accord.models import Model, load_reward_model, load_tokenizer, peft_config
-from accord.records import Preference, read_jsonl
-from accord.runs import DataFile, Run, Runs
+from accord.records import Comparison, Demonstration, Preference, read_jsonl, write_atomically, write_jsonl
+from accord.runs import DataFile, Run, Runs, Source
 from accord.training import (
     SET_BY_ACCORD,
     base_dtype,
@@ -36,9 +36,28 @@ from accord.training import (
     train_in_run,
     trainer_arguments,
 )
+from reward.choices import (
+    Group,
+    contradictory_pairs,
+    groups_from_pairs,
+    groups_from_rankings,
+    length_slope,
+    prompt_id,
+)
 from reward.config import RewardConfig
-from reward.data import drop_too_long, encode_pairs, split_by_prompt
-from reward.score import score
+from reward.data import (
+    Judgements,
+    drop_long_comparisons,
+    drop_too_long,
+    encode_groups,
+    read_judgements,
+    split_by_prompt,
+)
+from reward.heldout import TRAINED_ON, longer_chosen_share, score_heldout
+from reward.report import write_report
+from reward.report_card import report_card
+from reward.score import save_heads, score, set_heads
+from reward.trainer import GroupRewardTrainer, initialise_heads
 
 check_arguments = functools.partial(
     check_trainer_arguments,
@@ -48,122 +67,184 @@ check_arguments = functools.partial(
 )
 
 
-def train_reward_model(config: RewardConfig, runs: Runs, base: Model, preferences: Run | DataFile) -> Run:
+def train_reward_model(
+    config: RewardConfig, runs: Runs, base: Model, preferences: Run | DataFile, previous: Model | None = None
+) -> Run:
     """Fit a reward model that starts from `base`; returns the finished run, whose `model/` scores conversations.
 
     Args:
         config: see `RewardConfig`.
         runs: where the run is kept.
         base: usually the policy after SFT.
-        preferences: a finished feedback run, or a file of preferences.
+        preferences: a finished feedback run, a file of preferences, or one of comparisons.
+        previous: an earlier reward model, to compare with.
 
     Raises:
-        DataError: a bad file, or fewer pairs than `minimum_pairs`.
+        DataError: a bad file, fewer pairs than `minimum_pairs`, or pairs that all contradict each other.
     """
-    with runs.begin("reward", config, {"base": base, "preferences": preferences}) as run, quiet_libraries():
+    sources: dict[str, Source] = {"base": base, "preferences": preferences}
+    if previous:
+        sources["previous"] = previous
+    if config.demonstrations:
+        sources["demonstrations"] = DataFile(data_path(config.demonstrations))
+    with runs.begin("reward", config, sources) as run, quiet_libraries():
         if run.is_done:
             return run
 
         # load
-        path = preferences.output("preferences.jsonl") if isinstance(preferences, Run) else preferences.path
         tokenizer = load_tokenizer(base)
-        rows = read_jsonl(path, Preference)
-        kept, too_long = drop_too_long(tokenizer, rows, config.max_sequence_tokens)
+        judgements = read_judgements(preferences, with_reliability=config.loss == "plackett_luce")
+        kept, too_long = drop_too_long(tokenizer, judgements.pairs, config.max_sequence_tokens)
+        comparisons, long_comparisons = drop_long_comparisons(
+            tokenizer, judgements.comparisons, config.max_sequence_tokens
+        )
         train, heldout = split_by_prompt(kept, config.heldout_fraction)
-        if len(train) < config.minimum_pairs or not heldout:
-            raise DataError(
-                f"{path}: leaves {len(train)} pairs to train on and {len(heldout)} held out; at least "
-                f"{config.minimum_pairs} and 1 are needed, so collect more preferences"
-            )
+        name = preferences.id if isinstance(preferences, Run) else str(preferences.path)
+        _check_enough(name, train, heldout, config)
+        heldout_prompts = {prompt_id(row.prompt) for row in heldout}
+        compared = [each for each in comparisons if prompt_id(each.prompt) not in heldout_prompts]
+        compared_heldout = [each for each in comparisons if prompt_id(each.prompt) in heldout_prompts]
 
         # build
         arguments = trainer_arguments(config, run, evaluate=True)
-        arguments["center_rewards_coefficient"] = config.centering_coefficient
-        model = load_reward_model(base, base_dtype(config), **quantization(config.lora))
-        initialise_head(model.score, config.seed)
-        trainer = WeightedRewardTrainer(
+        model: Any = load_reward_model(base, base_dtype(config), **quantization(config.lora))
+        set_heads(model, torch.zeros(config.heads, model.score.in_features))
+        initialise_heads(model.score, config.seed)
+        slope = length_slope(train) if config.length == "residual" else 0.0
+        groups, heldout_groups = (
+            _groups(config, judgements, pairs, part, slope)
+            for pairs, part in ((train, compared), (heldout, compared_heldout))
+        )
+        trainer = GroupRewardTrainer(
             model=model,
             args=build_arguments("reward", TrlRewardConfig, arguments),
-            train_dataset=encode_pairs(tokenizer, train),
-            eval_dataset=encode_pairs(tokenizer, heldout),
+            train_dataset=encode_groups(tokenizer, groups, config.heads, config.seed),
+            eval_dataset=encode_groups(tokenizer, heldout_groups, config.heads),
             processing_class=tokenizer,
-            data_collator=WeightedPairs(pad_token_id=tokenizer.pad_token_id),
             peft_config=peft_config(base, config.lora, "SEQ_CLS"),
+            centering_coefficient=config.centering_coefficient,
         )
 
         # loop
         train_in_run(trainer, run, "reward")
 
         # save
-        with quiet_libraries():  # the fresh head of the base is said to be untrained; the merge replaces it
-            save_trained_model(trainer, tokenizer, run, load_reward_model(base) if config.lora else None)
-        metrics = {
-            "pairs": len(train),
-            "updates": trainer.state.global_step,
-            "train_loss": mean_loss(trainer),
-            "heldout_loss": logged(trainer, "eval_loss"),
-            **heldout_figures(Model("reward model", run.path / "model", ""), heldout),
-        }
-        run.finish(metrics, {"too_long": too_long})
+        _save(trainer, tokenizer, run, base, config)
+
+        # examine
+        pairs, scored = score_heldout(
+            Model("reward model", run.path / "model", ""),
+            tokenizer,
+            heldout,
+            compared_heldout,
+            previous,
+            runs,
+        )
+        card = report_card(
+            pairs, scored, longer_chosen_share(tokenizer, train), config.slices,
+            previous.reference if previous else None,
+        )  # fmt: skip
+        write_jsonl(run.path / "heldout.jsonl", pairs)
+        if scored:
+            write_jsonl(run.path / "heldout_comparisons.jsonl", scored)
+        write_atomically(run.path / TRAINED_ON, json.dumps(sorted({prompt_id(g.prompt) for g in groups})))
+        write_atomically(run.path / "report_card.json", card.model_dump_json(indent=2) + "\n")
+        write_report(run, runs)
+        run.finish(
+            {
+                "pairs": len(train),
+                "prompts": len({prompt_id(group.prompt) for group in groups}),
+                "contradictory_pairs": contradictory_pairs(kept)[0],
+                "updates": trainer.state.global_step,
+                "train_loss": mean_loss(trainer),
+                "heldout_loss": logged(trainer, "eval_loss"),
+                **({"length_slope": slope} if config.length == "residual" else {}),
+                **card.metrics(),
+            },
+            {"too_long": too_long, **judgements.dropped}
+            | ({"comparisons_too_long": long_comparisons} if judgements.comparisons else {}),
+        )
     return run
 
 
-class WeightedPairs(DataCollatorForPreference):
-    """TRL's collator, with the pairs' `weight` [pairs]."""
+def _check_enough(
+    name: str, train: list[Preference], heldout: list[Preference], config: RewardConfig
+) -> None:
+    """Refuse what no model can be fitted to, or be judged by.
 
-    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:  # noqa: D102
-        weights = torch.tensor([example["weight"] for example in examples])
-        return super().torch_call(examples) | {"weight": weights}
-
-
-class WeightedRewardTrainer(RewardTrainer):
-    """TRL's trainer, whose loss is the mean of weight * -log sigmoid(r_chosen - r_rejected) over a batch's pairs."""
-
-    def _set_signature_columns_if_needed(self) -> None:
-        super()._set_signature_columns_if_needed()
-        columns: Any = self._signature_columns
-        self._signature_columns = list(dict.fromkeys([*columns, "weight"]))  # type: ignore[assignment]
-
-    def compute_loss(  # noqa: D102
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        weight = inputs.pop("weight")
-        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-        chosen, rejected = outputs.logits.squeeze(-1).chunk(2)
-        # TRL's loss counts every pair once, and adds the centring term, which stays as it is
-        loss = loss + ((weight - 1) * -torch.nn.functional.logsigmoid(chosen - rejected)).mean()
-        return (loss, outputs) if return_outputs else loss
-
-
-def initialise_head(head: Any, seed: int) -> None:
-    """Draw the scalar head from N(0, 1 / (d + 1)), d the hidden size, so that first rewards are of order one.
-
-    `head` is a `torch.nn.Linear` with one output. Source: Stiennon et al. 2020, https://arxiv.org/abs/2009.01325.
+    Raises:
+        DataError: too few pairs, or each of them contradicted by another.
     """
-    deviation = 1 / math.sqrt(head.in_features + 1)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        head.weight.copy_(torch.randn(head.weight.shape, generator=generator) * deviation)
+    if len(train) < config.minimum_pairs or not heldout:
+        enough = math.ceil(config.minimum_pairs / (1 - config.heldout_fraction))
+        raise DataError(
+            f"{name}: leaves {len(train)} pairs to train on and {len(heldout)} held out; at least "
+            f"{config.minimum_pairs} and 1 are needed, so collect at least {enough} in all. {_intervals(config)}"
+        )
+    if contradictory_pairs(train)[1] == len(train):
+        raise DataError(
+            f"{name}: each of the {len(train)} pairs to train on has its opposite with the same weight among them, so "
+            "there is nothing to learn; let annotators settle what they disagree on"
+        )
 
 
-def heldout_figures(reward_model: Model, rows: list[Preference]) -> dict[str, float | int]:
-    """Accuracy on held-out pairs with its 95% Wilson interval, beside what length alone would score.
+def _intervals(config: RewardConfig) -> str:
+    """How many pairs make the held-out accuracy how certain, if it is 70% and pairs are independent."""
+    parts = []
+    for points in (10, 5):
+        heldout = math.ceil(1.96**2 * 0.7 * 0.3 / (points / 100) ** 2)
+        parts.append(
+            f"{heldout / config.heldout_fraction:,.0f} pairs for 95% intervals of {points} points either way"
+        )
+    return f"Of an accuracy of 70%, it takes {' and '.join(parts)}"
 
-    The interval takes pairs as independent; pairs of one prompt are not quite, so it is a little narrow.
+
+def _groups(
+    config: RewardConfig,
+    judgements: Judgements,
+    pairs: list[Preference],
+    comparisons: list[Comparison],
+    slope: float,
+) -> list[Group]:
+    """What the loss is computed on.
+
+    Raises:
+        DataError: rankings are wanted, and there are none.
     """
-    pairs = [([*row.prompt, *row.chosen], [*row.prompt, *row.rejected]) for row in rows]
-    scores = score(reward_model, [conversation for pair in pairs for conversation in pair])
-    chosen, rejected = scores[::2], scores[1::2]
-    right = sum(c > r for c, r in zip(chosen, rejected, strict=True))
-    low, high = proportion_confint(right, len(rows), alpha=0.05, method="wilson")
-    longer = sum(len(row.chosen[-1].content) > len(row.rejected[-1].content) for row in rows)
-    shorter = sum(len(row.chosen[-1].content) < len(row.rejected[-1].content) for row in rows)
-    return {
-        "heldout_pairs": len(rows),
-        "heldout_accuracy": right / len(rows),
-        "heldout_accuracy_low": float(low),
-        "heldout_accuracy_high": float(high),
-        "prefer_longer_accuracy": longer / len(rows),
-        "prefer_shorter_accuracy": shorter / len(rows),
-        "mean_reward_margin": sum(c - r for c, r in zip(chosen, rejected, strict=True)) / len(rows),
-    }
+    if config.loss == "bradley_terry":
+        return groups_from_pairs(pairs, config.margin_coefficient, slope)
+    if judgements.reliability is None:
+        raise DataError(
+            "reward.loss is plackett_luce, which learns from rankings, and the file holds pairs; give a file of "
+            "comparisons or a feedback stage, or set it to bradley_terry"
+        )
+    return groups_from_rankings(
+        comparisons, judgements.comparisons, judgements.reliability, config.length == "residual"
+    )
+
+
+def _save(
+    trainer: Any, tokenizer: PreTrainedTokenizerBase, run: Run, base: Model, config: RewardConfig
+) -> None:
+    """Write `model/`, whose one output is the heads' mean, and `adapter/`; heads and shift go with the model."""
+    head = trainer.accelerator.unwrap_model(trainer.model).score
+    head = head.modules_to_save["default"] if hasattr(head, "modules_to_save") else head
+    heads = head.weight.detach().clone()
+    head.weight = torch.nn.Parameter(heads.mean(dim=0, keepdim=True))
+    head.out_features = 1
+    with quiet_libraries():  # the fresh head of the base is said to be untrained; the merge replaces it
+        save_trained_model(trainer, tokenizer, run, load_reward_model(base) if config.lora else None)
+    folder = run.path / "model"
+    if config.heads > 1:
+        save_heads(folder, heads)
+    if config.demonstrations:
+        rows = read_jsonl(data_path(config.demonstrations), Demonstration)
+        fitting = [
+            row.messages
+            for row in rows
+            if len(encode_conversation(tokenizer, row.messages).input_ids) <= config.max_sequence_tokens
+        ]
+        scores = score(Model("reward model", folder, ""), fitting)
+        settings = json.loads((folder / "config.json").read_text())
+        settings["reward_shift"] = sum(scores) / len(scores)
+        write_atomically(folder / "config.json", json.dumps(settings, indent=2) + "\n")

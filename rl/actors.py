@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from accord.errors import UsageError
 from accord.packing import body_of, compute_packed_rows
+from reward.score import Ensemble
 from rl.log_probabilities import TokenStatistics, token_statistics
 from rl.rows import Rows
 
@@ -35,6 +36,8 @@ class Actors:
         reference: Any | None = None,
         reward: Any | None = None,
         bfloat16: bool = False,
+        reward_heads: Tensor | None = None,
+        ensemble: Ensemble = "mean",
     ) -> None:
         """Args:
         policy: a causal language model, or one with PEFT adapters.
@@ -44,6 +47,8 @@ class Actors:
         reward: the reward model's transformer; None: the critic without its adapter or, for a shared base, the
             policy with the adapter "reward".
         bfloat16: compute in it (autocast).
+        reward_heads: the weights [heads, d] of a reward model that is an ensemble.
+        ensemble: what the score of an ensemble is.
 
         Raises:
             UsageError: the attention of a model does not work on packed rows.
@@ -57,6 +62,10 @@ class Actors:
         self.policy, self.critic, self.critic_head = policy, critic, critic_head
         self.reference, self.reward = reference, reward
         self.reward_head = copy.deepcopy(critic_head).requires_grad_(False)
+        if reward_heads is not None:
+            self.reward_head = nn.Linear(reward_heads.shape[1], len(reward_heads), bias=False)
+            self.reward_head.weight = nn.Parameter(reward_heads, requires_grad=False)
+        self.ensemble = ensemble
         self.bfloat16 = bfloat16
         self.frozen_layers = {"policy": _frozen_layers(policy), "critic": _frozen_layers(critic)}
         """How many layers at the bottom have no trained weight, by the model of each name."""
@@ -102,7 +111,7 @@ class Actors:
 
     @torch.no_grad()
     def scores(self, rows: Rows) -> Tensor:
-        """The reward model's scores [R], read at each answer's last token, before the shift."""
+        """The reward model's scores [R, heads], read at each answer's last token, before the shift."""
         if self.reward is not None:
             states = self._states(self.reward, rows)
         elif self.has_shared_base:
@@ -113,7 +122,8 @@ class Actors:
                 states = self._states(self.critic, rows)
         last = rows.prompt_lengths + rows.response_lengths - 1
         last = rows.packed.place(torch.arange(len(last), device=last.device), last)
-        return self.reward_head(states[last].float()).squeeze(-1)
+        found: Tensor = self.reward_head(states[last].float())
+        return found
 
     @torch.no_grad()
     def beneath(self, rows: Rows) -> Rows:

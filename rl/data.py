@@ -12,6 +12,7 @@ from accord.chat import encode_conversation, encode_prompt
 from accord.errors import DataError
 from accord.records import Demonstration, Message, Preference, Prompt, read_jsonl
 from reward.data import drop_too_long, split_by_prompt
+from reward.score import combine
 from rl.actors import Actors
 from rl.dpo import encode_pairs
 from rl.rows import Rows, micro_batches
@@ -96,7 +97,7 @@ def mean_demonstration_score(
     for index in micro_batches([len(ids) for ids in short], tokens_per_pass):
         # Scores are read at the last token, wherever the answer is said to begin.
         batch = Rows.of([short[i][:-1] for i in index], [short[i][-1:] for i in index], actors.device)
-        scores += actors.scores(batch).tolist()
+        scores += combine(actors.scores(batch), actors.ensemble).tolist()
     return statistics.fmean(scores)
 
 

@@ -11,6 +11,7 @@ from accord.config import LoraConfig
 from accord.errors import UsageError
 from accord.models import Model, check_same_tokens, load_policy, load_reward_model, peft_config
 from accord.packing import body_of
+from reward.score import Ensemble, load_heads, reward_shift
 from rl.actors import Actors
 
 
@@ -24,6 +25,7 @@ def load_actors(
     bfloat16: bool = False,
     gradient_checkpointing: bool = False,
     seed: int = 0,
+    ensemble: Ensemble = "mean",
 ) -> Actors:
     """Load the models in the layout that `lora` and `reward_adapter` say.
 
@@ -37,6 +39,7 @@ def load_actors(
         bfloat16: compute in it.
         gradient_checkpointing: compute activations again in the backward pass instead of keeping them.
         seed: of new adapters.
+        ensemble: what the score of a reward model that is an ensemble is; the critic starts from its mean.
 
     Raises:
         UsageError: the reward model has another tokenizer, a context is too short, or the policy's logits are not its
@@ -57,24 +60,25 @@ def load_actors(
     head, backbone = scoring.score, getattr(scoring, scoring.base_model_prefix)
     critic_head = nn.Linear(head.in_features, 1, bias=head.bias is not None)
     critic_head.load_state_dict({name: p.float() for name, p in head.state_dict().items()})
+    options: Any = {"bfloat16": bfloat16, "reward_heads": load_heads(reward_model), "ensemble": ensemble}
     actors: Actors
     if lora is None:
         reference, reward = copy.deepcopy(policy_model), copy.deepcopy(backbone)
         for frozen in (reference, reward):
             frozen.requires_grad_(False)
-        actors = Actors(policy_model, backbone, critic_head, reference, reward, bfloat16=bfloat16)
+        actors = Actors(policy_model, backbone, critic_head, reference, reward, **options)
     elif reward_adapter is not None:
         model = _with_adapter(policy_model, policy, lora, "CAUSAL_LM")
         for name in ("critic", "reward"):
             _add_adapter(model, reward_adapter, name)
         model.set_adapter("default")
-        actors = Actors(model, model, critic_head, bfloat16=bfloat16)
+        actors = Actors(model, model, critic_head, **options)
     else:
         actors = Actors(
             _with_adapter(policy_model, policy, lora, "CAUSAL_LM"),
             _with_adapter(backbone, reward_model, lora, "FEATURE_EXTRACTION"),
             critic_head,
-            bfloat16=bfloat16,
+            **options,
         )
     for module in (
         actors.policy,
@@ -87,6 +91,7 @@ def load_actors(
         if module is not None:
             module.to(device)
             _prepare(module, gradient_checkpointing)
+    actors.score_shift = reward_shift(scoring)
     actors.check_parts()
     return actors
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from accord import parallel
 from accord.errors import AccordError
+from reward.score import combine, disagreement
 from rl.actors import Actors
 from rl.advantages import generalised_advantages, slot_mask, token_mask, token_rewards, whiten
 from rl.kl import k1, k3
@@ -54,6 +55,8 @@ class Opinions:
     """[A, S], the critic's."""
     scores: Tensor
     """[A], the reward model's, before the shift."""
+    disagreements: Tensor
+    """[A], standard deviations of the scores of an ensemble's heads; 0 for a single one."""
     beneath: list[dict[str, Tensor]]
     """For each answer in this process's share what `Actors.beneath` found, [prompt and answer, d]."""
 
@@ -80,7 +83,7 @@ def hear(actors: Actors, rollout: Rollout, temperature: float, tokens_per_pass: 
     log_probabilities, entropies, reference, sampler, values = (
         torch.zeros(answers, slots, device=device) for _ in range(5)
     )
-    scores = torch.zeros(answers, device=device)
+    scores = torch.zeros(answers, actors.reward_head.out_features, device=device)
     beneath: list[dict[str, Tensor]] = [{} for _ in range(answers)]
     lengths = rollout.sequence_lengths
     for index in micro_batches(lengths, tokens_per_pass, of=parallel.share(lengths)):
@@ -105,7 +108,10 @@ def hear(actors: Actors, rollout: Rollout, temperature: float, tokens_per_pass: 
             answer = int((~tensor.isfinite()).nonzero()[0, 0])
             raise NotFiniteError(f"the {name} of answer {answer + 1} is NaN or infinite")
     tokens = torch.tensor([len(response) for response in rollout.responses], device=device)
-    return Opinions(tokens, log_probabilities, entropies, reference, sampler, values, scores, beneath)
+    return Opinions(
+        tokens, log_probabilities, entropies, reference, sampler, values, combine(scores, actors.ensemble),
+        disagreement(scores), beneath,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from accord.records import Message, Prompt, write_jsonl
 from accord.runs import DataFile, Run, Runs
 from accord.sampling.config import SamplingConfig
 from accord.sampling.shared import SharedSampler
-from reward.train import initialise_head
+from reward.trainer import initialise_heads
 from rl.loop import Loop
 from rl.rollout import PolicySampler
 
@@ -27,7 +27,7 @@ SAMPLING = SamplingConfig(engine="transformers", max_sequence_tokens=300)
 def make_reward_model(base: Model, folder: Path, seed: int = 1) -> Model:
     """A reward model over the base's tokens, with a random head and slightly other weights than the base."""
     model: Any = load_reward_model(base)
-    initialise_head(model.score, seed)
+    initialise_heads(model.score, seed)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for p in model.model.parameters():

@@ -1,0 +1,173 @@
+"""Judgements as choices between the answers to one prompt: what the loss of `reward.loss` is computed on.
+
+A group is a prompt with its answers, each of which is computed once however many judgements name it. From pairs, a
+group's choices are between two answers; from rankings, they are the annotators' successive choices of the best.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import minimize_scalar
+
+from accord.records import Comparison, Message, Preference, content_id, messages_as_dicts
+from feedback.reliability import Reliability, choices_given
+
+MOST_ANSWERS = 8
+"""A prompt with more answers becomes several groups, so that memory has a bound."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """A prompt, its k answers, and C choices among T alternatives of them (see `reward.loss.Choices`)."""
+
+    prompt: list[Message]
+    answers: list[list[Message]]
+    chosen: np.ndarray
+    """[C, k]"""
+    chosen_offsets: np.ndarray
+    """[C]"""
+    alternatives: np.ndarray
+    """[C, T, k]"""
+    offsets: np.ndarray
+    """[C, T]"""
+    weights: np.ndarray
+    """[C]"""
+
+
+def prompt_id(prompt: Sequence[Message]) -> str:
+    """A name for the content of a prompt."""
+    return content_id(messages_as_dicts(prompt), 64)
+
+
+def groups_from_pairs(
+    rows: Sequence[Preference], margin_coefficient: float = 0.0, length_slope: float = 0.0
+) -> list[Group]:
+    """One group for each prompt, or several where it has more than `MOST_ANSWERS` answers.
+
+    A pair's choice is between its answers, with its weight, 1 where it has none. Of k answers only k - 1 comparisons
+    can be independent, so where a group has more different pairs than that, all its weights are scaled down to k - 1
+    in place of their number: a ranking of 4, which is 6 pairs, counts as 3.
+
+    Args:
+        rows: pairs; equal answers to equal prompts are one answer.
+        margin_coefficient: what a step of `margin` demands of the difference of scores.
+        length_slope: by how much a difference of 1 in log length raises the odds' logarithm in itself, so that the
+            scores need not.
+    """
+    groups = []
+    for same_prompt in _by_prompt(rows):
+        for pairs in _at_most(same_prompt, MOST_ANSWERS):
+            answers: list[list[Message]] = []
+            for answer in (answer for row in pairs for answer in (row.chosen, row.rejected)):
+                if answer not in answers:
+                    answers.append(answer)
+            sides = [(answers.index(row.chosen), answers.index(row.rejected)) for row in pairs]
+            different = len({frozenset(pair) for pair in sides})
+            scale = min(1.0, (len(answers) - 1) / different)
+            unit = np.eye(len(answers))
+            offset = length_slope * np.array([log_length(answer) for answer in answers])
+            margins = np.array([margin_coefficient * (row.margin or 0.0) for row in pairs])
+            alternatives = np.array([[unit[i], unit[j]] for i, j in sides])
+            offsets = alternatives @ offset
+            offsets[:, 0] -= margins
+            groups.append(
+                Group(
+                    pairs[0].prompt, answers, alternatives[:, 0], offsets[:, 0], alternatives, offsets,
+                    scale * np.array([1.0 if row.weight is None else row.weight for row in pairs]),
+                )
+            )  # fmt: skip
+    return groups
+
+
+def groups_from_rankings(
+    comparisons: Sequence[Comparison],
+    all_comparisons: Sequence[Comparison],
+    reliability: Reliability,
+    without_length: bool = False,
+) -> list[Group]:
+    """One group for each of `comparisons` that somebody ranked; gold records and duplicates make none of their own.
+
+    Args:
+        comparisons: whose choices are wanted.
+        all_comparisons: those that `reliability` was fitted to.
+        reliability: slopes, biases and tie tendencies of the annotators.
+        without_length: leave out of the scores what the length of an answer explains.
+    """
+    choices = choices_given(all_comparisons, reliability, without_length)
+    return [
+        Group(
+            comparison.prompt, answers_of(comparison), found.chosen, found.chosen_fixed, found.alternatives,
+            found.fixed, np.ones(len(found.chosen)),
+        )
+        for comparison in comparisons
+        if not comparison.is_probe and (found := choices.get(comparison.id)) is not None
+    ]  # fmt: skip
+
+
+def answers_of(comparison: Comparison) -> list[list[Message]]:
+    """A comparison's responses as turns; an empty one as a space, since a message has content."""
+    return [[Message(role="assistant", content=each.text or " ")] for each in comparison.responses]
+
+
+def length_slope(rows: Sequence[Preference]) -> float:
+    """The slope of a Bradley-Terry model that knows nothing of an answer but its log length, from the pairs.
+
+    The standard normal prior of the slope keeps it finite where the longer answer is always the chosen one.
+    """
+    differences = np.array([log_length(row.chosen) - log_length(row.rejected) for row in rows])
+    weights = np.array([1.0 if row.weight is None else row.weight for row in rows])
+
+    def loss(slope: float) -> float:
+        return float((weights * np.logaddexp(0.0, -slope * differences)).sum() + slope**2 / 2)
+
+    return float(minimize_scalar(loss, bounds=(-20, 20), method="bounded").x)
+
+
+def log_length(answer: Sequence[Message]) -> float:
+    """The logarithm of 1 plus the characters of an answer."""
+    return math.log1p(sum(len(message.content) for message in answer))
+
+
+def contradictory_pairs(rows: Sequence[Preference]) -> tuple[int, int]:
+    """How many pairs have an opposite (the same prompt and answers, the other one chosen), and how many of those are
+    undecided: the weights for one answer are as much as those for the other.
+    """
+    weights: dict[tuple[str, str, str], list[float]] = {}
+    for row in rows:
+        prompt, chosen, rejected = (
+            content_id(messages_as_dicts(part), 64) for part in (row.prompt, row.chosen, row.rejected)
+        )
+        weights.setdefault((prompt, chosen, rejected), []).append(1.0 if row.weight is None else row.weight)
+    opposed = undecided = 0
+    for (prompt, chosen, rejected), of_pair in weights.items():
+        if opposite := weights.get((prompt, rejected, chosen)):
+            opposed += len(of_pair)
+            undecided += len(of_pair) * math.isclose(sum(of_pair), sum(opposite))
+    return opposed, undecided
+
+
+def _by_prompt(rows: Sequence[Preference]) -> Iterable[list[Preference]]:
+    """The rows of each prompt, in the order in which prompts occur first."""
+    found: dict[str, list[Preference]] = {}
+    for row in rows:
+        found.setdefault(prompt_id(row.prompt), []).append(row)
+    return found.values()
+
+
+def _at_most(rows: Sequence[Preference], answers: int) -> Iterable[list[Preference]]:
+    """The rows in their order, in parts that name at most so many different answers."""
+    part: list[Preference] = []
+    for row in rows:
+        texts = {
+            content_id(messages_as_dicts(side))
+            for each in [*part, row]
+            for side in (each.chosen, each.rejected)
+        }
+        if part and len(texts) > answers:
+            yield part
+            part = []
+        part.append(row)
+    if part:
+        yield part
