@@ -11,6 +11,7 @@ import click
 
 from accord import __version__, parallel
 from accord.cli_feedback import feedback
+from accord.cli_reward import reward
 from accord.cli_shared import AS_JSON, CONFIG, OVERRIDES, RUN, run_until, runs_of_command
 from accord.errors import AccordError, WaitingForAnnotatorsError
 from accord.preload import restart_with_libraries
@@ -126,7 +127,7 @@ def _stage_command(stage: "StageName", does: str) -> None:
 
 
 _stage_command("sft", "Fine-tune the base model on demonstrations.")
-_stage_command("reward", "Train the reward model on the round's preferences.")
+main.add_command(reward)
 _stage_command("dpo", "Optimise the policy on the round's preferences (rl.algorithm: dpo).")
 _stage_command("ppo", "Optimise the policy on the reward model's scores (rl.algorithm: ppo).")
 _stage_command("rloo", "Optimise the policy on the reward model's scores (rl.algorithm: rloo).")
@@ -145,7 +146,11 @@ main.add_command(feedback)
     "--baseline", required=True, help="The model in use: run:<id>, a folder, a hub id or bundled:..."
 )
 @click.option("--candidate", required=True, help="The model that may replace it.")
-@click.option("--reward-model", help="A reward model that scores the answers of both.")
+@click.option(
+    "--reward-model", metavar="REF",
+    help="What scores the answers of both: a reward model, judge:<model reference>, judge:https://host/v1#model-name, "
+    "or file.py:function.",
+)  # fmt: skip
 @click.option(
     "--config", "config_file", required=True, type=click.Path(path_type=Path), help="The gate's margins."
 )
@@ -160,13 +165,14 @@ def gate(
     from accord.sampling.shared import SharedSampler
     from eval.config import EvalConfig
     from eval.evaluate import evaluate
+    from reward.scorers import scorer_of
 
     config = load_config(config_file, EvalConfig, overrides)
     runs = runs_of_command()
     models = [resolve(reference, runs) for reference in (baseline, candidate)]
-    judge = resolve(reward_model, runs) if reward_model else None
+    scorer = scorer_of(reward_model, runs) if reward_model else None
     with SharedSampler(SamplingConfig()) as sampler:
-        run = evaluate(config, runs, sampler, models[0], models[1], judge)
+        run = evaluate(config, runs, sampler, models[0], models[1], scorer)
     _finish_with_verdict(run)
 
 

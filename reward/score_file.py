@@ -1,0 +1,159 @@
+"""A file of conversations or preferences, scored: what `accord reward score` does.
+
+{"messages": [..., {"role": "assistant", ...}]}            gets "score"
+{"prompt": [...], "chosen": [...], "rejected": [...]}      gets "chosen_score" and "rejected_score"; compared
+                                                           by a judge, "chosen_is_better" and "orders_disagree"
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from statistics import mean, pstdev
+from typing import Any
+
+from accord.errors import DataError, UsageError
+from accord.records import Demonstration, Preference, Row, read_jsonl
+from reward.judge import summarise
+from reward.scorers import Scorer
+
+Scored = tuple[list[dict[str, Any]], dict[str, Any]]
+"""The rows with their new columns, and the figures of all of them."""
+
+
+def read_rows(path: Path) -> list[Demonstration] | list[Preference]:
+    """The rows of a file whose first row says which of the two kinds all of them are.
+
+    Raises:
+        DataError: a bad file, a row of neither kind, or a preference that does not end with the assistant.
+    """
+    first = _first_row(path)
+    if "messages" in first:
+        return read_jsonl(path, Demonstration)
+    if not {"prompt", "chosen", "rejected"} & first.keys():
+        raise DataError(
+            f"{path}:1: has the fields {', '.join(first) or 'none'}, but a row to score is a conversation "
+            '{"messages": [...]} or a preference {"prompt": [...], "chosen": [...], "rejected": [...]}'
+        )
+    rows = read_jsonl(path, Preference)
+    for number, row in enumerate(rows, start=1):
+        for name, turns in (("chosen", row.chosen), ("rejected", row.rejected)):
+            if turns[-1].role != "assistant":
+                raise DataError(f"{path}: row {number}: {name}: the last message must be the assistant's")
+    return rows
+
+
+def _first_row(path: Path) -> dict[str, Any]:
+    """The first line's fields; none where `read_jsonl` will say what is wrong with it."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            first = json.loads(next((line for line in file if line.strip()), "{}"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError):
+        read_jsonl(path, Row)
+        raise
+    if not isinstance(first, dict) or not first:
+        read_jsonl(path, Demonstration)
+    return dict(first)
+
+
+def score_rows(scorer: Scorer, rows: Sequence[Demonstration] | Sequence[Preference]) -> Scored:
+    """Every conversation's score, or those of both answers of every preference.
+
+    Raises:
+        DataError: the rows have a column of this name already.
+        AccordError: what `Scorer.score` raises.
+    """
+    preferences = [row for row in rows if isinstance(row, Preference)]
+    if not preferences:
+        conversations = [row.messages for row in rows if isinstance(row, Demonstration)]
+        _check_columns(rows, "score")
+        scores = scorer.score(conversations)
+        return (
+            [_row(row) | {"score": score} for row, score in zip(rows, scores, strict=True)],
+            {"rows": len(rows), **_spread(scores)},
+        )
+    _check_columns(preferences, "chosen_score", "rejected_score")
+    pairs = [([*row.prompt, *row.chosen], [*row.prompt, *row.rejected]) for row in preferences]
+    scores = scorer.score([conversation for pair in pairs for conversation in pair])
+    chosen, rejected = scores[::2], scores[1::2]
+    margins = [c - r for c, r in zip(chosen, rejected, strict=True)]
+    return (
+        [
+            _row(row) | {"chosen_score": c, "rejected_score": r}
+            for row, c, r in zip(preferences, chosen, rejected, strict=True)
+        ],
+        {
+            "rows": len(pairs),
+            **_spread(scores),
+            **_accuracy(sum(m > 0 for m in margins), sum(m == 0 for m in margins), len(pairs)),
+            "mean_margin": mean(margins),
+        },
+    )
+
+
+def compare_rows(scorer: Scorer, rows: Sequence[Demonstration] | Sequence[Preference]) -> Scored:
+    """What a judge says of both answers of every preference, put before it together, in both orders.
+
+    Raises:
+        UsageError: the scorer is no judge, or the rows are no preferences.
+        DataError: the rows have a column of this name already.
+        AccordError: what `Judge.compare` raises.
+    """
+    preferences = [row for row in rows if isinstance(row, Preference)]
+    if scorer.judge is None:
+        raise UsageError(f"{scorer.reference} scores answers one by one; only a judge compares: judge:...")
+    if not preferences:
+        raise UsageError(
+            "conversations hold one answer each; give preferences, whose two answers can be compared"
+        )
+    _check_columns(preferences, "chosen_is_better", "orders_disagree")
+    judgements = scorer.judge.compare(
+        [row.prompt for row in preferences],
+        [row.chosen for row in preferences],
+        [row.rejected for row in preferences],
+    )
+    better = [j.first_is_better for j in judgements if j.first_is_better is not None]
+    return (
+        [
+            _row(row) | {"chosen_is_better": j.first_is_better, "orders_disagree": j.orders_disagree}
+            for row, j in zip(preferences, judgements, strict=True)
+        ],
+        {
+            "rows": len(preferences),
+            **_accuracy(sum(p > 0.5 for p in better), sum(p == 0.5 for p in better), len(better)),
+            **{name: value for name, value in asdict(summarise(judgements)).items() if name != "pairs"},
+        },
+    )
+
+
+def _row(row: Row) -> dict[str, Any]:
+    return row.model_dump(exclude_none=True) | row.model_dump(include=set(row.model_extra or {}))
+
+
+def _check_columns(rows: Sequence[Row], *names: str) -> None:
+    for number, row in enumerate(rows, start=1):
+        if taken := [name for name in names if name in (row.model_extra or {})]:
+            raise DataError(
+                f"row {number} has a column '{taken[0]}' already, which would be replaced; rename or remove it"
+            )
+
+
+def _spread(scores: Sequence[float]) -> dict[str, float]:
+    return {
+        "mean_score": mean(scores), "score_deviation": pstdev(scores), "lowest_score": min(scores),
+        "highest_score": max(scores),
+    }  # fmt: skip
+
+
+def _accuracy(right: int, ties: int, pairs: int) -> dict[str, float | int | None]:
+    """How many pairs are ordered as preferred, with the share's 95% Wilson interval; a tie is not."""
+    from statsmodels.stats.proportion import proportion_confint
+
+    low, high = proportion_confint(right, pairs, alpha=0.05, method="wilson") if pairs else (None, None)
+    return {
+        "ordered_as_preferred": right,
+        "ties": ties,
+        "accuracy": right / pairs if pairs else None,
+        "accuracy_low": None if low is None else float(low),
+        "accuracy_high": None if high is None else float(high),
+    }
