@@ -646,10 +646,9 @@ def _centred(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
 
 def _correlation(x: np.ndarray, y: np.ndarray, rows: np.ndarray, prompts: Prompts) -> Estimate | None:
     """Pearson's correlation, a function of the sums of x, y and their products."""
-    x, y = x - x.mean(), y - y.mean()
-    if not (x.any() and y.any()):
+    if np.ptp(x) == 0 or np.ptp(y) == 0:
         return None
-    x, y = x / x.std(), y / y.std()
+    x, y = (x - x.mean()) / x.std(), (y - y.mean()) / y.std()
 
     def correlation(sums: np.ndarray) -> np.ndarray:
         n, sx, sy, xx, yy, xy = (sums[..., i] for i in range(6))
