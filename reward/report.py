@@ -588,7 +588,7 @@ def _by_n(name: str, title: str, lines: Mapping[str, tuple[Sequence[Estimate], d
 
 
 def _picture(
-    name: str, title: str, description: str, draw: Callable[[Any], None], legend: str = "upper left"
+    name: str, title: str, description: str, draw: Callable[[Any], None], legend: Any = "upper left"
 ) -> Picture:
     """What `draw` draws, in the style of `accord.report.line_plot`: the same figures give the same bytes."""
     import matplotlib
