@@ -197,11 +197,16 @@ class Group:
     def linear(self, theta: np.ndarray, gamma: float) -> dict[str, LinearChoices]:
         """The choices of every comparison given the annotators' parameters, for worths that exclude gamma x."""
         beta, fixed, fixed_chosen = self._fixed(theta, gamma)
-        alternatives = self.alternatives.T @ self.basis  # [T, k], centred, as only differences of worth matter
+        alternatives = (
+            self.alternatives.T @ self.basis
+        )  # [T, k], centred, as only differences of worth matter
         chosen = self.chosen @ self.basis
         return {
             id_: LinearChoices(
-                beta[rows, None] * chosen[rows], fixed_chosen[rows], beta[rows, None, None] * alternatives, fixed[rows]
+                beta[rows, None] * chosen[rows],
+                fixed_chosen[rows],
+                beta[rows, None, None] * alternatives,
+                fixed[rows],
             )
             for c, id_ in enumerate(self.ids)
             for rows in [self.block == c]

@@ -44,7 +44,8 @@ def pairwise_preferences(
       (3 of 4, with 2 ties, is 0.75); None where all tie it, which an adjudicator may decide;
     - `annotators` is the number of submitted rankings of the comparison, ties included: 6 in that example. The
       adjudicator's is in neither, unless there is no other;
-    - `id` is `<comparison's id>:<index of chosen>><index of rejected>`, for example `c-17:2>0`.
+    - `id` is `<comparison's id>:<index of chosen>><index of rejected>`, for example `c-17:2>0`;
+    - columns of the comparison that accord does not know, such as a topic, are kept.
 
     Returns:
         The preferences, in the order of the comparisons and pairs, and the number of pairs by what became of
@@ -103,6 +104,11 @@ def pairwise_preferences(
                     annotators=len(submitted),
                     agreement=strict.count(direction) / len(strict) if strict else None,
                     id=f"{comparison.id}:{chosen}>{rejected}",
+                    **{
+                        name: value
+                        for name, value in (comparison.model_extra or {}).items()
+                        if name not in Preference.model_fields
+                    },
                 )
             )
     return preferences, dict(counts)

@@ -196,11 +196,20 @@ def _sampled(config: FeedbackConfig, run: Run, policy: Model, sampler: SharedSam
         run_id, truncated = policy.run_id or policy.reference, completion.finish == "length"
         answers[i].append(Response(text=text, run=run_id, seed=seed, truncated=truncated))
     comparisons = [
-        Comparison(id=id_, prompt=prompt.prompt, responses=responses)
+        Comparison(id=id_, prompt=prompt.prompt, responses=responses, **_own_columns(prompt))
         for id_, prompt, responses in zip(ids, prompts, answers, strict=True)
     ]
     write_jsonl(path, comparisons)
     return comparisons
+
+
+def _own_columns(prompt: Prompt) -> dict[str, Any]:
+    """The columns that the user gave a prompt, such as its topic: the reward model's report card splits by them."""
+    return {
+        name: value
+        for name, value in (prompt.model_extra or {}).items()
+        if name not in Comparison.model_fields
+    }
 
 
 def _seed(seed: int, prompt_id: str, sample: int) -> int:

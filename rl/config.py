@@ -106,6 +106,9 @@ class PPOConfig(Config):
     """What gives the scores in place of the reward model: a Python function as `file.py:function` or `module:function`,
     which is called as TRL's trainers call theirs, or a judge as `judge:<model reference>` or
     `judge:https://host/v1#model-name`. The critic still starts from the reward model, with a new head."""
+    ensemble: Literal["mean", "minimum", "mean_minus_deviation"] = "mean"
+    """What the score is, where the reward model is an ensemble (`reward.heads`); the last two trust it less where its
+    heads disagree."""
     missing_eos: Literal["replace", "subtract"] = "replace"
     """An answer without EOS gets minus the penalty as its score, or the penalty subtracted from it."""
     missing_eos_penalty: float = Field(default=1.0, ge=0)

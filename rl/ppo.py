@@ -93,10 +93,11 @@ def train_ppo(
             policy, reward_model, config.lora, config.max_sequence_tokens,
             reward_adapter=_reward_adapter(runs, policy, reward_model) if config.shared_base else None,
             base_dtype=base_dtype(config), bfloat16=bfloat16,
-            gradient_checkpointing=config.gradient_checkpointing, seed=config.seed,
+            gradient_checkpointing=config.gradient_checkpointing, seed=config.seed, ensemble=config.ensemble,
         )  # fmt: skip
         if scorer:
             torch.nn.init.zeros_(actors.critic_head.weight)  # it knows nothing of this reward yet
+            actors.score_shift = 0.0
         trained = [*actors.policy_parameters.values(), *actors.critic_parameters.values()]
         optimiser = torch.optim.AdamW(
             trained, lr=config.learning_rate, eps=OPTIMISER_EPSILON, weight_decay=0.0, fused=True

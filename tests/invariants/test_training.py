@@ -34,6 +34,8 @@ PAIRS = {
     "epochs": 1.5, "learning_rate": 1e-3, "rows_per_update": 8, "rows_per_pass": 4, "max_sequence_tokens": 300,
     "checkpoint_every_updates": 2, "evaluate_every_updates": 4, "seed": 3,
 }  # fmt: skip
+# 16 prompts of two pairs each by 4: as many updates
+PROMPTS = {**PAIRS, "rows_per_update": 4, "rows_per_pass": 2}
 
 
 @pytest.mark.parametrize(
@@ -42,7 +44,7 @@ PAIRS = {
         ("sft", SFT, "4", "train_end", 11),
         ("sft", {**SFT, "lora": LORA}, "9", "finish", 11),
         ("dpo", PAIRS, "6", "finish", 6),
-        ("reward", {**PAIRS, "lora": LORA}, "4", "train_end", 6),
+        ("reward", {**PROMPTS, "lora": LORA}, "4", "train_end", 6),
     ],
     ids=["sft", "sft-lora", "dpo", "reward-lora"],
 )
@@ -105,6 +107,7 @@ def test_eight_passes_of_one_row_equal_one_pass_of_eight(
 ) -> None:
     data = request.getfixturevalue("demonstrations" if stage == "sft" else "preferences")
     base = {**(SFT if stage == "sft" else PAIRS), "rows_per_update": 8, "epochs": 2, "learning_rate": 1e-3}
+    base["epochs"] = 4 if stage == "reward" else 2  # its rows are 16 prompts
     if lora:
         base["lora"] = {**lora, "dropout": 0.0}
     losses, weights = [], []

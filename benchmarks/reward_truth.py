@@ -1,0 +1,195 @@
+"""Do reward models find a planted truth? Known worths, annotators of known reliability, the bundled model.
+
+    .venv/bin/python benchmarks/reward_truth.py [--prompts 240] [--seed 0]
+
+Two experiments. One: three of five annotators follow the worth, one guesses and one ranks upside down; models learn
+from the rankings, from pairs weighted by the annotators' reliability, and from a majority's pairs; they are compared on
+fresh answers with their worths. Two: the judgements are partly about length; a model that leaves out what length
+explains is compared with one that does not, on pairs of unequal and of equal length.
+
+Prints a line for each finding; the last is one JSON object.
+"""
+
+import argparse
+import itertools
+import json
+import math
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import planted
+from scipy.stats import spearmanr
+
+from accord import bundled
+from accord.chat import answer
+from accord.config import LoraConfig
+from accord.models import Model, load_tokenizer, resolve
+from accord.preload import restart_with_libraries
+from accord.records import Comparison, Preference, write_jsonl
+from accord.runs import DataFile, Runs
+from feedback.preferences import pairwise_preferences
+from reward.config import RewardConfig
+from reward.heldout import score_heldout
+from reward.report_card import report_card
+from reward.train import train_reward_model
+
+RESAMPLES = 1_000
+LENGTH_SLOPE = 2.0
+"""Worth for a difference of 1 in log length: as much as two sentences' difference in quality."""
+SETTINGS: dict[str, Any] = {
+    "heldout_fraction": 0.1, "epochs": 1, "learning_rate": 1e-3, "rows_per_update": 8, "rows_per_pass": 8,
+    "max_sequence_tokens": 512, "precision": "auto", "checkpoint_every_updates": 1000,
+}  # fmt: skip
+
+
+def train(runs: Runs, base: Model, path: Path, **settings: Any) -> Model:
+    config = RewardConfig(**SETTINGS, lora=LoraConfig(rank=16, alpha=32, top_layers=10), **settings)
+    run = train_reward_model(config, runs, base, DataFile(path))
+    return resolve(f"run:{run.id}", runs)
+
+
+def judged_pairs(
+    chance: np.random.Generator, comparisons: Sequence[Comparison], length_slope: float = 0.0
+) -> list[Preference]:
+    """Every pair of answers, chosen by somebody whose odds are those of the worths."""
+    rows = []
+    for comparison in comparisons:
+        texts = [each.text for each in comparison.responses]
+        worths = [planted.quality(text) + length_slope * math.log(len(text)) for text in texts]
+        for i, j in itertools.combinations(range(len(texts)), 2):
+            first = chance.random() < 1 / (1 + math.exp(worths[j] - worths[i]))
+            chosen, rejected = (i, j) if first else (j, i)
+            rows.append(
+                Preference(
+                    prompt=comparison.prompt, chosen=answer(texts[chosen]), rejected=answer(texts[rejected]),
+                    id=f"{comparison.id}:{chosen}>{rejected}",
+                )
+            )  # fmt: skip
+    return rows
+
+
+def rank_correlation(scored: Sequence[Any], seed: int) -> tuple[float, float, float]:
+    """Spearman's correlation of score and worth over all answers, with its 95% interval by prompt."""
+    scores = [np.mean(each.scores, axis=1) for each in scored]
+    worths = [np.array([planted.quality(response.text) for response in each.responses]) for each in scored]
+    chance = np.random.default_rng(seed)
+
+    def of(index: Any) -> float:
+        return float(
+            spearmanr(np.concatenate([scores[i] for i in index]), np.concatenate([worths[i] for i in index]))[
+                0
+            ]
+        )
+
+    drawn = [of(chance.integers(0, len(scores), len(scores))) for _ in range(RESAMPLES)]
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return of(range(len(scores))), float(low), float(high)
+
+
+def reliability(runs: Runs, base: Model, folder: Path, count: int, seed: int) -> dict[str, Any]:
+    chance = np.random.default_rng(seed)
+    judged = planted.comparisons(chance, count, responses=4)
+    write_jsonl(folder / "comparisons.jsonl", judged)
+    majority, _ = pairwise_preferences(judged, None)
+    write_jsonl(folder / "majority.jsonl", majority)
+    fresh = planted.comparisons(chance, count, responses=4)
+    pairs = judged_pairs(chance, fresh)
+    figures: dict[str, Any] = {}
+    for name, file, loss in (
+        ("rankings", "comparisons.jsonl", "plackett_luce"),
+        ("weighted pairs", "comparisons.jsonl", "bradley_terry"),
+        ("majority's pairs", "majority.jsonl", "bradley_terry"),
+    ):
+        model = train(runs, base, folder / file, loss=loss, heads=4, seed=seed)
+        scored_pairs, scored = score_heldout(model, load_tokenizer(model), pairs, fresh)
+        card = report_card(scored_pairs, scored, 0.5).metrics()
+        correlation, low, high = rank_correlation(scored, seed)
+        figures[name] = {
+            "spearman": round(correlation, 3), "low": round(low, 3), "high": round(high, 3),
+            "accuracy": card["heldout_accuracy"], "ece": card["heldout_ece"],
+            "ece_after_temperature": card["heldout_ece_after_temperature"], "temperature": card["temperature"],
+            "disagreement_auroc": card.get("disagreement_auroc"),
+        }  # fmt: skip
+        print(name, figures[name], flush=True)
+    return figures
+
+
+def length(runs: Runs, base: Model, folder: Path, count: int, seed: int) -> dict[str, Any]:
+    chance = np.random.default_rng(seed + 1)
+    judged = planted.comparisons(chance, count, responses=4, length_slope=LENGTH_SLOPE)
+    write_jsonl(folder / "length.jsonl", judged)
+    unequal = planted.comparisons(chance, count // 2, responses=4)
+    equal = [
+        _of_equal_length(chance, comparison) for comparison in planted.comparisons(chance, count, responses=2)
+    ]
+    figures: dict[str, Any] = {}
+    for name in ("keep", "residual"):
+        model = train(runs, base, folder / "length.jsonl", loss="plackett_luce", length=name, seed=seed)
+        tokenizer = load_tokenizer(model)
+        of_unequal, _ = score_heldout(model, tokenizer, judged_pairs(chance, unequal, LENGTH_SLOPE), [])
+        right = [_by_quality(pair) for comparison in equal for pair in judged_pairs(chance, [comparison])]
+        of_equal, _ = score_heldout(model, tokenizer, right, [])
+        cards = [report_card(pairs, [], 1.0).metrics() for pairs in (of_unequal, of_equal)]
+        figures[name] = {
+            "score_length_correlation": cards[0]["score_length_correlation"],
+            "length_only_accuracy": cards[0]["length_only_accuracy"],
+            "accuracy_unequal": cards[0]["heldout_accuracy"],
+            "accuracy_equal": cards[1]["heldout_accuracy"],
+            "equal_pairs": cards[1]["heldout_pairs"],
+            "lost": cards[0]["heldout_accuracy"] - cards[1]["heldout_accuracy"],
+        }
+        print(f"length: {name}", figures[name], flush=True)
+    return figures
+
+
+def _of_equal_length(chance: np.random.Generator, comparison: Comparison) -> Comparison:
+    """Another second answer, as long as the first within 5%, of another quality."""
+    first = comparison.responses[0].text
+    while True:
+        [text] = planted.answers(chance, 1)
+        if abs(len(text) / len(first) - 1) <= 0.05 and planted.quality(text) != planted.quality(first):
+            second = comparison.responses[1].model_copy(update={"text": text})
+            return comparison.model_copy(update={"responses": [comparison.responses[0], second]})
+
+
+def _by_quality(pair: Preference) -> Preference:
+    """The pair with the answer of higher quality as the chosen one."""
+    chosen, rejected = (planted.quality(side[0].content) for side in (pair.chosen, pair.rejected))
+    if chosen > rejected:
+        return pair
+    return pair.model_copy(update={"chosen": pair.rejected, "rejected": pair.chosen})
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    arguments.add_argument("--prompts", type=int, default=240)
+    arguments.add_argument("--seed", type=int, default=0)
+    options = arguments.parse_args()
+    restart_with_libraries()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        runs = Runs(folder / "runs")
+        base = resolve(bundled.MODEL, runs)
+        found = reliability(runs, base, folder, options.prompts, options.seed)
+        of_length = length(runs, base, folder, options.prompts, options.seed)
+    weighted, majority = found["weighted pairs"], found["majority's pairs"]
+    result = {
+        "claim": "reward models recover the order of planted worths, and weights from agreement help",
+        "peer": "the same model on the pairs of a majority",
+        "ratio": round(weighted["spearman"] / majority["spearman"], 3),
+        "low": weighted["low"], "high": weighted["high"], "goal": 1.0,
+        "ok": weighted["spearman"] > majority["spearman"]
+        and all(each["ece_after_temperature"] < 0.05 for each in found.values())
+        and of_length["residual"]["lost"] < of_length["keep"]["lost"],
+        "reliability": found, "length": of_length,
+    }  # fmt: skip
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
