@@ -14,6 +14,7 @@ import argparse
 import itertools
 import json
 import math
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +23,10 @@ from typing import Any
 import numpy as np
 import planted
 from scipy.stats import spearmanr
+
+sys.path.remove(
+    str(Path(__file__).resolve().parent)
+)  # there, `feedback` and `reward` are benchmarks, not packages
 
 from accord import bundled
 from accord.chat import answer

@@ -149,6 +149,9 @@ def train_reward_model(
             write_jsonl(run.path / "heldout_comparisons.jsonl", scored)
         write_atomically(run.path / TRAINED_ON, json.dumps(sorted({prompt_id(g.prompt) for g in groups})))
         write_atomically(run.path / "report_card.json", card.model_dump_json(indent=2) + "\n")
+        run.record.dropped = {"too_long": too_long, **judgements.dropped}
+        if judgements.comparisons:
+            run.record.dropped["comparisons_too_long"] = long_comparisons
         write_report(run, runs)
         run.finish(
             {
@@ -161,8 +164,7 @@ def train_reward_model(
                 **({"length_slope": slope} if config.length == "residual" else {}),
                 **card.metrics(),
             },
-            {"too_long": too_long, **judgements.dropped}
-            | ({"comparisons_too_long": long_comparisons} if judgements.comparisons else {}),
+            run.record.dropped,
         )
     return run
 

@@ -246,7 +246,8 @@ def test_qlora_trains_here_or_says_what_it_needs(
 ) -> None:
     data = request.getfixturevalue("demonstrations" if stage == "sft" else "preferences")
     lora = {"rank": 4, "alpha": 8, "quantize_base": True}
-    config = {**(SFT if stage == "sft" else PAIRS), "lora": lora, "learning_rate": 1e-2}
+    settings = {"sft": SFT, "reward": PROMPTS, "dpo": PAIRS}[stage]
+    config = {**settings, "lora": lora, "learning_rate": 1e-2}
     try:
         run = run_stage(stage, config, tiny_model, data, Runs(tmp_path / "runs"))
     except UsageError as error:
