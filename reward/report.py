@@ -16,7 +16,7 @@ from typing import Any
 from markupsafe import Markup
 
 from accord.records import Message, read_jsonl, write_atomically
-from accord.report import BLUE, GRID, INK, MUTED, ORANGE, _inline, lineage, render, training_curves
+from accord.report import BLUE, GRID, INK, MUTED, ORANGE, inline, lineage, render, training_curves
 from accord.runs import Run, Runs
 from feedback.report import SIMULATED, displayed_names
 from feedback.statistics import FEWEST_CLUSTERS, Estimate
@@ -614,7 +614,7 @@ def _picture(
         FigureCanvasSVG(figure).print_svg(
             file, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
         )
-    return Picture(title, _inline(file.getvalue(), name, title, description), description)
+    return Picture(title, inline(file.getvalue(), name, title, description), description)
 
 
 def _error_bars(axes: Any, x: Sequence[float], estimates: Sequence[Estimate], **style: Any) -> None:
