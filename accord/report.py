@@ -323,10 +323,10 @@ def line_plot(
         FigureCanvasSVG(figure).print_svg(
             file, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
         )
-    return _inline(file.getvalue(), name, title, description)
+    return inline(file.getvalue(), name, title, description)
 
 
-def _inline(svg: str, name: str, title: str, description: str) -> Markup:
+def inline(svg: str, name: str, title: str, description: str) -> Markup:
     """matplotlib's file as part of a page: no prolog, ids of its own, a title and a description."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
