@@ -96,10 +96,11 @@ def url(reward_model: Model, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 def conversations() -> list[list[Message]]:
     """Forty of very different lengths, several of which begin alike."""
     system = Message(role="system", content="Be brief. " * 20)
+    questions = [Message(role="user", content=f"Ask {i % 7}") for i in range(40)]
     return [
-        [*([system] if i % 3 else []), Message(role="user", content=f"Ask {i % 7}"), *answer("ha " * (i * i % 37) + "!")]
-        for i in range(1, 41)
-    ]  # fmt: skip
+        [*([system] if i % 3 else []), question, *answer("please " * (i * i % 37) + f"{i}")]
+        for i, question in enumerate(questions)
+    ]
 
 
 def test_the_request_of_the_page_gives_the_score(url: str, reward_model: Model) -> None:
