@@ -20,7 +20,9 @@ from accord.report import BLUE, GRID, INK, MUTED, ORANGE, inline, lineage, rende
 from accord.runs import Run, Runs
 from feedback.report import SIMULATED, displayed_names
 from feedback.statistics import FEWEST_CLUSTERS, Estimate
-from reward.report_card import FEWEST_PAIRS, Mistake, ReportCard, Slice
+from reward.card.people import Mistake
+from reward.card.slices import FEWEST_PAIRS, Slice
+from reward.report_card import ReportCard
 from reward.rows import ScoredPair
 
 MODERATE_CORRELATION = 0.3

@@ -11,16 +11,12 @@ from scipy.special import expit
 from scipy.stats import binomtest, pearsonr, spearmanr
 
 from accord.records import Message, Ranking, Response
-from reward.report_card import (
-    Prompts,
-    ReportCard,
-    auroc,
-    best_of,
-    calibration,
-    fit_temperature,
-    report_card,
-    sign_flip_p_value,
-)
+from reward.card.calibration import calibration, fit_temperature
+from reward.card.ensemble import auroc
+from reward.card.people import best_of
+from reward.card.previous import sign_flip_p_value
+from reward.card.prompts import Prompts
+from reward.report_card import ReportCard, report_card
 from reward.rows import ScoredComparison, ScoredPair
 
 
