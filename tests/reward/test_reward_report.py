@@ -20,7 +20,8 @@ from accord.runs import Run, Runs
 from eval.report import rebuild
 from feedback.preferences import pairwise_preferences
 from feedback.statistics import Estimate
-from reward.report import coefficient, headline, page, points, share, summary, warnings, write_report
+from reward.card.words import coefficient, headline, points, share, summary, warnings
+from reward.report import page, write_report
 from reward.report_card import ReportCard, report_card
 from reward.rows import ScoredComparison, ScoredPair
 
