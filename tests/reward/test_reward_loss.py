@@ -206,24 +206,26 @@ def test_equal_answers_are_one_and_a_prompt_with_many_is_several_groups() -> Non
     assert len(groups_from_pairs([pair("a", "b"), pair("a", "b")])[0].answers) == 2
 
 
-def test_the_length_slope_is_logistic_regression_s() -> None:
-    """Against statsmodels on the same differences of log length; its prior is worth next to nothing here."""
+def test_the_length_slope_is_that_of_the_worth() -> None:
+    """Planted: worth = 0.9 log length + a standard normal variable; logistic regression alone finds 0.9 / 1.3."""
     import statsmodels.api as sm
 
     generator = np.random.default_rng(0)
-    rows = []
-    for _ in range(3000):
+    rows, differences, outcomes = [], [], []
+    for _ in range(6000):
         a, b = (int(n) for n in generator.integers(1, 200, 2))
         difference = math.log1p(a) - math.log1p(b)
-        first = generator.random() < 1 / (1 + math.exp(-0.9 * difference))
+        worth = 0.9 * difference + generator.normal() - generator.normal()
+        first = generator.random() < 1 / (1 + math.exp(-worth))
+        differences.append(difference)
+        outcomes.append(float(first))
         rows.append(pair("x" * (a if first else b), "y" * (b if first else a)))
-    differences = np.array(
-        [math.log1p(len(r.chosen[0].content)) - math.log1p(len(r.rejected[0].content)) for r in rows]
-    )
-    signs = generator.choice([-1, 1], 3000)
-    fit = sm.Logit((signs > 0).astype(float), signs * differences).fit(disp=0)
-    assert length_slope(rows) == pytest.approx(float(fit.params[0]), abs=2e-3)
     assert length_slope(rows) == pytest.approx(0.9, abs=0.1)
+    alone = float(sm.Logit(outcomes, np.array(differences)).fit(disp=0).params[0])
+    assert length_slope(rows) / alone == pytest.approx(
+        1.3, abs=0.05
+    )  # sqrt(1 + 2 (16 sqrt 3 / 15 pi)^2) = 1.30
+    assert length_slope([pair("xx", "y")] * 50) < 20  # always the longer one
 
 
 def test_contradictory_pairs_are_counted() -> None:

@@ -245,15 +245,17 @@ def test_a_model_that_cannot_be_packed_gets_padded_rows(
 
 
 def pairs_about_length(path: Path, prompts: int) -> None:
-    """Annotators choose by the number of "good" and, as much, by the logarithm of an answer's length; both are drawn
-    independently, so length explains its part and no more."""
+    """Annotators choose by the number of "good", and by the logarithm of an answer's length; both are independent."""
     chance = np.random.default_rng(0)
     rows = []
     for i in range(prompts):
         quality, filler = chance.integers(0, 4, 2), chance.integers(1, 24, 2)
-        texts = ["good " * q + "x" * f for q, f in zip(quality, filler, strict=True)]
+        texts = [
+            "good " * q + "dull " * (3 - q) + letter * f
+            for q, f, letter in zip(quality, filler, "xy", strict=True)
+        ]
         lengths = np.log([len(text) for text in texts])
-        difference = 1.5 * (quality[0] - quality[1]) + 3.0 * (lengths[0] - lengths[1])
+        difference = 1.5 * (quality[0] - quality[1]) + 4.0 * (lengths[0] - lengths[1])
         chosen = 0 if chance.random() < 1 / (1 + math.exp(-difference)) else 1
         rows.append(
             Preference(
@@ -263,3 +265,23 @@ def pairs_about_length(path: Path, prompts: int) -> None:
             )
         )
     write_jsonl(path, rows)
+
+
+def test_a_residual_score_leaves_length_out(tiny_model: Model, tmp_path: Path) -> None:
+    pairs_about_length(tmp_path / "pairs.jsonl", 200)
+    figures = {}
+    for length in ("keep", "residual"):
+        config = {
+            **CONFIG,
+            "epochs": 5,
+            "rows_per_update": 8,
+            "rows_per_pass": 8,
+            "length": length,
+            "heldout_fraction": 0.3,
+        }
+        run = run_stage("reward", config, tiny_model, tmp_path / "pairs.jsonl", Runs(tmp_path / "runs"))
+        figures[length] = run.metrics
+    correlations = {name: each["score_length_correlation_within_prompts"] for name, each in figures.items()}
+    assert figures["residual"]["length_slope"] > 1.0
+    assert correlations["keep"] > 0.35
+    assert correlations["residual"] < correlations["keep"] - 0.15
