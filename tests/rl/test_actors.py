@@ -1,6 +1,7 @@
 """The four models give the numbers of plain transformers, in every layout, and gradients reach what is trained only."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,13 @@ import torch
 from ppo_helpers import make_reward_model
 from training_helpers import run_stage
 
+from accord.chat import encode_conversation
 from accord.config import LoraConfig
 from accord.errors import UsageError
 from accord.models import Model, load_policy, load_reward_model, load_tokenizer, resolve
 from accord.records import Message
 from accord.runs import Runs
-from reward.score import score
+from reward.score import combine, disagreement, save_heads, score, score_by_head
 from rl.actors import Actors
 from rl.layouts import load_actors
 from rl.rows import Rows, micro_batches
@@ -175,6 +177,34 @@ def test_scores_are_those_of_the_reward_stage(tiny_model: Model, reward_model: M
     response = tokenizer("Because.<|im_end|>").input_ids
     ours = actors.scores(Rows.of([prompt], [response])).item()
     assert ours == pytest.approx(score(reward_model, [conversation])[0], abs=1e-5)
+
+
+@pytest.mark.parametrize("lora", [None, LoraConfig(rank=4, alpha=8)])
+def test_an_ensemble_s_scores_are_those_of_its_heads(
+    tiny_model: Model, tmp_path: Path, lora: LoraConfig | None
+) -> None:
+    ensemble = make_reward_model(tiny_model, tmp_path / "ensemble")
+    heads = torch.randn(3, 64, generator=torch.Generator().manual_seed(2)) / 8
+    save_heads(ensemble.folder, heads)
+    settings = json.loads((ensemble.folder / "config.json").read_text()) | {"reward_shift": 0.75}
+    (ensemble.folder / "config.json").write_text(json.dumps(settings))
+    conversation = [Message(role="user", content="Why?"), Message(role="assistant", content="Because.")]
+    ids = encode_conversation(load_tokenizer(tiny_model), conversation).input_ids
+    actors = load_actors(tiny_model, ensemble, lora, 300, ensemble="minimum")
+    assert actors.ensemble == "minimum"
+    assert actors.score_shift == 0.75
+    found = actors.scores(Rows.of([ids[:-1]], [ids[-1:]]))[0]
+    by_head = torch.tensor(score_by_head(ensemble, [conversation])[0])
+    torch.testing.assert_close(found - 0.75, by_head, atol=1e-5, rtol=0)
+
+
+def test_an_ensemble_is_combined() -> None:
+    scores = torch.tensor([[1.0, 3.0], [2.0, 2.0]])
+    assert combine(scores, "mean").tolist() == [2.0, 2.0]
+    assert combine(scores, "minimum").tolist() == [1.0, 2.0]
+    torch.testing.assert_close(combine(scores, "mean_minus_deviation"), torch.tensor([2 - math.sqrt(2), 2.0]))
+    assert combine(scores[:, :1], "mean_minus_deviation").tolist() == [1.0, 2.0]
+    assert disagreement(scores[:, :1]).tolist() == [0.0, 0.0]
 
 
 def test_micro_batches_hold_their_budget_and_every_sequence_once() -> None:

@@ -284,11 +284,12 @@ def test_a_loss_that_is_no_number_stops_the_run(
 def test_a_shared_base_needs_a_reward_model_from_this_policy(
     tiny_model: Model, reward_model: Model, preferences: Path, config: dict[str, Any], runs: Runs
 ) -> None:
-    config |= {"lora": {"rank": 4, "alpha": 8}, "shared_base": True}
+    config |= {"lora": {"rank": 4, "alpha": 8}, "shared_base": True, "ensemble": "mean_minus_deviation"}
     with pytest.raises(UsageError, match="needs a reward model that was trained from the policy"):
         run_ppo(config, tiny_model, reward_model, preferences, runs)
     rewards = {
         "lora": {"rank": 2, "alpha": 4},
+        "heads": 3,
         "learning_rate": 1e-3,
         "max_sequence_tokens": 300,
         "minimum_pairs": 4,
@@ -298,9 +299,10 @@ def test_a_shared_base_needs_a_reward_model_from_this_policy(
     one = run_ppo(config, tiny_model, model, preferences, runs)
     two = run_ppo({**config, "shared_base": False}, tiny_model, model, preferences, runs)
     # One base or two: the same answers and scores, but for rounding. (New adapters are drawn in another order.)
-    for name in ("score", "shaped_score", "entropy_nats", "explained_variance"):
+    for name in ("score", "shaped_score", "entropy_nats", "explained_variance", "reward_disagreement"):
         assert updates(one)[0][name] == pytest.approx(updates(two)[0][name], abs=2e-3), name
     assert updates(one)[1]["kl_k3_nats"] > 0
+    assert updates(one)[0]["reward_disagreement"] > 0.01
 
 
 @pytest.mark.slow
