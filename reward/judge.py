@@ -270,6 +270,7 @@ class LocalModel:
     def __init__(self, model: Model, questions_per_batch: int) -> None:
         self.found = model
         self.questions_per_batch = questions_per_batch
+        self._warned = False
 
     @functools.cached_property
     def tokenizer(self) -> Any:
@@ -338,7 +339,8 @@ class LocalModel:
                     verdicts[i] = Verdict(shares, sum(mass))
                 update(len(verdicts))
         usual = mean(each.probability or 0.0 for each in verdicts.values()) if verdicts else 1.0
-        if usual < LITTLE:
+        if usual < LITTLE and not self._warned:
+            self._warned = True
             logger.warning(
                 f"the judge {self.found.reference} gives the replies {', '.join(labels)} together only {usual:.1%} "
                 "probability: it would rather say something else, so do not trust its verdicts much"

@@ -66,7 +66,7 @@ def scorer_of(reference: str, runs: Runs, conversations_at_a_time: int = 16) -> 
         return Scorer(reference, judge.digest, judge.score, judge=judge)
     if reference.startswith(VLLM):
         return _served(reference, runs, conversations_at_a_time)
-    if re.fullmatch(r"(.+\.py|[\w.]+):\w+", reference) and not reference.startswith(("run:", "bundled:")):
+    if re.fullmatch(r".+\.py:.*|[\w.]+:\w+", reference) and not reference.startswith(("run:", "bundled:")):
         function = load_reward_function(reference)
 
         def rewards(conversations: Conversations) -> list[float]:
