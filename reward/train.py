@@ -175,13 +175,18 @@ def _check_enough(
     """Refuse what no model can be fitted to, or be judged by.
 
     Raises:
-        DataError: too few pairs, or each of them contradicted by another.
+        DataError: too few pairs, always the same two answers, or each pair contradicted by another.
     """
     if len(train) < config.minimum_pairs or not heldout:
         enough = math.ceil(config.minimum_pairs / (1 - config.heldout_fraction))
         raise DataError(
             f"{name}: leaves {len(train)} pairs to train on and {len(heldout)} held out; at least "
             f"{config.minimum_pairs} and 1 are needed, so collect at least {enough} in all. {_intervals(config)}"
+        )
+    if len({tuple(row.chosen) for row in train}) == len({tuple(row.rejected) for row in train}) == 1:
+        raise DataError(
+            f"{name}: all {len(train)} pairs to train on choose the same answer over the same other one, which teaches "
+            "nothing of any third; collect preferences between different answers"
         )
     if contradictory_pairs(train)[1] == len(train):
         raise DataError(

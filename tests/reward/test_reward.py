@@ -142,7 +142,7 @@ def test_pairs_over_the_length_are_counted(tiny_model: Model, tmp_path: Path) ->
     lengths = [len(encode_conversation(tokenizer, messages).input_ids) for messages in both]
     assert drop_too_long(tokenizer, rows, max(lengths)) == (rows, 0)
     assert drop_too_long(tokenizer, rows, max(lengths) - 1) == (rows[:1], 2)
-    rows = [pair(f"prompt {i}") for i in range(30)] + [pair("prompt 3", chosen="long" * 30)]
+    rows = [pair(f"prompt {i}", f"good {i}") for i in range(30)] + [pair("prompt 3", chosen="long" * 30)]
     write_jsonl(tmp_path / "pairs.jsonl", rows)
     config = {**CONFIG, "max_sequence_tokens": 200}
     run = run_stage("reward", config, tiny_model, tmp_path / "pairs.jsonl", Runs(tmp_path / "runs"))
@@ -307,6 +307,16 @@ def test_of_contradicting_pairs_the_heavier_is_learned(
     chosen = score(model, [[*row.prompt, *row.chosen] for row in rows])
     rejected = score(model, [[*row.prompt, *row.rejected] for row in rows])
     assert sum(c - r for c, r in zip(chosen, rejected, strict=True)) / len(rows) > 0.5
+
+
+def test_pairs_of_one_answer_against_one_other_are_refused(
+    tiny_model: Model, tmp_path: Path, runs: Runs
+) -> None:
+    write_jsonl(tmp_path / "pairs.jsonl", [pair(f"prompt {i}") for i in range(40)])
+    with pytest.raises(
+        DataError, match="all 32 pairs to train on choose the same answer over the same other one"
+    ):
+        run_stage("reward", CONFIG, tiny_model, tmp_path / "pairs.jsonl", runs)
 
 
 def test_pairs_that_all_contradict_each_other_are_refused(
