@@ -11,6 +11,7 @@ from scipy.special import expit
 from scipy.stats import binomtest, pearsonr, spearmanr
 
 from accord.records import Message, Ranking, Response
+from accord.report import FIGURES
 from reward.card.calibration import calibration, fit_temperature
 from reward.card.ensemble import auroc
 from reward.card.people import best_of
@@ -518,3 +519,21 @@ def test_the_card_is_json_and_comes_back() -> None:
     assert ReportCard.model_validate_json(text) == card
     assert "NaN" not in text and "Infinity" not in text
     assert json.loads(json.dumps(card.metrics(), allow_nan=False)) == card.metrics()
+
+
+def test_every_flat_figure_has_a_plain_name() -> None:
+    """Ensembles, annotators, an earlier model and enough prompts for intervals, so that no figure is missing."""
+    rows = [voted(i, float(s), 1, 1, -1) for i, s in enumerate(np.random.default_rng(13).normal(0.5, 1, 30))]
+    pairs = [
+        row.model_copy(
+            update={
+                "chosen_scores": [row.chosen_scores[0], 0.1 * i], "rejected_scores": [0.0, 1.0],
+                "chosen_tokens": 10 + i % 7, "shown_first": "chosen", "previous_chosen_score": 1.0,
+                "previous_rejected_score": float(i % 3),
+            }
+        )
+        for i, (row, _) in enumerate(rows)
+    ]  # fmt: skip
+    found = card_of(pairs, tuple(comparison for _, comparison in rows), previous="x").metrics()
+    assert len(found) == 45  # all of them
+    assert {*found, "prompts", "contradictory_pairs", "length_slope"} <= FIGURES.keys()
