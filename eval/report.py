@@ -4,7 +4,7 @@ It is built from the files of the evaluation and of the runs it descends from, a
 `accord report RUN` builds the same bytes again. A reader should need no other page, and no terminal.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,12 @@ HEADLINES: dict[Outcome, str] = {
 }
 SAMPLES_SHOWN = 8
 PERCENT_UNITS = ("share", "share above one half")
+REWARD_FIGURES = (
+    "pairs", "heldout_pairs", "heldout_prompts", "prefer_longer_accuracy", "length_only_accuracy",
+    "annotator_agreement", "heldout_ece_after_temperature", "score_length_correlation_within_prompts",
+    "disagreement_auroc", "best_of_n_gain",
+)  # fmt: skip
+"""What a reviewer needs of a reward model's figures; the others are in its own report card."""
 
 
 def write_report(run: Run, runs: Runs) -> Path:
@@ -89,7 +95,7 @@ def page(run: Run, runs: Runs) -> str:
         if subject and subject.run
     }  # fmt: skip
     feedback = by_stage.get("feedback")
-    reward = by_stage["reward"].metrics if "reward" in by_stage else None
+    reward = by_stage.get("reward")
     gated = [metric for metric in verdict.metrics if metric.verdict]
     # For a PASS every metric decides; the one that came closest to its margin tells most.
     decisive = (
@@ -118,8 +124,9 @@ def page(run: Run, runs: Runs) -> str:
         "has_rewards": verdict.reward_model is not None,
         "feedback": feedback.metrics if feedback else None,
         "feedback_dropped": feedback.record.dropped if feedback else {},
-        "reward": reward,
-        "reward_figures": {k: v for k, v in (reward or {}).items() if not k.startswith("heldout_accuracy")},
+        "reward": reward.metrics if reward else None,
+        "reward_figures": _reward_figures(reward.metrics) if reward else {},
+        "reward_page": f"../{reward.id}/report.html" if reward and "report.html" in reward.record.outputs else None,
         "stages": [
             {"title": STAGES.get(each.record.stage, each.record.stage), "id": each.id, "metrics": _scalars(each),
              "stop_reason": each.metrics.get("stop_reason"), "curves": training_curves(each)}
@@ -138,6 +145,15 @@ def _name(subject: Subject) -> str:
 
 def _scalars(run: Run) -> dict[str, Any]:
     return {key: value for key, value in run.metrics.items() if isinstance(value, int | float)}
+
+
+def _reward_figures(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Those a reviewer needs, as far as the run has them, by the names of their labels."""
+    return {
+        "training_pairs" if name == "pairs" else name: metrics[name]
+        for name in REWARD_FIGURES
+        if metrics.get(name) is not None
+    }
 
 
 # --- one metric

@@ -11,11 +11,11 @@ from selenium import webdriver
 from synthetic_round import XSS, make_round
 
 from accord.errors import AccordError
-from accord.report import day, duration, line_plot, number, run_page
+from accord.report import FIGURES, day, duration, line_plot, number, run_page
 from accord.runs import Run, Runs
 from eval.config import Margin
 from eval.gate import judge
-from eval.report import Axis, MetricRow, by_group, explain, rebuild
+from eval.report import Axis, MetricRow, by_group, explain, page, rebuild
 from eval.rows import ScoredPair
 from eval.statistics import PairedDifference
 
@@ -206,6 +206,39 @@ def test_people_are_not_called_simulated(tmp_path: Path) -> None:
     page = (run.path / "report.html").read_text()
     assert "No people were asked" not in page
     assert "People ranked the baseline's answers in Argilla." in page
+
+
+def reward_section(run: Run, runs: Runs) -> str:
+    return page(run, runs).split('<section id="reward">')[1].split("</section>")[0]
+
+
+def test_the_reward_model_has_a_few_figures_and_a_link_to_its_own_page(tmp_path: Path) -> None:
+    run, runs = make_round(tmp_path, prompts=10)
+    reward = runs.load(run.record.parents["reward_model"])
+    # a run from before the report card: no page to link to, and only the figures that it has
+    plain = reward_section(run, runs)
+    assert re.findall("<dt>(.*?)</dt><dd>(.*?)</dd>", plain) == [
+        ("Pairs it was trained on", "313"), ("Held-out pairs", "78"),
+    ]  # fmt: skip
+    assert "report card" not in plain and Links(plain).addresses == []
+
+    few = {
+        "heldout_prompts": 41, "prefer_longer_accuracy": 0.551, "length_only_accuracy": 0.449,
+        "annotator_agreement": 0.702, "heldout_ece_after_temperature": 0.033,
+        "score_length_correlation_within_prompts": 0.211, "disagreement_auroc": 0.605, "best_of_n_gain": 0.144,
+    }  # fmt: skip
+    more = {"temperature": 1.987, "heldout_brier": 0.189, "previous_mcnemar_p": 0.876}
+    (reward.path / "metrics.json").write_text(json.dumps(reward.metrics | more | few))
+    (reward.path / "report.html").write_text("its page")
+    reward.record.outputs["report.html"] = "of its page"
+    reward.save()
+    full = reward_section(run, runs)
+    figures = dict(re.findall("<dt>(.*?)</dt><dd>(.*?)</dd>", full))
+    assert list(figures.values()) == ["313", "78", *(number(each) for each in few.values())]
+    assert list(figures) == [FIGURES[key] for key in ("training_pairs", "heldout_pairs", *few)]
+    assert not any(number(each) in full for each in more.values())
+    (address,) = Links(full).addresses
+    assert (run.path / address).resolve() == (reward.path / "report.html").resolve()
 
 
 # --- in a browser
