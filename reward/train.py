@@ -11,6 +11,8 @@ and a report card in place of a number called accuracy.
 import functools
 import json
 import math
+import statistics
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,7 +24,15 @@ from accord.chat import encode_conversation
 from accord.config import check_trainer_arguments
 from accord.errors import DataError
 from accord.models import Model, load_reward_model, load_tokenizer, peft_config
-from accord.records import Comparison, Demonstration, Preference, read_jsonl, write_atomically, write_jsonl
+from accord.records import (
+    Comparison,
+    Demonstration,
+    Message,
+    Preference,
+    read_jsonl,
+    write_atomically,
+    write_jsonl,
+)
 from accord.runs import DataFile, Run, Runs, Source
 from accord.training import (
     SET_BY_ACCORD,
@@ -98,6 +108,11 @@ def train_reward_model(
         comparisons, long_comparisons = drop_long_comparisons(
             tokenizer, judgements.comparisons, config.max_sequence_tokens
         )
+        demonstrations, long_demonstrations = _demonstrations(config, tokenizer)
+        dropped = {
+            "too_long": too_long, "comparisons_too_long": long_comparisons,
+            "demonstrations_too_long": long_demonstrations, **judgements.dropped,
+        }  # fmt: skip
         train, heldout = split_by_prompt(kept, config.heldout_fraction)
         name = preferences.id if isinstance(preferences, Run) else str(preferences.path)
         _check_enough(name, train, heldout, config)
@@ -115,6 +130,11 @@ def train_reward_model(
             _groups(config, judgements, pairs, part, slope)
             for pairs, part in ((train, compared), (heldout, compared_heldout))
         )
+        if not groups or not heldout_groups:
+            raise DataError(
+                f"{name}: no comparison without a response over reward.max_sequence_tokens is left to train on or to "
+                "hold out; raise it"
+            )
         trainer = GroupRewardTrainer(
             model=model,
             args=build_arguments("reward", TrlRewardConfig, arguments),
@@ -129,7 +149,7 @@ def train_reward_model(
         train_in_run(trainer, run, "reward")
 
         # save
-        _save(trainer, tokenizer, run, base, config)
+        _save(trainer, tokenizer, run, base, config, demonstrations)
 
         # examine
         pairs, scored = score_heldout(
@@ -149,9 +169,7 @@ def train_reward_model(
             write_jsonl(run.path / "heldout_comparisons.jsonl", scored)
         write_atomically(run.path / TRAINED_ON, json.dumps(sorted({prompt_id(g.prompt) for g in groups})))
         write_atomically(run.path / "report_card.json", card.model_dump_json(indent=2) + "\n")
-        run.record.dropped = {"too_long": too_long, **judgements.dropped}
-        if judgements.comparisons:
-            run.record.dropped["comparisons_too_long"] = long_comparisons
+        run.record.dropped = dropped  # which the page shows
         write_report(run, runs)
         run.finish(
             {
@@ -164,7 +182,7 @@ def train_reward_model(
                 **({"length_slope": slope} if config.length == "residual" else {}),
                 **card.metrics(),
             },
-            run.record.dropped,
+            dropped,
         )
     return run
 
@@ -231,8 +249,9 @@ def _groups(
 
 
 def _save(
-    trainer: Any, tokenizer: PreTrainedTokenizerBase, run: Run, base: Model, config: RewardConfig
-) -> None:
+    trainer: Any, tokenizer: PreTrainedTokenizerBase, run: Run, base: Model, config: RewardConfig,
+    demonstrations: list[list[Message]],
+) -> None:  # fmt: skip
     """Write `model/`, whose one output is the heads' mean, and `adapter/`; heads and shift go with the model."""
     head = trainer.accelerator.unwrap_model(trainer.model).score
     head = head.modules_to_save["default"] if hasattr(head, "modules_to_save") else head
@@ -244,14 +263,30 @@ def _save(
     folder = run.path / "model"
     if config.heads > 1:
         save_heads(folder, heads)
-    if config.demonstrations:
-        rows = read_jsonl(data_path(config.demonstrations), Demonstration)
-        fitting = [
-            row.messages
-            for row in rows
-            if len(encode_conversation(tokenizer, row.messages).input_ids) <= config.max_sequence_tokens
-        ]
-        scores = score(Model("reward model", folder, ""), fitting)
-        settings = json.loads((folder / "config.json").read_text())
-        settings["reward_shift"] = sum(scores) / len(scores)
-        write_atomically(folder / "config.json", json.dumps(settings, indent=2) + "\n")
+    _set_shift(folder, 0.0)  # the base may be a reward model, whose shift has nothing to do with the new head
+    if demonstrations:
+        _set_shift(folder, statistics.fmean(score(Model("reward model", folder, ""), demonstrations)))
+
+
+def _demonstrations(
+    config: RewardConfig, tokenizer: PreTrainedTokenizerBase
+) -> tuple[list[list[Message]], int]:
+    """The demonstrations that shall score 0 on average, and how many were too long to be among them.
+
+    Raises:
+        DataError: a bad file, or all are too long.
+    """
+    if not config.demonstrations:
+        return [], 0
+    path = data_path(config.demonstrations)
+    rows = [row.messages for row in read_jsonl(path, Demonstration)]
+    limit = config.max_sequence_tokens
+    kept = [row for row in rows if len(encode_conversation(tokenizer, row).input_ids) <= limit]
+    if not kept:
+        raise DataError(f"{path}: all demonstrations are longer than reward.max_sequence_tokens ({limit})")
+    return kept, len(rows) - len(kept)
+
+
+def _set_shift(folder: Path, shift: float) -> None:
+    settings = json.loads((folder / "config.json").read_text())
+    write_atomically(folder / "config.json", json.dumps(settings | {"reward_shift": shift}, indent=2) + "\n")
