@@ -75,7 +75,9 @@ def _check_folder(folder: Path) -> None:
 
 
 def _folder_digest(folder: Path) -> str:
-    return content_id({p.name: file_digest(p) for p in sorted(folder.iterdir()) if p.is_file()}, 64)
+    """Of all files, and of the weights beneath: those of an ensemble's heads."""
+    files = [*(p for p in folder.iterdir() if p.is_file()), *folder.glob("*/*.safetensors")]
+    return content_id({p.relative_to(folder).as_posix(): file_digest(p) for p in sorted(files)}, 64)
 
 
 def _download(reference: str) -> Path:

@@ -39,10 +39,10 @@ METRICS = {
         ),
         Metric(
             "reward",
-            "Reward model's score",
-            "logits",
+            "Score",
+            "scorer's units",
             PROMPTS,
-            "how much the reward model, trained on this round's preferences, likes the answers",
+            "how much what scores them likes the answers: a reward model in logits, a judge from 1 to 5, or a function",
         ),
         Metric("response_tokens", "Answer length", "tokens", PROMPTS, "how long the answers are"),
         Metric(

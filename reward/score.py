@@ -7,7 +7,7 @@ output is the mean of its heads, whose weights are in `ensemble/heads.safetensor
 config.json is subtracted from what the model computes: it makes demonstrations score 0 on average.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ from accord.chat import encode_conversation
 from accord.errors import DataError
 from accord.models import Model, load_reward_model, load_tokenizer
 from accord.records import Message
+from accord.sampling.progress import progress
 
 HEADS_FILE = "ensemble/heads.safetensors"
 Ensemble = Literal["mean", "minimum", "mean_minus_deviation"]
@@ -48,14 +49,26 @@ def score_by_head(
     """The same by every head of an ensemble [conversations, heads]; a model that is none has one."""
     tokenizer = load_tokenizer(reward_model)
     model = load_scorer(reward_model)
-    encoded = [encode_conversation(tokenizer, messages).input_ids for messages in conversations]
-    limit = model.config.max_position_embeddings
-    if too_long := [i for i, ids in enumerate(encoded) if len(ids) > limit]:
-        raise DataError(
-            f"conversation {too_long[0]} has {len(encoded[too_long[0]])} tokens and the reward model reads {limit}; "
-            "shorten it"
-        )
-    return score_ids_by_head(model, tokenizer, encoded, conversations_per_batch)
+    rows = encode_to_score(tokenizer, conversations, model.config.max_position_embeddings)
+    with progress("scoring", len(rows)) as update:
+        return score_ids_by_head(model, tokenizer, rows, conversations_per_batch, show=update)
+
+
+def encode_to_score(
+    tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Sequence[Message]], limit: float
+) -> list[list[int]]:
+    """Conversations as token ids.
+
+    Raises:
+        DataError: one has more tokens than `limit`, which the reward model reads.
+    """
+    rows = [encode_conversation(tokenizer, messages).input_ids for messages in conversations]
+    for number, row in enumerate(rows, start=1):
+        if len(row) > limit:
+            raise DataError(
+                f"conversation {number} has {len(row)} tokens and the reward model reads {limit}; shorten it"
+            )
+    return rows
 
 
 def load_scorer(reward_model: Model) -> Any:
@@ -90,8 +103,12 @@ def score_ids_by_head(
     rows: Sequence[list[int]],
     rows_per_batch: int = 16,
     padding_side: Literal["right", "left"] = "right",
+    show: Callable[[int], None] = lambda done: None,
 ) -> list[list[float]]:
-    """The same by every head [rows, heads], padded on either side, which changes nothing but rounding."""
+    """The same by every head [rows, heads], padded on either side, which changes nothing but rounding.
+
+    `show` is told how many rows are done.
+    """
     scores: list[list[float]] = [[]] * len(rows)
     shift = reward_shift(model)
     by_length = sorted(range(len(rows)), key=lambda i: len(rows[i]))
@@ -105,6 +122,7 @@ def score_ids_by_head(
             logits = model(**batch, position_ids=positions).logits - shift
         for i, values in zip(chosen, logits.tolist(), strict=True):
             scores[i] = values
+        show(start + len(chosen))
     return scores
 
 

@@ -16,12 +16,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from accord.chat import encode_conversation
-from accord.errors import AccordError, DataError, UsageError
+from accord.errors import AccordError, UsageError
 from accord.models import Model, load_tokenizer, resolve
 from accord.records import Message
 from accord.runs import Runs
-from accord.sampling.progress import progress
 from reward.endpoint import Endpoint
 from reward.function import RewardFunction, load_reward_function
 from reward.judge import PREFIX as JUDGE
@@ -29,7 +27,6 @@ from reward.judge import Judge, judge_of
 
 VLLM = "vllm:"
 VLLM_KEY = "VLLM_API_KEY"
-CONVERSATIONS_BETWEEN_REPORTS = 64
 
 Conversations = Sequence[Sequence[Message]]
 
@@ -109,23 +106,10 @@ def check_is_reward_model(model: Model) -> None:
 
 
 def _score(reward_model: Model, conversations_per_batch: int, conversations: Conversations) -> list[float]:
-    """As `reward.score.score`, with progress."""
-    from reward.score import load_scorer, score_ids
+    """As `reward.score.score`, which imports torch."""
+    from reward.score import score
 
-    tokenizer = load_tokenizer(reward_model)
-    model = load_scorer(reward_model)
-    rows = _encoded(tokenizer, conversations, model.config.max_position_embeddings)
-    scores = [0.0] * len(rows)
-    by_length = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-    step = conversations_per_batch * -(-CONVERSATIONS_BETWEEN_REPORTS // conversations_per_batch)
-    with progress("scoring", len(rows)) as update:
-        for start in range(0, len(rows), step):
-            chosen = by_length[start : start + step]
-            found = score_ids(model, tokenizer, [rows[i] for i in chosen], conversations_per_batch)
-            for i, value in zip(chosen, found, strict=True):
-                scores[i] = value
-            update(start + len(chosen))
-    return _finite(reward_model.reference, scores)
+    return _finite(reward_model.reference, score(reward_model, conversations, conversations_per_batch))
 
 
 def _served(reference: str, runs: Runs, conversations_at_a_time: int) -> Scorer:
@@ -140,8 +124,11 @@ def _served(reference: str, runs: Runs, conversations_at_a_time: int) -> Scorer:
     check_is_reward_model(model)
 
     def score(conversations: Conversations) -> list[float]:
+        from reward.score import encode_to_score
+
         config = _config(model)
-        rows = _encoded(load_tokenizer(model), conversations, config.get("max_position_embeddings", math.inf))
+        limit = config.get("max_position_embeddings", math.inf)
+        rows = encode_to_score(load_tokenizer(model), conversations, limit)
         batches = [
             rows[i : i + conversations_at_a_time] for i in range(0, len(rows), conversations_at_a_time)
         ]
@@ -170,16 +157,6 @@ def _ask_vllm(endpoint: Endpoint, rows: Sequence[list[int]]) -> list[float]:
 
 def _config(model: Model) -> dict[str, Any]:
     return dict(json.loads((model.folder / "config.json").read_text(encoding="utf-8")))
-
-
-def _encoded(tokenizer: Any, conversations: Conversations, limit: float) -> list[list[int]]:
-    rows = [encode_conversation(tokenizer, messages).input_ids for messages in conversations]
-    for number, row in enumerate(rows, start=1):
-        if len(row) > limit:
-            raise DataError(
-                f"conversation {number} has {len(row)} tokens and the reward model reads {limit}; shorten it"
-            )
-    return rows
 
 
 def _finite(reference: str, scores: list[float]) -> list[float]:

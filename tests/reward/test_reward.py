@@ -89,7 +89,7 @@ def test_a_score_is_the_head_at_the_last_turn_s_eos(trained: Run, runs: Runs) ->
 def test_a_conversation_beyond_the_context_is_refused(trained: Run, runs: Runs) -> None:
     model = resolve(f"run:{trained.id}", runs)
     long = [Message(role="user", content="x" * 1000), *answer("y")]
-    with pytest.raises(DataError, match="conversation 1 has 1099 tokens and the reward model reads 1024"):
+    with pytest.raises(DataError, match="conversation 2 has 1099 tokens and the reward model reads 1024"):
         score(model, [conversations()[0], long])
 
 
