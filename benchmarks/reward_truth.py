@@ -1,6 +1,6 @@
 """Do reward models find a planted truth? Known worths, annotators of known reliability, the bundled model.
 
-    .venv/bin/python benchmarks/reward_truth.py [--prompts 240] [--seed 0]
+    .venv/bin/python benchmarks/reward_truth.py [--prompts 200] [--seed 0]
 
 Two experiments. One: three of five annotators follow the worth, one guesses and one ranks upside down; models learn
 from the rankings, from pairs weighted by the annotators' reliability, and from a majority's pairs; they are compared on
@@ -151,13 +151,16 @@ def length(runs: Runs, base: Model, folder: Path, count: int, seed: int) -> dict
 
 
 def _of_equal_length(chance: np.random.Generator, comparison: Comparison) -> Comparison:
-    """Another second answer, as long as the first within 5%, of another quality."""
-    first = comparison.responses[0].text
+    """Two other answers to the prompt, of lengths within 5% and of different qualities."""
     while True:
-        [text] = planted.answers(chance, 1)
-        if abs(len(text) / len(first) - 1) <= 0.05 and planted.quality(text) != planted.quality(first):
-            second = comparison.responses[1].model_copy(update={"text": text})
-            return comparison.model_copy(update={"responses": [comparison.responses[0], second]})
+        texts = planted.answers(chance, 2)
+        lengths, qualities = [len(text) for text in texts], [planted.quality(text) for text in texts]
+        if min(lengths) >= 0.95 * max(lengths) and qualities[0] != qualities[1]:
+            responses = [
+                response.model_copy(update={"text": text})
+                for response, text in zip(comparison.responses, texts, strict=True)
+            ]
+            return comparison.model_copy(update={"responses": responses})
 
 
 def _by_quality(pair: Preference) -> Preference:
@@ -172,16 +175,19 @@ def main() -> None:
     arguments = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    arguments.add_argument("--prompts", type=int, default=240)
+    arguments.add_argument("--prompts", type=int, default=200)
     arguments.add_argument("--seed", type=int, default=0)
+    arguments.add_argument("--only-length", action="store_true")
     options = arguments.parse_args()
     restart_with_libraries()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         runs = Runs(folder / "runs")
         base = resolve(bundled.MODEL, runs)
-        found = reliability(runs, base, folder, options.prompts, options.seed)
         of_length = length(runs, base, folder, options.prompts, options.seed)
+        if options.only_length:
+            return
+        found = reliability(runs, base, folder, options.prompts, options.seed)
     weighted, majority = found["weighted pairs"], found["majority's pairs"]
     result = {
         "claim": "reward models recover the order of planted worths, and weights from agreement help",
