@@ -56,14 +56,12 @@ def train(runs: Runs, base: Model, path: Path, **settings: Any) -> Model:
     return resolve(f"run:{run.id}", runs)
 
 
-def judged_pairs(
-    chance: np.random.Generator, comparisons: Sequence[Comparison], length_slope: float = 0.0
-) -> list[Preference]:
-    """Every pair of answers, chosen by somebody whose odds are those of the worths."""
+def judged_pairs(chance: np.random.Generator, comparisons: Sequence[Comparison]) -> list[Preference]:
+    """Every pair of answers, chosen by somebody whose odds are those of the qualities."""
     rows = []
     for comparison in comparisons:
         texts = [each.text for each in comparison.responses]
-        worths = [planted.quality(text) + length_slope * math.log(len(text)) for text in texts]
+        worths = [planted.quality(text) for text in texts]
         for i, j in itertools.combinations(range(len(texts)), 2):
             first = chance.random() < 1 / (1 + math.exp(worths[j] - worths[i]))
             chosen, rejected = (i, j) if first else (j, i)
@@ -134,9 +132,10 @@ def length(runs: Runs, base: Model, folder: Path, count: int, seed: int) -> dict
     for name in ("keep", "residual"):
         model = train(runs, base, folder / "length.jsonl", loss="plackett_luce", length=name, seed=seed)
         tokenizer = load_tokenizer(model)
-        of_unequal, _ = score_heldout(model, tokenizer, judged_pairs(chance, unequal, LENGTH_SLOPE), [])
-        right = [_by_quality(pair) for comparison in equal for pair in judged_pairs(chance, [comparison])]
-        of_equal, _ = score_heldout(model, tokenizer, right, [])
+        of_unequal, of_equal = (
+            score_heldout(model, tokenizer, [_by_worth(pair) for pair in judged_pairs(chance, part)], [])[0]
+            for part in (unequal, equal)
+        )
         cards = [report_card(pairs, [], 1.0).metrics() for pairs in (of_unequal, of_equal)]
         figures[name] = {
             "score_length_correlation": cards[0]["score_length_correlation"],
@@ -163,9 +162,12 @@ def _of_equal_length(chance: np.random.Generator, comparison: Comparison) -> Com
             return comparison.model_copy(update={"responses": responses})
 
 
-def _by_quality(pair: Preference) -> Preference:
-    """The pair with the answer of higher quality as the chosen one."""
-    chosen, rejected = (planted.quality(side[0].content) for side in (pair.chosen, pair.rejected))
+def _by_worth(pair: Preference) -> Preference:
+    """The pair with the answer of higher worth, length included, as the chosen one."""
+    chosen, rejected = (
+        planted.quality(side[0].content) + LENGTH_SLOPE * math.log(len(side[0].content))
+        for side in (pair.chosen, pair.rejected)
+    )
     if chosen > rejected:
         return pair
     return pair.model_copy(update={"chosen": pair.rejected, "rejected": pair.chosen})
