@@ -71,7 +71,6 @@ FIGURES = {
     "training_pairs": "Pairs it was trained on",
     "prompts": "Prompts it was trained on",
     "contradictory_pairs": "Pairs whose opposite was preferred too",
-    "length_slope": "Worth of length to the annotators, left out of the score (log odds per unit of log length)",
     "heldout_pairs": "Held-out pairs",
     "heldout_prompts": "Held-out prompts",
     "heldout_accuracy": "Held-out pairs ordered as preferred (share)",

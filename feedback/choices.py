@@ -194,9 +194,9 @@ class Group:
         gradient = np.append(np.stack(of_annotator, axis=1).ravel(), (beta * by_length).sum())
         return logsumexp(logs, axis=1) - np.log(logs.shape[1]), gradient, weights
 
-    def linear(self, theta: np.ndarray, gamma: float) -> dict[str, LinearChoices]:
-        """The choices of every comparison given the annotators' parameters, for worths that exclude gamma x."""
-        beta, fixed, fixed_chosen = self._fixed(theta, gamma)
+    def linear(self, theta: np.ndarray) -> dict[str, LinearChoices]:
+        """The choices of every comparison given the annotators' parameters."""
+        beta, fixed, fixed_chosen = self._fixed(theta, 0.0)
         alternatives = (
             self.alternatives.T @ self.basis
         )  # [T, k], centred, as only differences of worth matter
@@ -213,7 +213,10 @@ class Group:
         }
 
     def _fixed(self, theta: np.ndarray, gamma: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Each choice's beta [R], and what else the log weights of alternatives [R, T] and chosen [R] are made of."""
+        """Each choice's beta [R], and what else the log weights of alternatives [R, T] and chosen [R] are made of.
+
+        `gamma` is the shared liking for length where the worths exclude it, 0 where they include it.
+        """
         parameters = np.vstack([theta[:-1].reshape(-1, 4), [TRUTH_SLOPE, 0.0, 0.0, -30.0]])
         beta, position, length, tie = parameters[self.who].T
         length_or_worth = length + beta * gamma

@@ -174,15 +174,12 @@ def fit_reliability(comparisons: Sequence[Comparison]) -> Reliability:
     )  # fmt: skip
 
 
-def choices_given(
-    comparisons: Sequence[Comparison], reliability: Reliability, without_length: bool = False
-) -> dict[str, LinearChoices]:
+def choices_given(comparisons: Sequence[Comparison], reliability: Reliability) -> dict[str, LinearChoices]:
     """Every ranked comparison's choices as functions of what its responses are worth, for whoever models the worth.
 
     Args:
         comparisons: those that `reliability` was fitted to; a duplicate's rankings count for the original.
         reliability: how far each annotator follows the worth, and what else they follow.
-        without_length: the worth is that which goes beyond gamma x, the part that a response's length explains.
     """
     names, groups = _gather(comparisons)
     of_annotator = [reliability.annotators[name] for name in names]
@@ -190,7 +187,7 @@ def choices_given(
     theta = np.append(theta.ravel(), reliability.shared_length)
     found: dict[str, LinearChoices] = {}
     for group in groups:
-        found |= group.linear(theta, reliability.shared_length if without_length else 0.0)
+        found |= group.linear(theta)
     return found
 
 

@@ -9,8 +9,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import minimize_scalar
-from scipy.special import expit
 
 from accord.records import Comparison, Message, Preference, content_id, messages_as_dicts
 from feedback.reliability import Reliability, choices_given
@@ -42,9 +40,7 @@ def prompt_id(prompt: Sequence[Message]) -> str:
     return content_id(messages_as_dicts(prompt), 64)
 
 
-def groups_from_pairs(
-    rows: Sequence[Preference], margin_coefficient: float = 0.0, length_slope: float = 0.0
-) -> list[Group]:
+def groups_from_pairs(rows: Sequence[Preference], margin_coefficient: float = 0.0) -> list[Group]:
     """One group for each prompt, or several where it has more than `MOST_ANSWERS` answers.
 
     A pair's choice is between its answers, with its weight, 1 where it has none. Of k answers only k - 1 comparisons
@@ -54,8 +50,6 @@ def groups_from_pairs(
     Args:
         rows: pairs; equal answers to equal prompts are one answer.
         margin_coefficient: what a step of `margin` demands of the difference of scores.
-        length_slope: by how much a difference of 1 in log length raises the odds' logarithm in itself, so that the
-            scores need not.
     """
     groups = []
     for same_prompt in _by_prompt(rows):
@@ -68,11 +62,9 @@ def groups_from_pairs(
             different = len({frozenset(pair) for pair in sides})
             scale = min(1.0, (len(answers) - 1) / different)
             unit = np.eye(len(answers))
-            offset = length_slope * np.array([log_length(answer) for answer in answers])
             margins = np.array([margin_coefficient * (row.margin or 0.0) for row in pairs])
             alternatives = np.array([[unit[i], unit[j]] for i, j in sides])
-            offsets = alternatives @ offset
-            offsets[:, 0] -= margins
+            offsets = np.stack([-margins, np.zeros(len(pairs))], axis=1)
             groups.append(
                 Group(
                     pairs[0].prompt, answers, alternatives[:, 0], offsets[:, 0], alternatives, offsets,
@@ -86,7 +78,6 @@ def groups_from_rankings(
     comparisons: Sequence[Comparison],
     all_comparisons: Sequence[Comparison],
     reliability: Reliability,
-    without_length: bool = False,
 ) -> list[Group]:
     """One group for each of `comparisons` that somebody ranked; gold records and duplicates make none of their own.
 
@@ -94,9 +85,8 @@ def groups_from_rankings(
         comparisons: whose choices are wanted.
         all_comparisons: those that `reliability` was fitted to.
         reliability: slopes, biases and tie tendencies of the annotators.
-        without_length: leave out of the scores what the length of an answer explains.
     """
-    choices = choices_given(all_comparisons, reliability, without_length)
+    choices = choices_given(all_comparisons, reliability)
     return [
         Group(
             comparison.prompt, answers_of(comparison), found.chosen, found.chosen_fixed, found.alternatives,
@@ -110,30 +100,6 @@ def groups_from_rankings(
 def answers_of(comparison: Comparison) -> list[list[Message]]:
     """A comparison's responses as turns; an empty one as a space, since a message has content."""
     return [[Message(role="assistant", content=each.text or " ")] for each in comparison.responses]
-
-
-def length_slope(rows: Sequence[Preference]) -> float:
-    """How much more an answer is worth, on average, for a difference of 1 in log length, from the pairs.
-
-    What length leaves unexplained of an answer's worth is taken as standard normal, as in `feedback.reliability`, and
-    integrated out; a logistic regression that leaves it out underestimates the slope. The prior of the slope is
-    standard normal and keeps it finite where the longer answer is always the chosen one.
-    """
-    differences = np.array([log_length(row.chosen) - log_length(row.rejected) for row in rows])
-    weights = np.array([1.0 if row.weight is None else row.weight for row in rows])
-    points, densities = np.polynomial.hermite_e.hermegauss(64)
-    unexplained, densities = math.sqrt(2) * points, densities / densities.sum()
-
-    def loss(slope: float) -> float:
-        likelihood = expit(slope * differences[:, None] + unexplained) @ densities
-        return float(-(weights * np.log(likelihood)).sum() + slope**2 / 2)
-
-    return float(minimize_scalar(loss, bounds=(-20, 20), method="bounded").x)
-
-
-def log_length(answer: Sequence[Message]) -> float:
-    """The logarithm of 1 plus the characters of an answer."""
-    return math.log1p(sum(len(message.content) for message in answer))
 
 
 def contradictory_pairs(rows: Sequence[Preference]) -> tuple[int, int]:

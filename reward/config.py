@@ -19,7 +19,8 @@ class RewardConfig(TrainingConfig):
     heads: int = Field(default=1, ge=1)
     """Scores from an ensemble of so many heads on one transformer, each with its own start and weights of prompts."""
     length: Literal["keep", "residual"] = "keep"
-    """residual: the score need not explain what an answer's length explains of the judgements, so it does not."""
+    """residual: after training, what the model's states know of an answer's length is taken out of the scores, so that
+    they are uncorrelated with log length among the answers to a prompt."""
     margin_coefficient: float = Field(default=0.0, ge=0)
     """By how much, for each step of a pair's `margin`, the chosen answer's score shall exceed the other's."""
     centering_coefficient: float = Field(default=0.01, ge=0)

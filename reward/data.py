@@ -9,7 +9,7 @@ import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from accord.chat import encode_conversation
+from accord.chat import encode_conversation, encode_prompt
 from accord.errors import DataError
 from accord.records import Comparison, Message, Preference, read_jsonl
 from accord.runs import DataFile, Run
@@ -118,6 +118,7 @@ def encode_groups(
                     encode_conversation(tokenizer, [*group.prompt, *answer]).input_ids
                     for answer in group.answers
                 ],
+                "prompt_tokens": len(encode_prompt(tokenizer, group.prompt)),
                 "chosen": group.chosen.tolist(),
                 "chosen_offsets": group.chosen_offsets.tolist(),
                 "alternatives": group.alternatives.tolist(),

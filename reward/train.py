@@ -51,7 +51,6 @@ from reward.choices import (
     contradictory_pairs,
     groups_from_pairs,
     groups_from_rankings,
-    length_slope,
     prompt_id,
 )
 from reward.config import RewardConfig
@@ -64,6 +63,7 @@ from reward.data import (
     split_by_prompt,
 )
 from reward.heldout import TRAINED_ON, longer_chosen_share, score_heldout
+from reward.length import without_length
 from reward.report import write_report
 from reward.report_card import report_card
 from reward.score import save_heads, score, set_heads
@@ -125,9 +125,8 @@ def train_reward_model(
         model: Any = load_reward_model(base, base_dtype(config), **quantization(config.lora))
         set_heads(model, torch.zeros(config.heads, model.score.in_features))
         initialise_heads(model.score, config.seed)
-        slope = length_slope(train) if config.length == "residual" else 0.0
         groups, heldout_groups = (
-            _groups(config, judgements, pairs, part, slope)
+            _groups(config, judgements, pairs, part)
             for pairs, part in ((train, compared), (heldout, compared_heldout))
         )
         if not groups or not heldout_groups:
@@ -179,7 +178,6 @@ def train_reward_model(
                 "updates": trainer.state.global_step,
                 "train_loss": mean_loss(trainer),
                 "heldout_loss": logged(trainer, "eval_loss"),
-                **({"length_slope": slope} if config.length == "residual" else {}),
                 **card.metrics(),
             },
             dropped,
@@ -225,11 +223,7 @@ def _intervals(config: RewardConfig) -> str:
 
 
 def _groups(
-    config: RewardConfig,
-    judgements: Judgements,
-    pairs: list[Preference],
-    comparisons: list[Comparison],
-    slope: float,
+    config: RewardConfig, judgements: Judgements, pairs: list[Preference], comparisons: list[Comparison]
 ) -> list[Group]:
     """What the loss is computed on.
 
@@ -237,15 +231,13 @@ def _groups(
         DataError: rankings are wanted, and there are none.
     """
     if config.loss == "bradley_terry":
-        return groups_from_pairs(pairs, config.margin_coefficient, slope)
+        return groups_from_pairs(pairs, config.margin_coefficient)
     if judgements.reliability is None:
         raise DataError(
             "reward.loss is plackett_luce, which learns from rankings, and the file holds pairs; give a file of "
             "comparisons or a feedback stage, or set it to bradley_terry"
         )
-    return groups_from_rankings(
-        comparisons, judgements.comparisons, judgements.reliability, config.length == "residual"
-    )
+    return groups_from_rankings(comparisons, judgements.comparisons, judgements.reliability)
 
 
 def _save(
@@ -256,6 +248,8 @@ def _save(
     head = trainer.accelerator.unwrap_model(trainer.model).score
     head = head.modules_to_save["default"] if hasattr(head, "modules_to_save") else head
     heads = head.weight.detach().clone()
+    if config.length == "residual":
+        heads = _without_length(trainer, heads, config.rows_per_pass)
     head.weight = torch.nn.Parameter(heads.mean(dim=0, keepdim=True))
     head.out_features = 1
     with quiet_libraries():  # the fresh head of the base is said to be untrained; the merge replaces it
@@ -266,6 +260,25 @@ def _save(
     _set_shift(folder, 0.0)  # the base may be a reward model, whose shift has nothing to do with the new head
     if demonstrations:
         _set_shift(folder, statistics.fmean(score(Model("reward model", folder, ""), demonstrations)))
+
+
+def _without_length(trainer: GroupRewardTrainer, heads: torch.Tensor, rows_per_pass: int) -> torch.Tensor:
+    """The heads without what the states of the answers that were trained on know of length."""
+    rows: Any = trainer.train_dataset
+    states, log_lengths, prompts = [], [], []
+    for start in range(0, len(rows), rows_per_pass):
+        batch = rows[start : start + rows_per_pass]
+        sequences = [
+            torch.tensor(ids, device=heads.device) for answers in batch["answers"] for ids in answers
+        ]
+        states.append(trainer.states(sequences))
+        for number, (answers, prompt_tokens) in enumerate(
+            zip(batch["answers"], batch["prompt_tokens"], strict=True), start=start
+        ):
+            log_lengths += [math.log(len(ids) - prompt_tokens) for ids in answers]
+            prompts += [number] * len(answers)
+    tensors = (torch.tensor(values, device=heads.device) for values in (log_lengths, prompts))
+    return without_length(heads, torch.cat(states), *tensors)
 
 
 def _demonstrations(

@@ -67,9 +67,20 @@ class GroupRewardTrainer(RewardTrainer):
         return (loss, {}) if return_outputs else loss
 
     def scores(self, model: Any, sequences: Sequence[Tensor]) -> Tensor:
-        """The scores [rows, heads] at the last tokens of sequences of token ids.
+        """The scores [sequences, heads] at the last tokens of sequences of token ids."""
+        return self._at_last_tokens(model, sequences)[1]
 
-        They are taken from the head's output, since the model itself returns one row of a batch's last token.
+    def states(self, sequences: Sequence[Tensor]) -> Tensor:
+        """The states [sequences, d] that the heads read the scores from, without gradients."""
+        model: Any = self.model
+        model.eval()
+        with torch.no_grad():
+            return self._at_last_tokens(model, sequences)[0]
+
+    def _at_last_tokens(self, model: Any, sequences: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """What goes into the heads, and what comes out.
+
+        Both are caught at the head, since the model itself returns one row of a batch's last token.
         """
         device = sequences[0].device
         inputs: dict[str, Any]
@@ -84,14 +95,14 @@ class GroupRewardTrainer(RewardTrainer):
             inputs = dict(tokenizer.pad(rows, padding_side="right", return_tensors="pt").to(device))
             last = inputs["attention_mask"].sum(dim=1) - 1
             place = (torch.arange(len(last), device=device), last)
-        outputs: list[Tensor] = []
+        caught: list[Tensor] = []
         head = self.accelerator.unwrap_model(model).score
-        hook = head.register_forward_hook(lambda *arguments: outputs.append(arguments[-1]))
+        hook = head.register_forward_hook(lambda _, states, scores: caught.extend([states[0], scores]))
         try:
             model(**inputs, use_cache=False)
         finally:
             hook.remove()
-        return outputs[0][place].float()
+        return caught[0][place].float(), caught[1][place].float()
 
     def _record(self, model: Any, sequences: Sequence[Tensor], margins: Tensor, scores: Tensor) -> None:
         """What TRL logs, under its names, of the heads' mean; `accuracy` is the share of choices that it makes, too."""

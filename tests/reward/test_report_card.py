@@ -536,4 +536,4 @@ def test_every_flat_figure_has_a_plain_name() -> None:
     ]  # fmt: skip
     found = card_of(pairs, tuple(comparison for _, comparison in rows), previous="x").metrics()
     assert len(found) == 45  # all of them
-    assert {*found, "prompts", "contradictory_pairs", "length_slope"} <= FIGURES.keys()
+    assert {*found, "prompts", "contradictory_pairs"} <= FIGURES.keys()

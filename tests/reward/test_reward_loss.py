@@ -16,8 +16,8 @@ from reward.choices import (
     contradictory_pairs,
     groups_from_pairs,
     groups_from_rankings,
-    length_slope,
 )
+from reward.length import without_length
 from reward.loss import Choices, centering_penalty, choice_losses, choice_margins
 
 NO_TIES = -200.0
@@ -49,8 +49,7 @@ def choices_of(group: Any) -> Choices:
 def loss_of_rankings(
     found: Comparison, annotators: dict[str, Any], scores: Any, **options: Any
 ) -> torch.Tensor:
-    reliability = Reliability(annotators, options.pop("shared_length", 0.0), {}, True)
-    [group] = groups_from_rankings([found], [found], reliability, **options)
+    [group] = groups_from_rankings([found], [found], Reliability(annotators, 0.8, {}, True))
     return choice_losses(torch.as_tensor(scores, dtype=torch.float64)[:, None], choices_of(group)).sum()
 
 
@@ -144,16 +143,6 @@ def test_annotators_rank_by_their_slopes_and_biases() -> None:
     assert float(loss_of_rankings(found, people, scores)) == pytest.approx(sum(by_hand), abs=1e-9)
 
 
-def test_without_length_the_scores_need_not_explain_it() -> None:
-    """gamma = 0.8: the worth is score + 0.8 x, x the scaled centred log length, which for two texts is 1 and -1."""
-    found = comparison(["a" * 30, "b" * 5], ("ann", [1, 2]))
-    people = {"ann": annotator()}
-    kept = loss_of_rankings(found, people, [0.0, 0.0], shared_length=0.8)
-    residual = loss_of_rankings(found, people, [0.0, 0.0], shared_length=0.8, without_length=True)
-    assert float(kept) == pytest.approx(math.log(2), abs=1e-9)
-    assert float(residual) == pytest.approx(math.log1p(math.exp(-2 * 0.8)), abs=1e-9)
-
-
 @pytest.mark.parametrize("ranks", [[2, 1, 3], [1, 1, 2]])
 def test_gradients(ranks: list[int]) -> None:
     found = comparison(["aaa", "bb", "c"], ("ann", ranks))
@@ -206,26 +195,30 @@ def test_equal_answers_are_one_and_a_prompt_with_many_is_several_groups() -> Non
     assert len(groups_from_pairs([pair("a", "b"), pair("a", "b")])[0].answers) == 2
 
 
-def test_the_length_slope_is_that_of_the_worth() -> None:
-    """Planted: worth = 0.9 log length + a standard normal variable; logistic regression alone finds 0.9 / 1.3."""
-    import statsmodels.api as sm
+def test_heads_without_length_have_no_covariance_with_it() -> None:
+    """Planted: states whose first half is worth, whose second half is log length, mixed; two heads that read both."""
+    chance = torch.Generator().manual_seed(0)
+    worth, length = (torch.randn(400, 1, generator=chance) for _ in range(2))
+    mix = torch.randn(2, 12, generator=chance)
+    states = torch.cat([worth, length], dim=1) @ mix + 0.1 * torch.randn(400, 12, generator=chance)
+    prompts = torch.arange(100).repeat_interleave(4)
+    states += torch.randn(100, 12, generator=chance)[
+        prompts
+    ]  # what prompts differ in says nothing of answers
+    read = torch.linalg.pinv(mix)  # [12, 2]: worth and length
+    heads = torch.stack([read @ torch.tensor([1.0, 0.7]), read @ torch.tensor([1.0, -0.3])])
+    found = without_length(heads, states, length[:, 0], prompts)
 
-    generator = np.random.default_rng(0)
-    rows, differences, outcomes = [], [], []
-    for _ in range(6000):
-        a, b = (int(n) for n in generator.integers(1, 200, 2))
-        difference = math.log1p(a) - math.log1p(b)
-        worth = 0.9 * difference + generator.normal() - generator.normal()
-        first = generator.random() < 1 / (1 + math.exp(-worth))
-        differences.append(difference)
-        outcomes.append(float(first))
-        rows.append(pair("x" * (a if first else b), "y" * (b if first else a)))
-    assert length_slope(rows) == pytest.approx(0.9, abs=0.1)
-    alone = float(sm.Logit(outcomes, np.array(differences)).fit(disp=0).params[0])
-    assert length_slope(rows) / alone == pytest.approx(
-        1.3, abs=0.05
-    )  # sqrt(1 + 2 (16 sqrt 3 / 15 pi)^2) = 1.30
-    assert length_slope([pair("xx", "y")] * 50) < 20  # always the longer one
+    def within(values: torch.Tensor) -> torch.Tensor:
+        return (values.view(100, 4) - values.view(100, 4).mean(dim=1, keepdim=True)).flatten()
+
+    for head, before in zip(found, heads, strict=True):
+        scores, old = within(states @ head), within(states @ before)
+        follows = lambda values: float(torch.corrcoef(torch.stack([values, within(length[:, 0])]))[0, 1])  # noqa: E731
+        assert abs(follows(old)) > 0.25
+        assert abs(follows(scores)) < 1e-4
+        assert float(torch.corrcoef(torch.stack([scores, within(worth[:, 0])]))[0, 1]) > 0.95
+    assert torch.equal(without_length(heads, states, torch.ones(400), prompts), heads)
 
 
 def test_contradictory_pairs_are_counted() -> None:

@@ -282,6 +282,5 @@ def test_a_residual_score_leaves_length_out(tiny_model: Model, tmp_path: Path) -
         run = run_stage("reward", config, tiny_model, tmp_path / "pairs.jsonl", Runs(tmp_path / "runs"))
         figures[length] = run.metrics
     correlations = {name: each["score_length_correlation_within_prompts"] for name, each in figures.items()}
-    assert figures["residual"]["length_slope"] > 1.0
     assert correlations["keep"] > 0.35
-    assert correlations["residual"] < correlations["keep"] - 0.15
+    assert abs(correlations["residual"]) < 0.2
