@@ -2,23 +2,17 @@
 
 import copy
 import re
-import socket
-import subprocess
-import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
 
 import httpx
-import psutil
 import pytest
 import torch
 from transformers import PreTrainedModel
+from vllm_serving import Server, end, serve
 
 from accord import models
 from accord.errors import AccordError, SamplerGoneError, UsageError
@@ -26,7 +20,7 @@ from accord.models import Model
 from accord.sampling import SamplingConfig, vllm_server
 from accord.sampling.shared import SharedSampler
 from accord.sampling.verify import FLOAT32_BOUND, verify
-from accord.sampling.vllm_engine import cpu_engine_environment, vllm_is_installed
+from accord.sampling.vllm_engine import vllm_is_installed
 from accord.sampling.vllm_server import VLLMServerSampler
 from rl.rollout import PolicySampler
 
@@ -40,69 +34,22 @@ PROMPTS = [[1, 5 + i, 40, 41 + i] * (1 + i) for i in range(8)]
 EOS = 2
 
 
-@dataclass(frozen=True)
-class Server:
-    process: subprocess.Popen[bytes]
-    url: str
-    log: Path
-
-
 @contextmanager
-def serve(small_model: Model, log: Path) -> Iterator[Server]:
-    """`vllm serve` as docs/run-a-round.md starts it on a CPU, on another port."""
+def serving(small_model: Model, log: Path) -> Iterator[Server]:
+    """`vllm serve` as docs/run-a-round.md starts it on a CPU."""
     page = (Path(__file__).parents[2] / "docs/run-a-round.md").read_text()
     command, for_cpu = re.findall(r"```bash\n((?:VLLM_SERVER_DEV_MODE| +--enforce).*?)```", page, re.DOTALL)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     words = f"{command} {for_cpu}".replace("\\\n", " ").split()
     variables = dict(word.split("=") for word in words if word.startswith("VLLM_"))
     arguments = [word for word in words if not word.startswith("VLLM_")]
-    arguments[arguments.index("MODEL_FOLDER")] = str(small_model.folder)
-    arguments[arguments.index("--port") + 1] = str(port)
-    assert arguments[:2] == ["vllm", "serve"]
-    if (
-        "vllm" not in packages_distributions()["vllm"]
-    ):  # then `vllm serve` fails, as it asks for its own version
-        arguments[:2] = ["python", "-m", "vllm.entrypoints.openai.api_server", "--model"]
-    assert arguments[arguments.index("--host") + 1] == "127.0.0.1"
-    environment = cpu_engine_environment() | variables | {"VLLM_API_KEY": KEY}
-    del environment["VLLM_ENABLE_V1_MULTIPROCESSING"]
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [str(Path(sys.executable).with_name(arguments[0])), *arguments[1:]],
-            stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment,
-        )  # fmt: skip
-    try:
-        url = f"http://127.0.0.1:{port}"
-        for _ in range(600):
-            assert process.poll() is None, log.read_text()[-3000:]
-            try:
-                if httpx.get(f"{url}/health", trust_env=False).status_code == 200:
-                    break
-            except httpx.TransportError:
-                time.sleep(0.5)
-        yield Server(process, url, log)
-    finally:
-        end(process)
-
-
-def end(process: subprocess.Popen[bytes]) -> None:
-    """The server and the engine that it started, by their ids."""
-    if process.poll() is None:
-        children = psutil.Process(process.pid).children(recursive=True)
-        process.kill()
-        process.wait()
-        for child in children:
-            if child.is_running():
-                child.kill()
-        psutil.wait_procs(children, timeout=10)
+    with serve(arguments, small_model.folder, log, variables | {"VLLM_API_KEY": KEY}) as found:
+        yield found
 
 
 @pytest.fixture(scope="module")
 def server(small_model: Model, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with serve(small_model, tmp_path_factory.mktemp("server") / "log") as serving:
-        yield serving
+    with serving(small_model, tmp_path_factory.mktemp("server") / "log") as found:
+        yield found
 
 
 @pytest.fixture(autouse=True)

@@ -2,28 +2,23 @@
 
 import json
 import re
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
-from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
 
 import httpx
-import psutil
 import pytest
 import torch
 from ppo_helpers import make_reward_model
 from safetensors.torch import load_file
+from vllm_serving import serve
 
 from accord.chat import answer, encode_conversation
 from accord.errors import AccordError
 from accord.models import Model, load_tokenizer, resolve
 from accord.records import Message
 from accord.runs import Runs
-from accord.sampling.vllm_engine import cpu_engine_environment, vllm_is_installed
+from accord.sampling.vllm_engine import vllm_is_installed
 from reward import endpoint
 from reward.score import save_heads, score
 from reward.scorers import scorer_of
@@ -51,46 +46,13 @@ def reward_model(small_model: Model, tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.fixture(scope="module")
 def url(reward_model: Model, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The command of the page, on another port."""
-    log = tmp_path_factory.mktemp("server") / "log"
+    """The command of the page."""
     (command,) = re.findall(r"```bash\n(vllm serve .*?)```", PAGE, re.DOTALL)
     (for_cpu,) = re.findall(r"on a CPU with `(.*?)`", PAGE)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    arguments = f"{command} {for_cpu}".split()
-    arguments[arguments.index("MODEL_FOLDER")] = str(reward_model.folder)
-    arguments[arguments.index("--port") + 1] = str(port)
-    if (
-        "vllm" not in packages_distributions()["vllm"]
-    ):  # then `vllm serve` fails, as it asks for its own version
-        assert "`python -m vllm.entrypoints.openai.api_server --model` in place of `vllm serve`" in PAGE
-        arguments[:2] = ["python", "-m", "vllm.entrypoints.openai.api_server", "--model"]
-    environment = cpu_engine_environment()
-    del environment["VLLM_ENABLE_V1_MULTIPROCESSING"]
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [str(Path(sys.executable).with_name(arguments[0])), *arguments[1:]],
-            stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment,
-        )  # fmt: skip
-    try:
-        for _ in range(600):
-            assert process.poll() is None, log.read_text()[-3000:]
-            try:
-                if httpx.get(f"http://127.0.0.1:{port}/health", trust_env=False).status_code == 200:
-                    break
-            except httpx.TransportError:
-                time.sleep(0.5)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        if process.poll() is None:
-            children = psutil.Process(process.pid).children(recursive=True)
-            process.kill()
-            process.wait()
-            for child in children:
-                if child.is_running():
-                    child.kill()
-            psutil.wait_procs(children, timeout=10)
+    assert "`python -m vllm.entrypoints.openai.api_server --model` in place of `vllm serve`" in PAGE
+    log = tmp_path_factory.mktemp("server") / "log"
+    with serve(f"{command} {for_cpu}".split(), reward_model.folder, log) as server:
+        yield server.url
 
 
 def conversations() -> list[list[Message]]:
