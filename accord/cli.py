@@ -11,6 +11,7 @@ import click
 
 from accord import __version__, parallel
 from accord.cli_feedback import feedback
+from accord.cli_keys import keys
 from accord.cli_reward import reward
 from accord.cli_shared import AS_JSON, CONFIG, OVERRIDES, RUN, run_until, runs_of_command
 from accord.errors import AccordError, WaitingForAnnotatorsError
@@ -185,6 +186,9 @@ def promote(run: str) -> None:
     runs = runs_of_command()
     promotion = let_replace(runs.load(run), runs)
     click.echo(f"promoted: {promotion['model']} (verdict of {promotion['verdict']})")
+
+
+main.add_command(keys)
 
 
 @main.command()

@@ -20,6 +20,14 @@ from accord.records import Demonstration, Message, Preference, write_jsonl
 from accord.runs import Runs
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_signing_key(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Verdicts are signed by a key of the tests, not by that of whoever runs them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ACCORD_KEY", str(tmp_path_factory.mktemp("keys") / "key"))
+        yield
+
+
 @pytest.fixture
 def runs(tmp_path: Path) -> Runs:
     return Runs(tmp_path / "runs")

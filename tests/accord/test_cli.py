@@ -60,7 +60,7 @@ def test_the_commands_are_those_of_the_design() -> None:
     assert {
         "doctor", "demo", "round", "sft", "reward", "dpo", "ppo", "rloo", "grpo", "eval", "feedback serve",
         "feedback users", "feedback push", "feedback status", "feedback pull", "feedback agreement", "gate", "promote",
-        "runs list", "runs show", "runs lineage", "runs verify", "report",
+        "keys show", "keys trust", "runs list", "runs show", "runs lineage", "runs verify", "report",
     } <= names  # fmt: skip
 
 
@@ -85,6 +85,7 @@ READ_COMMANDS = [
     "runs verify",
     "feedback status",
     "feedback agreement",
+    "keys show",
     "doctor",
 ]
 

@@ -1,0 +1,43 @@
+"""`accord keys ...`: the key that signs verdicts and promotions, and whose signatures count."""
+
+import json
+from dataclasses import asdict
+
+import click
+
+from accord.cli_shared import AS_JSON
+
+
+@click.group()
+def keys() -> None:
+    """Show your key, which signs verdicts and promotions, and say whose signatures count."""
+
+
+@keys.command()
+@AS_JSON
+def show(as_json: bool) -> None:
+    """Show your public key, for others to trust, and the keys that you trust; makes your key if there is none."""
+    from eval.signing import key_path, public_key, signing_key, trusted_keys
+
+    own = public_key(signing_key().public_key())
+    others = [each for each in trusted_keys() if each.public_key != own.public_key]
+    if as_json:
+        found = {"public_key": own.public_key, "fingerprint": own.fingerprint, "file": str(key_path())}
+        click.echo(json.dumps(found | {"trusted": [asdict(each) for each in others]}, indent=2))
+        return
+    click.echo(f"your key:    {own.public_key}\nfingerprint: {own.fingerprint}\nfile:        {key_path()}")
+    for each in others:
+        click.echo(f"trusted:     {each.fingerprint} {each.comment}".rstrip())
+
+
+@keys.command()
+@click.argument("file_or_key")
+def trust(file_or_key: str) -> None:
+    """Trust someone's public key, given in quotes or in a file; compare its fingerprint with the owner's first."""
+    from eval.signing import trust as add
+
+    new = add(file_or_key)
+    for each in new:
+        click.echo(f"trusted: {each.fingerprint} {each.comment}".rstrip())
+    if not new:
+        click.echo("trusted already")
