@@ -179,13 +179,21 @@ def gate(
 
 @main.command()
 @RUN
-def promote(run: str) -> None:
+@click.option(
+    "--override", metavar="REASON",
+    help="Promote against a verdict of FAIL or INCONCLUSIVE; the reason is signed and shown wherever the model is.",
+)  # fmt: skip
+def promote(run: str, override: str | None) -> None:
     """Let a candidate replace its baseline; refuses without a valid, passing, untampered verdict."""
+    from eval.promotion import card_path
     from eval.promotion import promote as let_replace
 
     runs = runs_of_command()
-    promotion = let_replace(runs.load(run), runs)
-    click.echo(f"promoted: {promotion['model']} (verdict of {promotion['verdict']})")
+    promotion = let_replace(runs.load(run), runs, override)
+    click.echo(f"promoted: {promotion.model} (verdict {promotion.outcome} of {promotion.verdict})")
+    if promotion.override is not None:
+        click.echo(f"override: {promotion.promoted_by} let it pass for this reason: {promotion.override}")
+    click.echo(f"card:     {card_path(promotion, runs)}")
 
 
 main.add_command(keys)
@@ -273,12 +281,22 @@ def lineage(run: str, as_json: bool) -> None:
 @click.argument("run", required=False)
 @AS_JSON
 def verify(run: str | None, as_json: bool) -> None:
-    """Compare the files of a run and its ancestors, or of all runs, with their recorded hashes."""
+    """Compare the files of a run and its ancestors, or of all runs and promotions, with what was recorded."""
     from accord.errors import TamperedError
 
     found = runs_of_command()
     chosen = [each for each in (found.lineage(found.load(run)) if run else found.all()) if each.is_done]
     problems = {}
+    promotions = found.root / "promoted.json"
+    if run is None and promotions.exists():
+        from eval.promotion import read_entries
+
+        try:
+            read_entries(found)
+        except AccordError as error:
+            problems[promotions.name] = str(error)
+        if not as_json:
+            click.echo(f"{promotions.name:<28} {'TAMPERED' if problems else 'ok'}")
     for each in chosen:
         try:
             each.check_outputs()

@@ -6,8 +6,8 @@ it ended by itself, and how much it repeats itself; each model also scores the s
 
     accord gate --baseline run:sft-... --candidate run:dpo-... --config gate.yaml
 
-The run holds `samples.jsonl` (one row a prompt and sample), `bias.jsonl` (one row a sentence pair), `verdict.json`,
-`metrics.json` and the page `report.html`. A killed evaluation continues with the parts it has.
+The run holds `samples.jsonl` (one row a prompt and sample), `bias.jsonl` (one row a sentence pair), `verdict.json` with
+its signature, `metrics.json` and the page `report.html`. A killed evaluation continues with the parts it has.
 """
 
 import functools
@@ -28,9 +28,11 @@ from accord.sampling.shared import SharedSampler
 from eval.config import EvalConfig
 from eval.gate import MetricResult, judge, make_verdict, write_verdict
 from eval.metrics import METRICS, PROMPTS
+from eval.promotion import override_behind
 from eval.report import write_report
 from eval.rows import Answer, MeasuredAnswer, Reward, Sample, ScoredPair
 from eval.scoring import SENTENCE_PAIRS, PairScore, read_sentence_pairs, score_pairs
+from eval.signing import signing_key
 from eval.statistics import paired_difference, paired_difference_of_distances
 from reward.scorers import Scorer, scorer_of_model
 
@@ -57,7 +59,9 @@ def evaluate(
 
     Raises:
         DataError: a bad prompt file, or a prompt that stands in it twice.
-        UsageError: the reward is gated, and there is no reward model, or a model that is none.
+        UsageError: the reward is gated, and there is no reward model, or a model that is none; the user's key to sign
+            the verdict with cannot be used.
+        TamperedError: promoted.json, which says how the baseline came into use, was changed.
     """
     scorer = scorer_of_model(reward_model) if isinstance(reward_model, Model) else reward_model
     prompt_file = data_path(config.prompts)
@@ -73,6 +77,9 @@ def evaluate(
     with runs.begin("eval", config, sources) as run:
         if run.is_done:
             return run
+        # Needed at the end only; what is wrong with them should not show after hours.
+        signing_key()
+        override_behind(baseline, runs)
 
         # measure: every part is written when it is complete, and reused after a kill
         parts = run.path / "checkpoints"
@@ -111,10 +118,10 @@ def conclude(
 ) -> None:  # fmt: skip
     """Decide on what was measured, and finish the run: rows, verdict, page and figures."""
     metrics = compare(samples, bias, config)
-    verdict = make_verdict(run, metrics, baseline, candidate, reward_model)
-
     write_jsonl(run.path / "samples.jsonl", samples)
     write_jsonl(run.path / "bias.jsonl", bias)
+    override = override_behind(baseline, runs)
+    verdict = make_verdict(run, runs, metrics, baseline, candidate, reward_model, override)
     write_verdict(run.path / "verdict.json", verdict)
     write_report(run, runs)
     figures: dict[str, object] = {"verdict": verdict.outcome, "answers": len(samples), "pairs": len(bias)}

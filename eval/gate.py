@@ -19,25 +19,22 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from accord.errors import AccordError, TamperedError, UsageError
-from accord.models import Model, resolve
+from accord.models import Model
 from accord.records import content_id, describe, write_atomically
-from accord.runs import Run, Runs
+from accord.runs import Run, RunRecord, Runs, file_digest
 from eval.config import Margin
 from eval.metrics import METRICS, Direction
+from eval.signing import canonical, sign
 from eval.statistics import PairedDifference, clusters_to_decide, minimum_detectable_effect
 from reward.scorers import Scorer
 
 Outcome = Literal["PASS", "FAIL", "INCONCLUSIVE"]
 EXIT_CODES: dict[Outcome, int] = {"PASS": 0, "FAIL": 10, "INCONCLUSIVE": 11}
-SCHEMA_VERSION = 1
-
-
-class PromotionRefusedError(AccordError):
-    """The candidate has no verdict that lets it pass; `exit_code` is the verdict's own, or 1."""
-
-    def __init__(self, message: str, outcome: Outcome | None = None):
-        super().__init__(message)
-        self.exit_code = EXIT_CODES[outcome] if outcome else 1
+SCHEMA_VERSION: Literal[2] = 2
+"""1 was unsigned."""
+SIGNATURE = "verdict.sig.json"
+EVIDENCE = ("samples.jsonl", "bias.jsonl")
+PACKAGES = ("accord", "sft", "feedback", "reward", "rl", "eval")
 
 
 class MetricResult(BaseModel):
@@ -81,13 +78,28 @@ class Subject(BaseModel):
     reference: str
     digest: str
     run: str | None = None
+    weights: dict[str, str] = {}
+    """SHA-256 of each file of weights, for a model from outside: a hub's digest is its revision's name only."""
+
+
+class Override(BaseModel):
+    """A promotion that went against its verdict."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    verdict: str
+    """The evaluation's run."""
+    outcome: Outcome
+    reason: str
+    by: str
+    """The fingerprint of the key that signed the promotion."""
+    at: str
 
 
 class Verdict(BaseModel):
-    """The content of verdict.json."""
+    """The content of verdict.json; every digest is a SHA-256."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    schema_version: int = SCHEMA_VERSION
+    schema_version: Literal[2] = SCHEMA_VERSION
     outcome: Outcome
     metrics: list[MetricResult]
     confidence_level: float
@@ -95,10 +107,21 @@ class Verdict(BaseModel):
     candidate: Subject
     reward_model: Subject | None
     files: dict[str, str]
-    """SHA-256 of the prompts and of the sentence pairs."""
+    """Of the prompts and of the sentence pairs."""
+    evidence: dict[str, str]
+    """Of the files with what was measured: `EVIDENCE`."""
     gate: str
-    """SHA-256 of the gate's configuration: `gate_digest`."""
+    """Of the gate's configuration: `gate_digest`."""
     code: dict[str, Any]
+    """The commit, and whether anything in the checkout differed from it."""
+    sources: dict[str, str]
+    """Of each of accord's packages: `source_digests`."""
+    lineage: dict[str, str]
+    """Of record.json of every run that the evaluation descends from, by id."""
+    record: str
+    """Of the evaluation's own record, as far as it was known: `record_digest`."""
+    baseline_override: Override | None = None
+    """If the baseline itself came into use against a verdict."""
     run: str
 
     @property
@@ -189,16 +212,42 @@ def gate_digest(config: dict[str, Any]) -> str:
     return content_id(config, 64)
 
 
+def record_digest(record: RunRecord) -> str:
+    """The SHA-256 of what an evaluation's record says before the evaluation is finished."""
+    later = {"status", "outputs", "ended_at", "dropped", "error"}
+    return content_id(record.model_dump(mode="json", exclude=later), 64)
+
+
+def source_digests() -> dict[str, str]:
+    """The SHA-256 over the Python files of each of accord's packages, as they are installed."""
+    root = Path(__file__).parents[1]
+    return {
+        name: content_id(
+            {file.relative_to(root).as_posix(): file_digest(file) for file in (root / name).rglob("*.py")}, 64
+        )
+        for name in PACKAGES
+    }
+
+
+def weights_digests(model: Model) -> dict[str, str]:
+    """The SHA-256 of each file of weights of a model from outside; none for a run's, whose digest covers them."""
+    if model.run_id:
+        return {}
+    files = sorted(model.folder.rglob("*.safetensors"))
+    return {file.relative_to(model.folder).as_posix(): file_digest(file) for file in files}
+
+
 def subject(model: Model | Scorer) -> Subject:
     """A model, or what scored the answers, as the verdict names it."""
-    return Subject(reference=model.reference, digest=model.digest, run=model.run_id)
+    weights = weights_digests(model) if isinstance(model, Model) else {}
+    return Subject(reference=model.reference, digest=model.digest, run=model.run_id, weights=weights)
 
 
 def make_verdict(
-    run: Run, metrics: Sequence[MetricResult], baseline: Model, candidate: Model,
-    reward_model: Model | Scorer | None,
+    run: Run, runs: Runs, metrics: Sequence[MetricResult], baseline: Model, candidate: Model,
+    reward_model: Model | Scorer | None, baseline_override: Override | None = None,
 ) -> Verdict:  # fmt: skip
-    """The verdict of the evaluation `run` over these metrics."""
+    """The verdict of the evaluation `run` over these metrics; the evidence is in its folder already."""
     return Verdict(
         outcome=decide(metrics),
         metrics=list(metrics),
@@ -207,22 +256,32 @@ def make_verdict(
         candidate=subject(candidate),
         reward_model=subject(reward_model) if reward_model else None,
         files={role: run.record.inputs[role] for role in ("prompts", "sentence_pairs")},
+        evidence={name: file_digest(run.path / name) for name in EVIDENCE},
         gate=gate_digest(run.record.config),
         code=run.record.code,
+        sources=source_digests(),
+        lineage={
+            each.id: file_digest(each.path / "record.json") for each in runs.lineage(run) if each.id != run.id
+        },
+        record=record_digest(run.record),
+        baseline_override=baseline_override,
         run=run.id,
     )
 
 
 def write_verdict(path: Path, verdict: Verdict) -> None:
-    """Write verdict.json, atomically."""
-    write_atomically(path, verdict.model_dump_json(indent=2) + "\n")
+    """Write verdict.json, and beside it the user's signature of it."""
+    content = verdict.model_dump(mode="json")
+    write_atomically(path, canonical(content))
+    write_atomically(path.with_name(SIGNATURE), canonical(sign("verdict", content).model_dump()))
 
 
 def read_verdict(run: Run) -> Verdict:
-    """The verdict in an evaluation run's folder.
+    """The verdict in an evaluation run's folder, as it stands there; `promotion.check_verdict` checks it.
 
     Raises:
         UsageError: the run is no evaluation, or has not come to its verdict.
+        AccordError: another version of accord wrote it.
         TamperedError: the file is not a verdict.
     """
     path = run.path / "verdict.json"
@@ -231,55 +290,11 @@ def read_verdict(run: Run) -> Verdict:
     try:
         return Verdict.model_validate_json(path.read_bytes())
     except ValidationError as error:
+        if any(each["loc"] == ("schema_version",) for each in error.errors()):
+            raise AccordError(
+                f"{path} is the unsigned verdict of an earlier accord, or another version's; delete {run.path} and "
+                "evaluate again"
+            ) from None
         raise TamperedError(
             f"{path}: {describe(error)}; delete the run's folder and evaluate again"
         ) from None
-
-
-def check_verdict(run: Run, runs: Runs) -> Verdict:
-    """The verdict that lets a candidate be promoted, after checking that it is valid and about this very candidate.
-
-    Args:
-        run: the evaluation, or the candidate's own run (its last finished evaluation is then taken).
-        runs: where both are.
-
-    Raises:
-        PromotionRefusedError: there is no verdict, or it is not PASS.
-        TamperedError: the evaluation's files, the verdict's digests or the candidate's files do not fit.
-    """
-    if run.record.stage != "eval":
-        evaluations = [
-            r for r in runs.all() if r.record.stage == "eval" and r.record.parents.get("candidate") == run.id
-        ]
-        finished = [r for r in evaluations if r.is_done]
-        if not finished:
-            raise PromotionRefusedError(
-                f"run {run.id} was never evaluated, so nothing says that it may replace another model; run "
-                f"`accord gate --baseline REF --candidate run:{run.id} --config gate.yaml`"
-            )
-        run = finished[-1]
-    if not run.is_done:
-        raise PromotionRefusedError(f"evaluation {run.id} is {run.record.status}, not done; finish it first")
-    run.check_outputs()
-    verdict = read_verdict(run)
-    again = f"delete {run.path} and evaluate again"
-    if verdict.run != run.id or verdict.outcome != decide(verdict.metrics):
-        raise TamperedError(f"{run.path / 'verdict.json'} does not fit its own run or metrics; {again}")
-    if verdict.gate != gate_digest(run.record.config):
-        raise TamperedError(f"run {run.id}: the verdict was reached with another gate configuration; {again}")
-    for role, digest in verdict.files.items():
-        if run.record.inputs.get(role) != digest:
-            raise TamperedError(f"run {run.id}: the verdict was reached on other {role}; {again}")
-    for role in ("baseline", "candidate"):
-        model: Subject = getattr(verdict, role)
-        if resolve(model.reference, runs).digest != model.digest:
-            raise TamperedError(
-                f"run {run.id}: the {role} {model.reference} is not the model that was evaluated; {again}"
-            )
-    if verdict.outcome != "PASS":
-        raise PromotionRefusedError(
-            f"run {run.id} came to the verdict {verdict.outcome}: {verdict.reason()}; the candidate stays out "
-            "(`accord report` shows the evidence)",
-            verdict.outcome,
-        )
-    return verdict

@@ -13,9 +13,10 @@ from accord.errors import AccordError
 from accord.records import read_jsonl, write_atomically
 from accord.report import STAGES, in_order, lineage, number, percent, render, run_page, training_curves
 from accord.runs import Run, Runs
-from eval.gate import MetricResult, Outcome, Subject, read_verdict, two_digits
+from eval.gate import SIGNATURE, MetricResult, Outcome, Subject, read_verdict, two_digits
 from eval.metrics import METRICS
 from eval.rows import Sample, ScoredPair
+from eval.signing import read_signature
 from eval.statistics import wilson_interval
 from reward.report import page as page_of_reward
 
@@ -108,6 +109,7 @@ def page(run: Run, runs: Runs) -> str:
     values: dict[str, Any] = {
         "run": run.record,
         "verdict": verdict,
+        "signed_by": read_signature(run.path / SIGNATURE).fingerprint,
         "headline": HEADLINES[verdict.outcome],
         "names": {"baseline": _name(verdict.baseline), "candidate": _name(verdict.candidate)},
         "because": [explain(metric, verdict.confidence_level) for metric in decisive],

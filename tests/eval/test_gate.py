@@ -14,13 +14,12 @@ from eval.config import EvalConfig, Margin
 from eval.gate import (
     EXIT_CODES,
     MetricResult,
-    PromotionRefusedError,
-    check_verdict,
     decide,
     judge,
     read_verdict,
     two_digits,
 )
+from eval.promotion import PromotionRefusedError, check_verdict
 from eval.statistics import PairedDifference
 
 
@@ -164,14 +163,14 @@ def test_a_changed_verdict_is_refused(tmp_path: Path) -> None:
         check_verdict(run, runs)
 
 
-def test_a_forged_outcome_does_not_fit_its_metrics(tmp_path: Path) -> None:
+def test_a_forged_outcome_does_not_fit_its_signature(tmp_path: Path) -> None:
     run, runs = make_round(tmp_path, -0.1)
     rewrite(run, "verdict.json", '"outcome": "FAIL"', '"outcome": "PASS"', fix_record=True)
-    with pytest.raises(TamperedError, match="does not fit its own run or metrics"):
+    with pytest.raises(TamperedError, match="signature does not fit"):
         check_verdict(runs.load(run.id), runs)
 
 
-@pytest.mark.parametrize("role", ["candidate", "baseline"])
+@pytest.mark.parametrize("role", ["candidate", "baseline", "reward_model"])
 def test_changed_weights_are_refused(passed_round: tuple[Run, Runs], role: str) -> None:
     run, runs = passed_round
     (runs.root / run.record.parents[role] / "model" / "model.safetensors").write_text("other")

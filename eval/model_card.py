@@ -1,0 +1,280 @@
+"""The model card of a promoted model: README.md in the form of the Hugging Face hub, made from its lineage.
+
+Front matter that the hub reads (base model, licence, figures), and below it what a person needs: what the model was
+made from, how it was judged, and what is not known. Texts of models and users appear only as code, on one line, so
+that they can neither break the page nor pretend to be a part of it. Paths are cut to file names: a card is
+meant to be published.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCardData
+
+from accord import bundled
+from accord.report import STAGES, day, in_order, label, lineage, number
+from accord.runs import Run, Runs
+from eval.gate import MetricResult, Override, Verdict
+from eval.metrics import METRICS, PROMPTS
+from eval.report import change_text, tolerated, value_text
+
+BUNDLED_BASE = ("HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0")
+"""The hub's name and the licence of `bundled.MODEL`."""
+MODEL_ROLES = ("base", "policy")
+"""What a stage calls the model that it starts from."""
+NO_DATA = (*MODEL_ROLES, "baseline", "candidate", "reward_model")
+SETTINGS = (
+    "algorithm", "loss", "learning_rate", "epochs", "updates", "rows_per_update", "prompts_per_update",
+    "num_generations", "max_response_tokens", "max_sequence_tokens", "kl_coefficient", "heads", "length", "ensemble",
+    "temperature", "lora", "selection", "task", "responses_per_prompt", "annotators_per_record", "seed",
+)  # fmt: skip
+"""What says most of how a stage worked; the rest is in its record."""
+JOINERS = "\u200c\u200d"
+"""Invisible, and needed to write Persian, Hindi and others."""
+
+
+def one_line(text: str) -> str:
+    """A text without line breaks, control characters and marks that turn the direction of writing."""
+    return " ".join("".join(c if c.isprintable() or c in JOINERS else " " for c in text).split())
+
+
+def code(text: str) -> str:
+    """Any text as Markdown code, verbatim but for `one_line` (CommonMark 0.31, 6.1: a longer fence than any inside)."""
+    text = one_line(text)
+    fence = "`" * (max((len(run) for run in re.findall("`+", text)), default=0) + 1)
+    pad = " " if text.startswith("`") or text.endswith("`") or not text else ""
+    return f"{fence}{pad}{text}{pad}{fence}"
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table; its cells are Markdown on one line."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def model_card(
+    evaluation: Run, runs: Runs, verdict: Verdict, signed_by: str, override: Override | None = None
+) -> str:
+    """The card of a verdict's candidate, as Markdown with YAML front matter.
+
+    Args:
+        evaluation: the run that came to the verdict.
+        runs: where its lineage is.
+        verdict: its checked verdict.
+        signed_by: the fingerprint of the key that signed it.
+        override: if the candidate is promoted against the verdict.
+    """
+    candidate = verdict.candidate
+    name = candidate.run or file_name(candidate.reference)
+    ancestors = in_order(runs.load(candidate.run), runs) if candidate.run else []
+    feedback = [each for each in ancestors if each.record.stage == "feedback"]
+    people = ", ".join(dict.fromkeys(_annotators(each) for each in feedback)) or "not known to accord"
+    inputs = {(i.role, i.digest): i for node in lineage(evaluation, runs).nodes for i in node.inputs}
+    files = [each for each in inputs.values() if each.role not in NO_DATA]
+    bases = list(
+        dict.fromkeys(
+            _source(each.record.inputs[role])
+            for each in ancestors for role in MODEL_ROLES if role in each.record.inputs
+        )
+    )  # fmt: skip
+    hub_base, licence = _known_of(bases)
+    simulated = any("simulated" in _annotators(each) for each in feedback)
+    front = ModelCardData(
+        base_model=hub_base, license=licence, library_name="transformers", pipeline_tag="text-generation",
+        tags=["accord", "rlhf", f"gate-{verdict.outcome.lower()}", *(["override"] if override else [])],
+        model_name=one_line(name), eval_results=[_result(metric, verdict) for metric in verdict.metrics],
+    )  # fmt: skip
+
+    warnings = []
+    if override:
+        warnings += [
+            f"**Promoted against its verdict.** The gate said {override.outcome}; the key {code(override.by)} let "
+            f"it pass on {day(override.at)}, for this reason:", code(override.reason),
+        ]  # fmt: skip
+    if behind := verdict.baseline_override:
+        warnings += [
+            f"**The model it was compared with was promoted against its own verdict**, {behind.outcome} in "
+            f"{code(behind.verdict)}, for this reason:", code(behind.reason),
+        ]  # fmt: skip
+    commit = f"commit {code(str(verdict.code.get('commit')))}"
+    about = [
+        ["Base model", ", ".join(map(code, bases)) or "not known to accord"],
+        ["Licence of the base model", code(licence) if licence else "not known to accord; find out before publishing"],
+        ["Replaces", code(file_name(verdict.baseline.reference))],
+        ["Digest", code(candidate.digest)],
+        ["Verdict signed by", code(signed_by)],
+        ["Made by accord's", commit + (", with changes" if verdict.code.get("dirty") else "")],
+    ]  # fmt: skip
+    if verdict.reward_model:
+        about.append(["Answers scored by", code(file_name(verdict.reward_model.reference))])
+    training = table(["stage", "run", "main settings", "dropped rows"], [_stage(each) for each in ancestors])
+    data = [
+        [
+            label(each.role),
+            "comes with accord" if each.role == "sentence_pairs" else code(file_name(each.name)),
+            code(each.digest),
+        ]
+        for each in files
+    ]
+    confidence = f"{100 * verdict.confidence_level:g}%"
+    head = [
+        "metric",
+        "baseline",
+        "this model",
+        "difference",
+        f"{confidence} interval",
+        "margin",
+        "verdict",
+        "from",
+    ]
+    shown = (
+        "The gate shows that nothing declared became worse than its margin,"
+        if verdict.outcome == "PASS"
+        else "The gate does **not** show that this model is as good as the one before,"
+    )
+    caution = " Programs with a formula ranked: nothing here shows that people like it." if simulated else ""
+    return f"""---
+{front.to_yaml()}
+---
+# {code(name)}
+
+{"".join(f"> {each}{chr(10)}>{chr(10)}" for each in warnings)}
+Made and judged by accord. Verdict of {code(verdict.run)}: **{verdict.outcome}**, {verdict.reason()}.
+
+{table(["about", ""], about)}
+
+## Intended use
+
+A step in aligning a language model: comparison with the model it replaces, and further rounds. Nothing here says that
+it is fit for a particular use, or safe. Whoever publishes it completes this section.
+
+## Limits
+
+- {shown} on the prompts and pairs below.
+- The bias suite is small; passing it does not show that a model is fair.
+- Annotators: {people}.{caution}
+- Answers may be wrong, offensive or made up, as any language model's may.
+
+## Training
+
+{training if ancestors else "The model comes from outside of accord; how it was trained is not known here."}
+
+## Data
+
+{table(["what", "file", "SHA-256"], data)}
+
+{_judgements(feedback)}
+
+## Evaluation
+
+Both models answered the same held-out prompts with the same random seeds. Intervals are paired bootstrap intervals at
+{confidence} of candidate minus baseline; for a lean, of the distance from its centre. Margins were declared beforehand.
+
+{table(head, [_metric(metric) for metric in verdict.metrics])}
+
+## How to check this
+
+`accord runs verify {verdict.run}` compares every file with its recorded hash; the verdict and `promoted.json` are
+signed.
+"""
+
+
+def file_name(reference: str) -> str:
+    """A file's or folder's reference without the folders of somebody's machine; other references as they are."""
+    head, colon, rest = reference.partition(":")
+    is_path = reference.startswith(("/", ".", "~")) or "\\" in reference
+    if is_path:
+        return Path(reference).name or reference
+    return f"{head}{colon}{Path(rest).name}" if rest.startswith(("/", ".", "~")) else reference
+
+
+def _source(digest: str) -> str:
+    """What a model from outside is called; a folder has no name that would mean something elsewhere."""
+    return digest.split("@")[0] if "@" in digest else f"a local folder, {digest}"
+
+
+def _known_of(bases: Sequence[str]) -> tuple[str | list[str] | None, str | None]:
+    """The base models' names on the hub, and their licence where accord knows it."""
+    if bases == [bundled.MODEL]:
+        return BUNDLED_BASE
+    names = [
+        BUNDLED_BASE[0] if base == bundled.MODEL else base
+        for base in bases
+        if not base.startswith("a local folder")
+    ]
+    return names or None, None
+
+
+def _annotators(feedback: Run) -> str:
+    figures = feedback.metrics
+    count = len(figures.get("annotators", []))
+    kind = "simulated (programs)" if figures.get("annotators_kind") == "simulated" else "people"
+    return f"{count or ''} {kind}".strip()
+
+
+def _judgements(feedback: Sequence[Run]) -> str:
+    if not feedback:
+        return "Preferences came from a file, if any were used; who gave them is not known to accord."
+    keys = ("comparisons", "rankings_submitted", "rankings_discarded", "preferences", "krippendorff_alpha")
+    rows = [
+        [code(each.id), _annotators(each), *(number(each.metrics.get(key)) for key in keys)]
+        for each in feedback
+    ]
+    head = [
+        "judged in",
+        "annotators",
+        "prompts",
+        "rankings",
+        "declined",
+        "preferences",
+        "Krippendorff's alpha",
+    ]
+    return table(head, rows)
+
+
+def _stage(run: Run) -> list[str]:
+    settings = []
+    for key in SETTINGS:
+        value: Any = run.record.config.get(key)
+        if value is None:
+            continue
+        if isinstance(value, dict):
+            value = ", ".join(f"{inner} {each}" for inner, each in value.items() if each is not None)
+        settings.append(f"{label(key).lower()} {code(str(value))}")
+    dropped = ", ".join(
+        f"{count} {label(reason).lower()}" for reason, count in run.record.dropped.items() if count
+    )
+    return [
+        STAGES.get(run.record.stage, run.record.stage),
+        code(run.id),
+        ", ".join(settings),
+        dropped or "none",
+    ]
+
+
+def _metric(metric: MetricResult) -> list[str]:
+    return [
+        METRICS[metric.name].label,
+        value_text(metric, metric.baseline),
+        value_text(metric, metric.candidate),
+        change_text(metric, metric.difference),
+        f"{change_text(metric, metric.low)} to {change_text(metric, metric.high)}",
+        tolerated(metric) if metric.margin is not None else "none",
+        metric.verdict or "not gated",
+        f"{number(metric.clusters)} {metric.cluster}",
+    ]
+
+
+def _result(metric: MetricResult, verdict: Verdict) -> EvalResult:
+    """One figure as the hub's model index has it; the comparison goes along as its arguments."""
+    role = "prompts" if METRICS[metric.name].cluster == PROMPTS else "sentence_pairs"
+    compared = metric.model_dump(
+        include={"baseline", "difference", "low", "high", "margin", "direction", "verdict"}, exclude_none=True
+    )
+    return EvalResult(
+        task_type="text-generation", dataset_type="json", dataset_name=label(role),
+        dataset_revision=verdict.files[role], metric_type=metric.name, metric_value=metric.candidate,
+        metric_name=METRICS[metric.name].label, metric_args=compared,
+    )  # fmt: skip

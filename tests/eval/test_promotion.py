@@ -1,0 +1,539 @@
+"""Promotion: what is refused, and by which name; overrides; the list of promotions; the model card."""
+
+import json
+import re
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from huggingface_hub import ModelCard
+from markdown_it import MarkdownIt
+from synthetic_round import make_round, model
+
+from accord.cli import main
+from accord.errors import AccordError, TamperedError, UsageError
+from accord.models import Model, resolve
+from accord.records import read_jsonl
+from accord.report import number, percent
+from accord.runs import DataFile, Run, Runs, file_digest
+from eval.config import EvalConfig
+from eval.evaluate import conclude
+from eval.gate import SIGNATURE, Subject, Verdict, read_verdict, weights_digests, write_verdict
+from eval.model_card import code, file_name, one_line, table
+from eval.promotion import (
+    PromotionRefusedError,
+    _check_subject,
+    check_verdict,
+    override_behind,
+    promote,
+    read_entries,
+    read_signed_verdict,
+)
+from eval.rows import Sample, ScoredPair
+from eval.scoring import SENTENCE_PAIRS
+from eval.signing import canonical, sign, trust
+
+REASON = "the shorter answers are what we wanted"
+NASTY = (
+    "</code></pre>| `x` | \n---\n# **owned** <script>alert(1)</script> [a](http://b.c) \x1b[31m\u202e ``` end"
+)
+
+
+def accord(runs: Runs, *arguments: str) -> Result:
+    return CliRunner().invoke(main, ["--runs", str(runs.root), *arguments])
+
+
+@pytest.fixture(scope="module")
+def passed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Runs]:
+    """A round that passed; whoever changes a file of it puts it back."""
+    return make_round(tmp_path_factory.mktemp("passed"), 0.1)
+
+
+@contextmanager
+def changed(path: Path, content: bytes | None) -> Iterator[None]:
+    before = path.read_bytes()
+    if content is None:
+        path.unlink()
+    else:
+        path.write_bytes(content)
+    try:
+        yield
+    finally:
+        path.write_bytes(before)
+
+
+def flipped(path: Path, place: int | bytes) -> Any:
+    """One bit of a byte: at this index, or of the last character of this text."""
+    data = bytearray(path.read_bytes())
+    index = place if isinstance(place, int) else data.index(place) + len(place) - 1
+    data[index] ^= 1
+    return changed(path, bytes(data))
+
+
+def mended(run: Run, *names: str) -> Any:
+    """The run's record with the hashes that the files have now, as a clever forger would leave it."""
+    record = json.loads((run.path / "record.json").read_text())
+    record["outputs"] |= {name: file_digest(run.path / name) for name in names}
+    return changed(run.path / "record.json", json.dumps(record, indent=2).encode() + b"\n")
+
+
+def refusal(run: Run, runs: Runs, *arguments: str, exit_code: int = 1) -> str:
+    """The one line with which `accord promote` refuses; nothing is promoted."""
+    result = accord(runs, "promote", run.id, *arguments)
+    assert result.exit_code == exit_code, result.output
+    assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
+    assert not (runs.root / "promoted.json").exists() and not (runs.root / "promoted").exists()
+    return result.stderr
+
+
+# --- one flipped byte
+
+
+@pytest.mark.parametrize("override", [(), ("--override", REASON)], ids=["plain", "override"])
+@pytest.mark.parametrize(
+    ("whose", "file", "place", "named"),
+    [
+        ("candidate", "model/model.safetensors", 0, "the candidate run:dpo-.* model/model.safetensors was changed"),
+        ("candidate", "model/config.json", 1, "the candidate run:dpo-.* model/config.json was changed"),
+        ("baseline", "model/model.safetensors", 0, "the baseline run:sft-.* model/model.safetensors was changed"),
+        ("reward_model", "model/model.safetensors", 0, "the reward model run:reward-.* was changed"),
+        ("eval", "verdict.json", b'"outcome": "P', "verdict.json was changed"),
+        ("eval", "verdict.json", -1, "verdict.json was changed"),
+        ("eval", SIGNATURE, b'"signature": "0'[:-1], "verdict.sig.json was changed"),
+        ("eval", "samples.jsonl", 100, "samples.jsonl was changed"),
+        ("eval", "bias.jsonl", 100, "bias.jsonl was changed"),
+        ("eval", "report.html", 100, "report.html was changed"),
+        ("eval", "record.json", b'"margin": 0.0', "another gate configuration"),
+        ("eval", "record.json", b'"started_at": "2', "record.json was changed"),
+        ("candidate", "record.json", b'"started_at": "2', "record.json of run dpo-.* was changed"),
+        ("baseline", "record.json", b'"learning_rate": 0.000', "record.json of run sft-.* was changed"),
+        ("prompts", "", 40, r"the prompts in .*prompts.heldout.jsonl were changed"),
+    ],
+)  # fmt: skip
+def test_one_flipped_bit_is_refused_by_name(
+    passed: tuple[Run, Runs], whose: str, file: str, place: int | bytes, named: str, override: tuple[str, ...]
+) -> None:
+    run, runs = passed
+    if whose == "prompts":
+        path = Path(run.record.config["prompts"])
+    else:
+        owner = run if whose == "eval" else runs.load(run.record.parents[whose])
+        path = owner.path / file
+    with flipped(path, place):
+        assert re.search(named, refusal(run, runs, *override))
+    assert check_verdict(run, Runs(runs.root)).outcome == "PASS"
+
+
+@pytest.mark.parametrize("bit", [0, 5])
+def test_any_flipped_bit_of_a_signed_verdict_is_noticed(passed: tuple[Run, Runs], bit: int) -> None:
+    run, _ = passed
+    path = run.path / "verdict.json"
+    whole = path.read_bytes()
+    assert read_signed_verdict(run).outcome == "PASS"
+    with changed(path, whole):
+        for i in range(len(whole)):
+            path.write_bytes(whole[:i] + bytes([whole[i] ^ (1 << bit)]) + whole[i + 1 :])
+            with pytest.raises(AccordError):
+                read_signed_verdict(run)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b'"outcome": "PASS"', b'"outcome":  "PASS"'),
+        (b'{\n  "baseline"', b'{\n  "outcome": "FAIL",\n  "baseline"'),
+        (b"\n}\n", b"\n}"),
+    ],
+    ids=["a space", "a key twice", "the last line break"],
+)
+def test_a_change_that_means_nothing_is_one(passed: tuple[Run, Runs], old: bytes, new: bytes) -> None:
+    run, runs = passed
+    path = run.path / "verdict.json"
+    data = path.read_bytes()
+    assert old in data
+    with changed(path, data.replace(old, new)), mended(run, "verdict.json"):
+        assert "verdict.json was changed after signing" in refusal(run, runs)
+
+
+def test_what_is_gone_is_named(passed: tuple[Run, Runs]) -> None:
+    run, runs = passed
+    feedback = next(each for each in runs.lineage(run) if each.record.stage == "feedback")
+    with changed(feedback.path / "record.json", None):
+        assert f"record.json of run {feedback.id}, on which this verdict rests, is gone" in refusal(run, runs)
+    with changed(run.path / SIGNATURE, None):
+        assert "verdict.sig.json is missing" in refusal(run, runs)
+    # a data file need not be kept
+    with changed(Path(run.record.config["prompts"]), None):
+        assert check_verdict(run, Runs(runs.root)).outcome == "PASS"
+
+
+def test_weights_with_a_mended_record_are_refused(passed: tuple[Run, Runs]) -> None:
+    run, runs = passed
+    for role in ("baseline", "candidate"):
+        owner = runs.load(run.record.parents[role])
+        with (
+            flipped(owner.path / "model" / "model.safetensors", 0),
+            mended(owner, "model/model.safetensors"),
+        ):
+            assert f"record.json of run {owner.id}" in refusal(run, runs)
+
+
+def test_evidence_with_a_mended_record_is_refused(passed: tuple[Run, Runs]) -> None:
+    run, runs = passed
+    with flipped(run.path / "samples.jsonl", 100), mended(run, "samples.jsonl"):
+        assert "the verdict was reached on another samples.jsonl" in refusal(run, runs)
+
+
+def test_other_evaluating_code_is_refused(passed: tuple[Run, Runs], monkeypatch: pytest.MonkeyPatch) -> None:
+    run, runs = passed
+    monkeypatch.setattr("eval.promotion.source_digests", lambda: {"eval": "0" * 64})
+    assert "the code of accord's package eval is not the one" in refusal(run, runs)
+
+
+def test_a_model_from_outside_is_known_by_its_weights(tiny_model: Model, tmp_path: Path) -> None:
+    import shutil
+
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model.folder, folder)
+    runs = Runs(tmp_path / "runs")
+    found = resolve(str(folder), runs)
+    subject = Subject(reference=str(folder), digest=found.digest, weights=weights_digests(found))
+    assert list(subject.weights) == ["model.safetensors"]
+    _check_subject("baseline", subject, runs, "evaluate again")
+    with flipped(folder / "model.safetensors", -1), pytest.raises(TamperedError, match=r"model\.safetensors"):
+        _check_subject("baseline", subject, runs, "evaluate again")
+    with flipped(folder / "config.json", -2), pytest.raises(TamperedError, match="its files were changed"):
+        _check_subject("baseline", subject, runs, "evaluate again")
+    shutil.rmtree(folder)
+    with pytest.raises(TamperedError, match=r"the baseline .* is not as it was evaluated"):
+        _check_subject("baseline", subject, runs, "evaluate again")
+
+
+def test_a_scoring_function_is_compared_before_it_is_run(tmp_path: Path) -> None:
+    file = tmp_path / "rewards.py"
+    file.write_text("def f(prompts, completions, **_):\n    return [0.0 for _ in completions]\n")
+    subject = Subject(reference=f"{file}:f", digest=f"f@sha256:{file_digest(file)}")
+    _check_subject("reward model", subject, Runs(tmp_path), "evaluate again")
+    file.write_text("raise SystemExit('was run')\n")
+    with pytest.raises(TamperedError, match=r"the reward model .* is not the one that was evaluated"):
+        _check_subject("reward model", subject, Runs(tmp_path), "evaluate again")
+
+
+# --- forgeries
+
+
+def forge(verdict: Verdict) -> Verdict:
+    """A FAIL turned into a PASS that agrees with itself."""
+    metrics = [
+        metric.model_copy(update={"verdict": "PASS"}) if metric.verdict else metric
+        for metric in verdict.metrics
+    ]
+    return verdict.model_copy(update={"outcome": "PASS", "metrics": metrics})
+
+
+def test_a_consistent_forgery_with_the_old_signature(tmp_path: Path) -> None:
+    run, runs = make_round(tmp_path, -0.1)
+    path = run.path / "verdict.json"
+    path.write_bytes(canonical(forge(read_verdict(run)).model_dump(mode="json")))
+    with mended(run, "verdict.json"):
+        assert "the signature does not fit" in refusal(run, runs)
+
+
+def test_a_consistent_forgery_signed_by_a_stranger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, runs = make_round(tmp_path, -0.1)
+    with monkeypatch.context() as stranger:
+        stranger.setenv("ACCORD_KEY", str(tmp_path / "stranger" / "key"))
+        write_verdict(run.path / "verdict.json", forge(read_verdict(run)))
+    with mended(run, "verdict.json", SIGNATURE):
+        error = refusal(run, runs)
+        assert "which you do not trust" in error and "accord keys trust 'ssh-ed25519 " in error
+
+
+def test_what_a_trusted_colleague_signed_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as colleague:
+        colleague.setenv("ACCORD_KEY", str(tmp_path / "colleague" / "key"))
+        run, runs = make_round(tmp_path, 0.1)
+        theirs = sign("any", {})
+    monkeypatch.setenv("ACCORD_KEY", str(tmp_path / "mine" / "key"))
+    refusal(run, runs)
+    trust(f"{theirs.public_key} the colleague")
+    assert accord(runs, "promote", run.id).exit_code == 0
+    card = next(runs.root.glob("promoted/*/README.md")).read_text()
+    assert theirs.fingerprint in card
+    assert read_entries(runs)[0].promotion.promoted_by != theirs.fingerprint
+
+
+def test_an_unsigned_verdict_of_an_earlier_accord(tmp_path: Path) -> None:
+    run, runs = make_round(tmp_path, 0.1)
+    content = json.loads((run.path / "verdict.json").read_text()) | {"schema_version": 1}
+    for new in ("evidence", "sources", "lineage", "record", "baseline_override"):
+        del content[new]
+    (run.path / "verdict.json").write_text(json.dumps(content))
+    (run.path / SIGNATURE).unlink()
+    record = json.loads((run.path / "record.json").read_text())
+    del record["outputs"][SIGNATURE]
+    (run.path / "record.json").write_text(json.dumps(record))
+    with mended(run, "verdict.json"):
+        error = refusal(run, runs)
+    assert "the unsigned verdict of an earlier accord" in error and "evaluate again" in error
+
+
+# --- overrides
+
+
+@pytest.mark.parametrize(("change", "outcome", "code_"), [(-0.1, "FAIL", 10), (-0.02, "INCONCLUSIVE", 11)])
+def test_an_override_lets_other_verdicts_through_and_is_shown(
+    tmp_path: Path, change: float, outcome: str, code_: int
+) -> None:
+    run, runs = make_round(tmp_path, change)
+    assert f"came to the verdict {outcome}" in refusal(run, runs, exit_code=code_)
+    result = accord(runs, "promote", run.id, "--override", f"  {REASON}\n")
+    assert result.exit_code == 0
+    (entry,) = read_entries(runs)
+    assert entry.promotion.override == REASON and entry.promotion.outcome == outcome
+    by = sign("any", {}).fingerprint
+    assert entry.promotion.promoted_by == entry.signature.fingerprint == by
+    assert f"override: {by} let it pass for this reason: {REASON}" in result.stdout
+    card = ModelCard.load(next(runs.root.glob("promoted/*/README.md")))
+    assert "**Promoted against its verdict.**" in card.text and REASON in card.text and by in card.text
+    assert "override" in (card.data.tags or []) and f"**{outcome}**" in card.text
+    assert "does **not** show" in card.text
+
+
+@pytest.mark.parametrize("reason", ["", "ok", "we want it", "\n \t x \x00 y"])
+def test_an_override_needs_a_reason(passed: tuple[Run, Runs], reason: str) -> None:
+    run, runs = passed
+    assert "a reason that others can judge" in refusal(run, runs, "--override", reason, exit_code=2)
+
+
+def test_a_pass_needs_no_override(passed: tuple[Run, Runs]) -> None:
+    run, runs = passed
+    assert "promote it without --override" in refusal(run, runs, "--override", REASON, exit_code=2)
+
+
+def test_no_override_without_a_verdict(passed: tuple[Run, Runs]) -> None:
+    run, runs = passed
+    baseline = runs.load(run.record.parents["baseline"])
+    assert "never evaluated" in refusal(baseline, runs, "--override", REASON)
+
+
+def test_a_later_report_says_that_its_baseline_was_an_override(tmp_path: Path) -> None:
+    first, runs = make_round(tmp_path, -0.1)
+    assert "promoted against" not in (first.path / "report.html").read_text()
+    promote(first, runs, REASON)
+    parents = {role: runs.load(run) for role, run in first.record.parents.items()}
+    models = {role: model(run) for role, run in parents.items()}
+    assert override_behind(models["baseline"], runs) is None
+
+    # the model that came into use so is what the next one is compared with
+    config = EvalConfig.model_validate(first.record.config)
+    files = {"prompts": DataFile(Path(config.prompts)), "sentence_pairs": DataFile(SENTENCE_PAIRS)}
+    swapped = {"baseline": parents["candidate"], "candidate": parents["baseline"]}
+    with runs.begin("eval", config, {**swapped, "reward_model": parents["reward_model"], **files}) as run:
+        samples = read_jsonl(first.path / "samples.jsonl", Sample)
+        bias = read_jsonl(first.path / "bias.jsonl", ScoredPair)
+        conclude(
+            config, run, runs, samples, bias, models["candidate"], models["baseline"], models["reward_model"]
+        )
+    behind = read_verdict(run).baseline_override
+    assert behind is not None and (behind.reason, behind.outcome, behind.verdict) == (
+        REASON,
+        "FAIL",
+        first.id,
+    )
+    report = (run.path / "report.html").read_text()
+    assert "The baseline was promoted against its own verdict," in report and REASON in report
+    promote(run, runs, "back to the model that we had before")
+    card = (runs.root / "promoted" / parents["baseline"].id / "README.md").read_text()
+    assert (
+        "**The model it was compared with was promoted against its own verdict**" in card and REASON in card
+    )
+
+
+# --- the list of promotions
+
+
+@pytest.fixture
+def promoted_twice(tmp_path: Path) -> tuple[Run, Runs]:
+    run, runs = make_round(tmp_path, -0.1)
+    for _ in range(2):
+        promote(run, Runs(runs.root), REASON)
+    return run, runs
+
+
+@pytest.mark.parametrize("bit", [0, 5])
+def test_any_flipped_bit_of_the_list_is_noticed(promoted_twice: tuple[Run, Runs], bit: int) -> None:
+    _, runs = promoted_twice
+    path = runs.root / "promoted.json"
+    whole = path.read_bytes()
+    assert len(read_entries(runs)) == 2
+    for i in range(len(whole)):
+        path.write_bytes(whole[:i] + bytes([whole[i] ^ (1 << bit)]) + whole[i + 1 :])
+        with pytest.raises(AccordError):
+            read_entries(runs)
+
+
+def test_entries_cannot_be_taken_out_moved_or_changed(promoted_twice: tuple[Run, Runs]) -> None:
+    run, runs = promoted_twice
+    path = runs.root / "promoted.json"
+    first, second = json.loads(path.read_text())
+    for entries in ([second], [second, first], [first, first]):
+        path.write_bytes(canonical(entries))
+        with pytest.raises(TamperedError, match="does not follow the one before"):
+            read_entries(runs)
+    path.write_bytes(canonical([first | {"promotion": first["promotion"] | {"override": None}}, second]))
+    result = accord(runs, "promote", run.id, "--override", REASON)
+    assert result.exit_code == 1 and "promotion 1 (run:dpo-" in result.stderr
+    verified = accord(runs, "runs", "verify", "--json")
+    assert verified.exit_code == 1
+    assert list(json.loads(verified.stdout)["problems"]) == ["promoted.json"]
+    assert "promoted.json                TAMPERED" in accord(runs, "runs", "verify").stdout
+
+
+def test_an_unsigned_list_of_an_earlier_accord(passed_round: tuple[Run, Runs]) -> None:
+    run, runs = passed_round
+    (runs.root / "promoted.json").write_text('[{"model": "run:dpo-0", "verdict": "eval-0"}]\n')
+    result = accord(runs, "promote", run.id)
+    assert result.exit_code == 1 and "move it away and promote again" in result.stderr
+
+
+def test_a_promotion_is_no_verdict(promoted_twice: tuple[Run, Runs]) -> None:
+    run, runs = promoted_twice
+    signature = read_entries(runs)[0].signature
+    (run.path / SIGNATURE).write_bytes(canonical(signature.model_dump()))
+    with mended(run, SIGNATURE), pytest.raises(TamperedError, match="signature does not fit"):
+        check_verdict(runs.load(run.id), runs)
+
+
+def test_promotions_at_once_are_all_kept(passed_round: tuple[Run, Runs]) -> None:
+    run, runs = passed_round
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: promote(run, Runs(runs.root)), range(4)))
+    assert len(read_entries(runs)) == 4
+
+
+def test_refusals_have_their_type(tmp_path: Path) -> None:
+    run, runs = make_round(tmp_path, -0.1)
+    with pytest.raises(PromotionRefusedError):
+        promote(run, runs)
+    with pytest.raises(UsageError):
+        promote(run, runs, "no")
+
+
+# --- the model card
+
+
+def rendered(card: str) -> tuple[str, list[str]]:
+    """A card's Markdown as HTML, and the types of its tokens, as a page that allows HTML would show it."""
+    markdown = MarkdownIt("commonmark", {"html": True}).enable("table")
+    tokens = [
+        inner for token in markdown.parse(card) for inner in [token, *(token.children or [])] if inner.type
+    ]
+    return markdown.render(card), [token.type for token in tokens]
+
+
+def test_the_card_is_one_of_the_hub_and_has_the_figures(tmp_path: Path) -> None:
+    run, runs = make_round(tmp_path, 0.1)
+    result = accord(runs, "promote", run.id)
+    candidate = run.record.parents["candidate"]
+    path = runs.root / "promoted" / candidate / "README.md"
+    assert f"card:     {path}" in result.stdout
+    card = ModelCard.load(path)
+    assert card.data.base_model == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert card.data.license == "apache-2.0"
+    assert card.data.tags == ["accord", "rlhf", "gate-pass"]
+    verdict = read_verdict(run)
+    found = {each.metric_type: each for each in card.data.eval_results or []}
+    assert set(found) == {metric.name for metric in verdict.metrics}
+    for metric in verdict.metrics:
+        assert found[metric.name].metric_value == metric.candidate
+        arguments = found[metric.name].metric_args or {}
+        assert (arguments["low"], arguments["high"]) == (metric.low, metric.high)
+        assert arguments.get("margin") == metric.margin
+    html, _ = rendered(card.text)
+    rows = re.findall(r"<tr>\s*(.*?)\s*</tr>", html, re.DOTALL)
+    cells = [re.findall(r"<t[dh]>(.*?)</t[dh]>", row) for row in rows]
+    utility = next(row for row in cells if row[0].startswith("Simulated annotators"))
+    metric = verdict.metrics[0]
+    assert utility == [
+        "Simulated annotators' utility", number(metric.baseline), number(metric.candidate),
+        number(metric.difference, signed=True),
+        f"{number(metric.low, signed=True)} to {number(metric.high, signed=True)}", "a fall by up to 0.020", "PASS",
+        "40 prompts",
+    ]  # fmt: skip
+    assert next(row for row in cells if row[0].startswith("Answers that end"))[1] == percent(0.9)
+    for digest in (*verdict.files.values(), verdict.candidate.digest, sign("any", {}).fingerprint):
+        assert digest in card.text
+    for each in (
+        "2 simulated (programs)",
+        "600",
+        "391",
+        "0.410",
+        "2 duplicate",
+        candidate,
+        run.id,
+        "95% interval",
+    ):
+        assert each in card.text
+    assert str(tmp_path) not in card.content  # no folder of this machine
+    assert "override" not in card.text.lower()
+
+
+def test_people_are_called_people(tmp_path: Path) -> None:
+    run, runs = make_round(tmp_path, 0.1, annotators="human")
+    promote(run, runs)
+    text = next(runs.root.glob("promoted/*/README.md")).read_text()
+    assert "2 people" in text and "Programs with a formula" not in text
+
+
+def test_texts_cannot_break_the_card(tmp_path: Path) -> None:
+    run, runs = make_round(tmp_path, -0.1)
+    promote(run, runs, NASTY)
+    path = next(runs.root.glob("promoted/*/README.md"))
+    card = ModelCard.load(path)
+    html, types = rendered(card.text)
+    assert "html_block" not in types and "html_inline" not in types and "link_open" not in types
+    assert html.count("<h1>") == 1 and "\x1b" not in path.read_text() and "\u202e" not in path.read_text()
+    shown = re.search(r"for this reason:</p>\s*<p><code>(.*?)</code>", html, re.DOTALL)
+    assert shown is not None
+    import html as escaping
+
+    assert escaping.unescape(shown[1]) == one_line(NASTY)
+
+
+@pytest.mark.parametrize(
+    "text", [NASTY, "`", "``a`", " ", "a|b", "a\\|b", "|", "plain", "日本 é", "<b>&amp;</b>"]
+)
+def test_code_shows_any_text_in_a_table_cell(text: str) -> None:
+    import html as escaping
+
+    page, types = rendered(table(["a", "b"], [[code(text), "end"]]))
+    assert types.count("td_open") == 2 and "html_inline" not in types
+    cell = re.search(r"<td><code>(.*?)</code></td>", page, re.DOTALL)
+    assert cell is not None
+    assert escaping.unescape(cell[1]).strip() == one_line(text)
+
+
+def test_names_without_the_folders_of_a_machine() -> None:
+    assert [file_name(each) for each in ("/home/ada/x.jsonl", "../models/m", "judge:/srv/m", "~/m")] == [
+        "x.jsonl", "m", "judge:m", "m",
+    ]  # fmt: skip
+    for each in ("bundled:demo/prompts.jsonl", "org/model", "run:sft-0", "judge:https://host/v1#m"):
+        assert file_name(each) == each
+
+
+def test_a_card_of_a_model_that_no_run_made(tmp_path: Path) -> None:
+    """Nothing is known of its training, and the card says so."""
+    from eval.model_card import model_card
+
+    run, runs = make_round(tmp_path, 0.1)
+    verdict = read_verdict(run)
+    outside = Subject(reference="/home/ada/models/mine", digest="sha256:0")
+    text = model_card(run, runs, verdict.model_copy(update={"candidate": outside}), "SHA256:x")
+    card = ModelCard(text)
+    assert "# `mine`" in text and "/home/ada" not in text
+    assert card.data.license is None and "how it was trained is not known here" in text
