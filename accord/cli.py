@@ -291,12 +291,14 @@ def verify(run: str | None, as_json: bool) -> None:
     if run is None and promotions.exists():
         from eval.promotion import read_entries
 
+        state = "ok"
         try:
             read_entries(found)
         except AccordError as error:
+            state = "TAMPERED" if isinstance(error, TamperedError) else "UNKNOWN KEY"
             problems[promotions.name] = str(error)
         if not as_json:
-            click.echo(f"{promotions.name:<28} {'TAMPERED' if problems else 'ok'}")
+            click.echo(f"{promotions.name:<28} {state}")
     for each in chosen:
         try:
             each.check_outputs()

@@ -260,11 +260,15 @@ def test_what_a_trusted_colleague_signed_passes(tmp_path: Path, monkeypatch: pyt
         theirs = sign("any", {})
     monkeypatch.setenv("ACCORD_KEY", str(tmp_path / "mine" / "key"))
     refusal(run, runs)
+    assert not (tmp_path / "mine").exists()
     trust(f"{theirs.public_key} the colleague")
     assert accord(runs, "promote", run.id).exit_code == 0
     card = next(runs.root.glob("promoted/*/README.md")).read_text()
     assert theirs.fingerprint in card
     assert read_entries(runs)[0].promotion.promoted_by != theirs.fingerprint
+    monkeypatch.setenv("ACCORD_KEY", str(tmp_path / "nobody" / "key"))
+    verified = accord(runs, "runs", "verify")
+    assert verified.exit_code == 1 and "promoted.json                UNKNOWN KEY" in verified.stdout
 
 
 def test_an_unsigned_verdict_of_an_earlier_accord(tmp_path: Path) -> None:

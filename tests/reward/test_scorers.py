@@ -18,6 +18,7 @@ from accord.sampling import Completion
 from eval.config import EvalConfig
 from eval.evaluate import evaluate
 from eval.gate import read_verdict
+from eval.promotion import check_verdict
 from eval.rows import Sample
 from reward.judge import judge_of
 from reward.score import score
@@ -219,6 +220,7 @@ def test_the_gate_takes_what_scores_from_a_function_or_a_judge(
         assert [each.candidate.reward for each in samples] == pytest.approx(expected, abs=1e-5)
         verdict = read_verdict(run)
         assert verdict.metrics[0].name == "reward" and verdict.outcome == "PASS"  # a model against itself
+        assert check_verdict(run, Runs(runs.root)) == verdict  # what scored is found again, and is the same
         assert verdict.reward_model is not None
         assert (verdict.reward_model.reference, verdict.reward_model.digest) == (
             scorer.reference,
