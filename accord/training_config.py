@@ -10,9 +10,10 @@ from accord.config import Config, LoraConfig
 class TrainingConfig(Config):
     """Optimisation, checkpoints and precision; each stage's configuration adds its data and its loss.
 
-    An update is one optimiser step. `rows_per_update` rows make one update, computed `rows_per_pass` at a time
-    (a row is a conversation for SFT, or a packed sequence with packing; a pair for reward models and DPO). The result
-    does not depend on the latter, but for an epoch's last update where its rows are fewer and divide unevenly.
+    An update is one optimiser step. `rows_per_update` rows make one update, computed `rows_per_pass` at a time. A row
+    is a conversation for SFT, or a packed sequence with packing; a prompt with all its answers for reward models; a
+    pair for DPO. The result does not depend on `rows_per_pass`, but for an epoch's last update where its rows are
+    fewer and divide unevenly.
     """
 
     epochs: float = Field(default=1.0, gt=0)
