@@ -21,11 +21,19 @@ class Margin(Config):
     margin: float = Field(ge=0)
     """The largest tolerated worsening, in the metric's own units."""
 
-    @field_validator("margin")
+    family: str | None = None
+    """Metrics of one family share the risk of a wrong FAIL (Holm); by default `quality` or `bias`, by what it measures."""
+    slices: dict[str, float] = {}
+    """Margins for single groups of items, by the group's name; each then decides like a metric of its own."""
+
+    @field_validator("margin", "slices")
     @classmethod
-    def _is_finite(cls, value: float) -> float:
-        if not math.isfinite(value):
-            raise ValueError("must be a finite number; leave the metric out of the gate to tolerate anything")
+    def _is_finite(cls, value: float | dict[str, float]) -> float | dict[str, float]:
+        for margin in value.values() if isinstance(value, dict) else [value]:
+            if not math.isfinite(margin) or margin < 0:
+                raise ValueError(
+                    "must be a finite number, 0 or more; leave it out of the gate to tolerate anything"
+                )
         return value
 
 
@@ -36,6 +44,8 @@ class EvalConfig(Config):
     """JSON Lines file of prompts that no training saw."""
     max_prompts: int | None = Field(default=None, ge=2)
     """Use only so many prompts, the first ones of the file."""
+    prompt_group: str = "topic"
+    """The column of the prompt file that groups prompts, for the differences by group; it may be missing."""
     samples_per_prompt: int = Field(default=2, ge=1)
     """Answers of each model to each prompt; intervals are over prompts."""
     max_response_tokens: int = Field(default=96, ge=1)
@@ -43,11 +53,11 @@ class EvalConfig(Config):
     temperature: float = Field(default=1.0, gt=0)
     """Of sampling; 1 is the model's own distribution."""
     seed: int = 0
-    """Of the answers, the same for both models, and of the bootstrap."""
+    """Of the answers, the same for both models, and of the resampling."""
     confidence_level: float = Field(default=0.95, gt=0.5, lt=1)
     """Of every interval."""
     bootstrap_resamples: int = Field(default=9_999, ge=999)
-    """Resamples behind an interval."""
+    """Resamples behind an interval, and swaps behind a p-value."""
     gate: dict[str, Margin] = Field(min_length=1)
     """The metrics that decide. The others are measured and shown, and decide nothing."""
 

@@ -25,15 +25,15 @@ from accord.models import Model, load_tokenizer
 from accord.records import Message, Prompt, Row, content_id, messages_as_dicts, read_jsonl, write_jsonl
 from accord.runs import DataFile, Run, Runs, Source
 from accord.sampling.shared import SharedSampler
+from eval.comparison import check_prompt_slices, check_slices, compare, slices
 from eval.config import EvalConfig
-from eval.gate import MetricResult, judge, make_verdict, write_verdict
-from eval.metrics import METRICS, PROMPTS
+from eval.gate import make_verdict, write_verdict
+from eval.metrics import METRICS, TEMPLATES
 from eval.promotion import override_behind
 from eval.report import write_report
 from eval.rows import Answer, MeasuredAnswer, Reward, Sample, ScoredPair
 from eval.scoring import SENTENCE_PAIRS, PairScore, read_sentence_pairs, score_pairs
 from eval.signing import signing_key
-from eval.statistics import paired_difference, paired_difference_of_distances
 from reward.scorers import Scorer, scorer_of_model
 
 
@@ -59,14 +59,18 @@ def evaluate(
 
     Raises:
         DataError: a bad prompt file, or a prompt that stands in it twice.
-        UsageError: the reward is gated, and there is no reward model, or a model that is none; the user's key to sign
-            the verdict with cannot be used.
+        UsageError: the reward is gated, and there is no reward model, or a model that is none; a margin is for a group
+            that is not there or too small; the user's key to sign the verdict with cannot be used.
         TamperedError: promoted.json, which says how the baseline came into use, was changed.
     """
     scorer = scorer_of_model(reward_model) if isinstance(reward_model, Model) else reward_model
     prompt_file = data_path(config.prompts)
     prompts = dict(list(read_prompts(prompt_file).items())[: config.max_prompts])
     pairs = read_sentence_pairs()
+    groups = read_groups(prompt_file, config.prompt_group)
+    check_prompt_slices(config, prompts, groups)
+    for name in (name for name in config.gate if METRICS[name].cluster == TEMPLATES):
+        check_slices(config, name, [pair.template for pair in pairs], [pair.group for pair in pairs])
     sources: dict[str, Source] = {"baseline": baseline, "candidate": candidate}
     if scorer:
         sources["reward_model"] = scorer
@@ -97,9 +101,12 @@ def evaluate(
             )
 
         samples = [
-            Sample(id=b.prompt_id, sample=b.sample, prompt=prompts[b.prompt_id], baseline=b, candidate=c)
+            Sample(
+                id=b.prompt_id, sample=b.sample, prompt=prompts[b.prompt_id], group=groups.get(b.prompt_id),
+                baseline=b, candidate=c,
+            )
             for b, c in zip(measured["baseline"], measured["candidate"], strict=True)
-        ]
+        ]  # fmt: skip
         bias = [
             ScoredPair(
                 **pair.model_dump(), baseline_more=b.more, baseline_less=b.less, candidate_more=c.more,
@@ -121,13 +128,14 @@ def conclude(
     write_jsonl(run.path / "samples.jsonl", samples)
     write_jsonl(run.path / "bias.jsonl", bias)
     override = override_behind(baseline, runs)
-    verdict = make_verdict(run, runs, metrics, baseline, candidate, reward_model, override)
+    by_group = slices(samples, bias, config)
+    verdict = make_verdict(run, runs, metrics, by_group, baseline, candidate, reward_model, override)
     write_verdict(run.path / "verdict.json", verdict)
     write_report(run, runs)
     figures: dict[str, object] = {"verdict": verdict.outcome, "answers": len(samples), "pairs": len(bias)}
     for metric in metrics:
         for part in ("baseline", "candidate", "difference", "low", "high"):
-            figures[f"{metric.name}_{part}"] = getattr(metric, part)
+            figures["_".join(filter(None, (metric.name, metric.slice, part)))] = getattr(metric, part)
     run.finish(figures)
 
 
@@ -153,34 +161,14 @@ def read_prompts(path: Path) -> dict[str, list[Message]]:
     return prompts
 
 
-def compare(samples: Sequence[Sample], bias: Sequence[ScoredPair], config: EvalConfig) -> list[MetricResult]:
-    """Every metric's comparison, those with a margin first; pure arithmetic over the two files' rows."""
-    results = []
-    for name in sorted(METRICS, key=lambda name: name not in config.gate):
-        if METRICS[name].cluster == PROMPTS:
-            if name == "reward" and samples[0].baseline.reward is None:
-                continue
-            before = [sample.baseline.value(name) for sample in samples]
-            after = [sample.candidate.value(name) for sample in samples]
-            clusters = [sample.id for sample in samples]
-        else:
-            before = [_pair_value(name, pair.baseline_gap) for pair in bias]
-            after = [_pair_value(name, pair.candidate_gap) for pair in bias]
-            clusters = [pair.template for pair in bias]
-        margin = config.gate.get(name)
-        closer = margin is not None and margin.direction == "closer_to_zero"
-        difference = (paired_difference_of_distances if closer else paired_difference)(
-            before, after, clusters, config.confidence_level, config.bootstrap_resamples, config.seed,
-            METRICS[name].is_share,
-        )  # fmt: skip
-        results.append(judge(name, difference, margin, 1 - config.confidence_level))
-    return results
-
-
-def _pair_value(name: str, gap: float) -> float:
-    if name == "stereotype_lean":
-        return 0.5 if gap > 0 else -0.5 if gap < 0 else 0.0
-    return abs(gap) if name == "absolute_gap" else gap
+def read_groups(path: Path, column: str) -> dict[str, str]:
+    """The group of every prompt that has one, by the prompt's id; `column` holds it."""
+    groups = {}
+    for row in read_jsonl(path, Prompt):
+        group = (row.model_extra or {}).get(column)
+        if group is not None:
+            groups[row.id or content_id(messages_as_dicts(row.prompt))] = str(group)
+    return groups
 
 
 def distinct_bigrams(text: str) -> float:

@@ -7,9 +7,9 @@ declared beforehand: the largest worsening that is tolerated. The paired interva
     FAIL           the whole interval is beyond the margin: even the best plausible change is not
     INCONCLUSIVE   the margin lies inside the interval: more items would decide
 
-PASS needs every metric to pass (an intersection-union test, so no correction for several metrics is due); one
-metric that fails makes it FAIL. The decision is a pure function of numbers. `verdict.json` records it with the
-digests of everything it rests on, and `check_verdict` lets only that very candidate through.
+PASS needs every metric to pass; one metric that fails makes it FAIL. eval/judgement.py decides, as a pure function of
+numbers. `verdict.json` records it with the digests of everything it rests on, and `check_verdict` lets only that very
+candidate through.
 """
 
 from collections.abc import Sequence
@@ -22,53 +22,16 @@ from accord.errors import AccordError, TamperedError, UsageError
 from accord.models import Model
 from accord.records import content_id, describe, write_atomically
 from accord.runs import Run, RunRecord, Runs, file_digest
-from eval.config import Margin
-from eval.metrics import METRICS, Direction
+from eval.judgement import MetricResult, Outcome, SliceResult, decide, two_digits
 from eval.signing import canonical, sign
-from eval.statistics import PairedDifference, clusters_to_decide, minimum_detectable_effect
 from reward.scorers import Scorer
 
-Outcome = Literal["PASS", "FAIL", "INCONCLUSIVE"]
 EXIT_CODES: dict[Outcome, int] = {"PASS": 0, "FAIL": 10, "INCONCLUSIVE": 11}
-SCHEMA_VERSION: Literal[2] = 2
-"""1 was unsigned."""
+SCHEMA_VERSION: Literal[3] = 3
+"""1 was unsigned; 2 had no p-values and no slices."""
 SIGNATURE = "verdict.sig.json"
 EVIDENCE = ("samples.jsonl", "bias.jsonl")
 PACKAGES = ("accord", "sft", "feedback", "reward", "rl", "eval")
-
-
-class MetricResult(BaseModel):
-    """One metric of both models.
-
-    `difference`, `low` and `high` are candidate minus baseline in the metric's units; for "closer_to_zero" the
-    difference of the two means' distances from zero. `verdict`, `margin` and `clusters_to_decide` are None for a
-    metric that is only reported.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    name: str
-    unit: str
-    items: int
-    clusters: int
-    cluster: str
-    baseline: float
-    candidate: float
-    difference: float
-    low: float
-    high: float
-    direction: Direction | None = None
-    margin: float | None = None
-    minimum_detectable_effect: float
-    verdict: Outcome | None = None
-    clusters_to_decide: int | None = None
-    """For INCONCLUSIVE: how many clusters would decide; None where no reachable number would."""
-
-    @property
-    def worsening(self) -> tuple[float, float, float]:
-        """The change turned so that positive is worse: the least plausible, the observed, the largest plausible."""
-        if self.direction == "higher":
-            return -self.high, -self.difference, -self.low
-        return self.low, self.difference, self.high
 
 
 class Subject(BaseModel):
@@ -99,9 +62,11 @@ class Verdict(BaseModel):
     """The content of verdict.json; every digest is a SHA-256."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    schema_version: Literal[2] = SCHEMA_VERSION
+    schema_version: Literal[3] = SCHEMA_VERSION
     outcome: Outcome
     metrics: list[MetricResult]
+    slices: list[SliceResult] = []
+    """Every metric by group; they decide nothing, and those that do are among the metrics, too."""
     confidence_level: float
     baseline: Subject
     candidate: Subject
@@ -138,8 +103,9 @@ class Verdict(BaseModel):
     def items_to_decide(self) -> str:
         """For INCONCLUSIVE, how many items would decide, such as "about 240 prompts (there were 80)"."""
         needs = []
-        for cluster in dict.fromkeys(metric.cluster for metric in self.deciding):
-            undecided = [metric for metric in self.deciding if metric.cluster == cluster]
+        movable = [metric for metric in self.deciding if metric.cannot_decide is None]
+        for cluster in dict.fromkeys(metric.cluster for metric in movable):
+            undecided = [metric for metric in movable if metric.cluster == cluster]
             had = undecided[0].clusters
             numbers = [metric.clusters_to_decide for metric in undecided]
             if any(number is None for number in numbers):
@@ -153,58 +119,23 @@ class Verdict(BaseModel):
 
     def reason(self) -> str:
         """One sentence that says why."""
-        labels = _enumerate([METRICS[metric.name].label for metric in self.deciding])
+        labels = _enumerate([metric.label for metric in self.deciding])
         if self.outcome == "PASS":
             return f"all {len(self.deciding)} gated metrics are certain to stay within their margins"
         if self.outcome == "FAIL":
             return f"worse than its margin, with certainty: {labels}"
-        return f"not certain to stay within its margin: {labels}; {self.items_to_decide} would decide"
-
-
-def two_digits(number: int) -> int:
-    """Rounded up to two leading digits: a planning figure has no more."""
-    unit = int(10 ** max(len(str(number)) - 2, 0))
-    return -(-number // unit) * unit
+        movable = [metric.label for metric in self.deciding if metric.cannot_decide is None]
+        parts = [
+            f"{metric.label}: {metric.cannot_decide}" for metric in self.deciding if metric.cannot_decide
+        ]
+        if movable:
+            needed = f"{self.items_to_decide} would decide"
+            parts.insert(0, f"not certain to stay within its margin: {_enumerate(movable)}; {needed}")
+        return "; ".join(parts)
 
 
 def _enumerate(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
-
-
-def judge(name: str, change: PairedDifference, margin: Margin | None, alpha: float = 0.05) -> MetricResult:
-    """One metric's result, and its verdict if it has a margin."""
-    result = MetricResult(
-        name=name, unit=METRICS[name].unit, items=change.items, clusters=change.clusters,
-        cluster=METRICS[name].cluster, baseline=change.baseline, candidate=change.candidate,
-        difference=change.difference, low=change.low, high=change.high,
-        minimum_detectable_effect=minimum_detectable_effect(change.deviation, change.clusters, alpha),
-        direction=margin.direction if margin else None, margin=margin.margin if margin else None,
-    )  # fmt: skip
-    if margin is None:
-        return result
-    least, observed, most = result.worsening
-    if most <= margin.margin:
-        return result.model_copy(update={"verdict": "PASS"})
-    if least > margin.margin:
-        return result.model_copy(update={"verdict": "FAIL"})
-    needed = clusters_to_decide(observed - margin.margin, change.deviation, alpha)
-    # The interval at hand did not decide, so more than these are needed, whatever the planning formula says.
-    needed = None if needed is None else max(needed, change.clusters + 1)
-    return result.model_copy(update={"verdict": "INCONCLUSIVE", "clusters_to_decide": needed})
-
-
-def decide(metrics: Sequence[MetricResult]) -> Outcome:
-    """The outcome of all gated metrics together.
-
-    Raises:
-        UsageError: no metric is gated, so nothing could ever fail.
-    """
-    verdicts = [metric.verdict for metric in metrics if metric.verdict is not None]
-    if not verdicts:
-        raise UsageError("the gate names no metric that was measured; give at least one a margin")
-    if "FAIL" in verdicts:
-        return "FAIL"
-    return "INCONCLUSIVE" if "INCONCLUSIVE" in verdicts else "PASS"
 
 
 def gate_digest(config: dict[str, Any]) -> str:
@@ -244,13 +175,14 @@ def subject(model: Model | Scorer) -> Subject:
 
 
 def make_verdict(
-    run: Run, runs: Runs, metrics: Sequence[MetricResult], baseline: Model, candidate: Model,
-    reward_model: Model | Scorer | None, baseline_override: Override | None = None,
+    run: Run, runs: Runs, metrics: Sequence[MetricResult], slices: Sequence[SliceResult], baseline: Model,
+    candidate: Model, reward_model: Model | Scorer | None, baseline_override: Override | None = None,
 ) -> Verdict:  # fmt: skip
     """The verdict of the evaluation `run` over these metrics; the evidence is in its folder already."""
     return Verdict(
         outcome=decide(metrics),
         metrics=list(metrics),
+        slices=list(slices),
         confidence_level=run.record.config["confidence_level"],
         baseline=subject(baseline),
         candidate=subject(candidate),

@@ -11,6 +11,8 @@ Direction = Literal["higher", "lower", "closer_to_zero"]
 
 PROMPTS = "prompts"
 TEMPLATES = "sentence templates"
+QUALITY = "quality"
+BIAS = "bias"
 
 
 @dataclass(frozen=True)
@@ -23,8 +25,15 @@ class Metric:
     unit: str
     cluster: str
     meaning: str
-    is_share: bool = False
-    """Whether every item's value is 0 or 1 (or those two shifted), so that its mean is a share."""
+    family: str
+    """Which metrics may raise a false alarm together, unless the gate says otherwise: "quality" or "bias"."""
+    ends: tuple[float, float] | None = None
+    """For a share: the two values that an item can have, so that its mean cannot leave them."""
+
+    @property
+    def is_share(self) -> bool:
+        """Whether every item is a yes or a no."""
+        return self.ends is not None
 
 
 METRICS = {
@@ -36,6 +45,7 @@ METRICS = {
             "of 1",
             PROMPTS,
             "how much the simulated annotators, who are programs and not people, like the answers",
+            QUALITY,
         ),
         Metric(
             "reward",
@@ -43,15 +53,17 @@ METRICS = {
             "scorer's units",
             PROMPTS,
             "how much what scores them likes the answers: a reward model in logits, a judge from 1 to 5, or a function",
+            QUALITY,
         ),
-        Metric("response_tokens", "Answer length", "tokens", PROMPTS, "how long the answers are"),
+        Metric("response_tokens", "Answer length", "tokens", PROMPTS, "how long the answers are", QUALITY),
         Metric(
             "eos_rate",
             "Answers that end by themselves",
             "share",
             PROMPTS,
             "how many answers come to an end before the length limit cuts them off",
-            is_share=True,
+            QUALITY,
+            ends=(0.0, 1.0),
         ),
         Metric(
             "distinct_bigrams",
@@ -59,6 +71,7 @@ METRICS = {
             "share",
             PROMPTS,
             "how little the answers repeat themselves: the share of neighbouring word pairs that repeat no earlier one",
+            QUALITY,
         ),
         Metric(
             "stereotype_lean",
@@ -67,7 +80,8 @@ METRICS = {
             TEMPLATES,
             "how often the stereotyping sentence of a pair is the likelier one; half of the time is no lean, and less "
             "leans the other way",
-            is_share=True,
+            BIAS,
+            ends=(-0.5, 0.5),
         ),
         Metric(
             "stereotype_gap",
@@ -76,6 +90,7 @@ METRICS = {
             TEMPLATES,
             "how much likelier the stereotyping sentence of a pair is, on average; zero is no preference, below "
             "zero prefers the other sentence",
+            BIAS,
         ),
         Metric(
             "absolute_gap",
@@ -83,6 +98,7 @@ METRICS = {
             "nats",
             TEMPLATES,
             "how unequally likely the two sentences of a pair are, in either direction",
+            BIAS,
         ),
     )
 }

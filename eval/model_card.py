@@ -16,9 +16,10 @@ from huggingface_hub import EvalResult, ModelCardData
 from accord import bundled
 from accord.report import STAGES, day, in_order, label, lineage, number
 from accord.runs import Run, Runs
-from eval.gate import MetricResult, Override, Verdict
+from eval.gate import Override, Verdict
+from eval.judgement import MetricResult
+from eval.metric_rows import change_text, tolerated, value_text
 from eval.metrics import METRICS, PROMPTS
-from eval.report import change_text, tolerated, value_text
 
 BUNDLED_BASE = ("HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0")
 """The hub's name and the licence of `bundled.MODEL`."""
@@ -256,7 +257,7 @@ def _stage(run: Run) -> list[str]:
 
 def _metric(metric: MetricResult) -> list[str]:
     return [
-        METRICS[metric.name].label,
+        metric.label,
         value_text(metric, metric.baseline),
         value_text(metric, metric.candidate),
         change_text(metric, metric.difference),
@@ -276,5 +277,5 @@ def _result(metric: MetricResult, verdict: Verdict) -> EvalResult:
     return EvalResult(
         task_type="text-generation", dataset_type="json", dataset_name=label(role),
         dataset_revision=verdict.files[role], metric_type=metric.name, metric_value=metric.candidate,
-        metric_name=METRICS[metric.name].label, metric_args=compared,
+        metric_name=metric.label, metric_args=compared,
     )  # fmt: skip

@@ -11,10 +11,12 @@ from typing import Any
 
 from accord.errors import AccordError
 from accord.records import read_jsonl, write_atomically
-from accord.report import STAGES, in_order, lineage, number, percent, render, run_page, training_curves
+from accord.report import STAGES, in_order, lineage, render, run_page, training_curves
 from accord.runs import Run, Runs
-from eval.gate import SIGNATURE, MetricResult, Outcome, Subject, read_verdict, two_digits
-from eval.metrics import METRICS
+from eval.comparison import SMALLEST_SLICE
+from eval.gate import SIGNATURE, Subject, read_verdict
+from eval.judgement import MetricResult, Outcome
+from eval.metric_rows import Axis, MetricRow, SliceRow, explain, scale, too_small
 from eval.rows import Sample, ScoredPair
 from eval.signing import read_signature
 from eval.statistics import wilson_interval
@@ -26,7 +28,6 @@ HEADLINES: dict[Outcome, str] = {
     "INCONCLUSIVE": "The evidence does not decide, so the candidate stays out.",
 }
 SAMPLES_SHOWN = 8
-PERCENT_UNITS = ("share", "share above one half")
 REWARD_FIGURES = (
     "pairs", "heldout_pairs", "heldout_prompts", "prefer_longer_accuracy", "length_only_accuracy",
     "annotator_agreement", "heldout_ece_after_temperature", "score_length_correlation_within_prompts",
@@ -100,7 +101,7 @@ def page(run: Run, runs: Runs) -> str:
     gated = [metric for metric in verdict.metrics if metric.verdict]
     # For a PASS every metric decides; the one that came closest to its margin tells most.
     decisive = (
-        [max(gated, key=lambda metric: metric.worsening[2] / _scale(metric))]
+        [max(gated, key=lambda metric: metric.worsening[2] / scale(metric))]
         if verdict.outcome == "PASS"
         else verdict.deciding
     )
@@ -117,9 +118,14 @@ def page(run: Run, runs: Runs) -> str:
         "prompts": len({sample.id for sample in samples}),
         "samples_per_prompt": run.record.config["samples_per_prompt"],
         "pairs": len(pairs),
+        "chance_of_error": round(1 / (1 - verdict.confidence_level)),
         "axis": axis,
         "gated": [MetricRow.of(metric, axis) for metric in gated],
         "reported": [MetricRow.of(metric, axis) for metric in verdict.metrics if not metric.verdict],
+        "slices": [SliceRow.of(each) for each in verdict.slices if each.low is not None],
+        "too_small": too_small(verdict.slices),
+        "smallest_slice": SMALLEST_SLICE,
+        "families": _families(gated),
         "groups": by_group(pairs, verdict.confidence_level),
         "samples": [SampleView.of(sample) for sample in ordered],
         "shown": SAMPLES_SHOWN,
@@ -141,6 +147,12 @@ def page(run: Run, runs: Runs) -> str:
     return render(folder, "report.html.jinja", values, (folder / "report.js").read_text(encoding="utf-8"))
 
 
+def _families(gated: Sequence[MetricResult]) -> list[str]:
+    """The families in which more than one metric is gated, so that their p-values were corrected."""
+    names = [metric.family for metric in gated if metric.family]
+    return [name for name in dict.fromkeys(names) if names.count(name) > 1]
+
+
 def _name(subject: Subject) -> str:
     return subject.run or subject.reference
 
@@ -156,133 +168,6 @@ def _reward_figures(metrics: Mapping[str, Any]) -> dict[str, Any]:
         for name in REWARD_FIGURES
         if metrics.get(name) is not None
     }
-
-
-# --- one metric
-
-
-def value_text(metric: MetricResult, value: float) -> str:
-    """A value of a metric, in its unit."""
-    unit = METRICS[metric.name].unit
-    if unit in PERCENT_UNITS:
-        return percent(value + 0.5 if unit == "share above one half" else value)
-    return number(value)
-
-
-def change_text(metric: MetricResult, change: float) -> str:
-    """A change of a metric, signed; shares change by percentage points."""
-    if METRICS[metric.name].unit in PERCENT_UNITS:
-        return f"{100 * change:+.1f} points".replace("-", "−")
-    return number(change, signed=True)
-
-
-def tolerated(metric: MetricResult) -> str:
-    """A gated metric's margin in words."""
-    assert metric.margin is not None
-    amount = change_text(metric, metric.margin).removeprefix("+")
-    move = {"higher": "fall", "lower": "rise"}.get(str(metric.direction), f"move away from {_centre(metric)}")
-    return f"a {move} by up to {amount}" if metric.margin else f"no {move}"
-
-
-def _centre(metric: MetricResult) -> str:
-    return "50%" if METRICS[metric.name].unit == "share above one half" else "zero"
-
-
-def explain(metric: MetricResult, confidence_level: float) -> str:
-    """What happened to a gated metric, and why it got its verdict, in sentences for someone who does not code."""
-    name = METRICS[metric.name].label
-    before, after = value_text(metric, metric.baseline), value_text(metric, metric.candidate)
-    low, high = change_text(metric, metric.low), change_text(metric, metric.high)
-    what = (
-        f"the change in its distance from {_centre(metric)}"
-        if metric.direction == "closer_to_zero"
-        else "the change"
-    )
-    sentences = [
-        f"{name}: {before}, as before." if before == after else f"{name}: from {before} to {after}.",
-        f"With {100 * confidence_level:g}% confidence {what} is between {low} and {high}; "
-        f"the margin tolerates {tolerated(metric)}.",
-    ]
-    if metric.verdict == "FAIL":
-        sentences.append("Even the mildest of these changes is worse than that.")
-    elif metric.verdict == "PASS":
-        sentences.append("Even the worst of these changes is within it.")
-    elif metric.clusters_to_decide is None:
-        sentences.append(
-            "The observed change lies so close to the margin that more data would hardly decide."
-        )
-    else:
-        sentences.append(
-            "Some of these changes are within it and some are worse: about "
-            f"{number(two_digits(metric.clusters_to_decide))} {metric.cluster} would decide, and there were "
-            f"{number(metric.clusters)}."
-        )
-    return " ".join(sentences)
-
-
-@dataclass(frozen=True)
-class Axis:
-    """The forest plot's axis: changes in units of each metric's margin, worse on the left, better on the right."""
-
-    worst: float
-    best: float
-
-    @classmethod
-    def around(cls, metrics: Sequence[MetricResult]) -> "Axis":
-        """An axis that shows these intervals, as far as that leaves the margin visible."""
-        scaled = [w / _scale(metric) for metric in metrics for w in metric.worsening]
-        return cls(min(max([1.5, *scaled]) + 0.2, 8), min(max([1, *(-w for w in scaled)]) + 0.2, 5))
-
-    def x(self, worsening: float) -> float:
-        """Where a worsening, in margins, stands: percent of the width, cut off at the ends."""
-        share = (self.worst - worsening) / (self.worst + self.best)
-        return round(100 * min(max(share, 0.005), 0.995), 3)
-
-
-def _scale(metric: MetricResult) -> float:
-    return metric.margin or max(abs(metric.low), abs(metric.high)) or 1.0
-
-
-@dataclass(frozen=True)
-class MetricRow:
-    """One row of the table of metrics; positions are percent of the plot's width."""
-
-    name: str
-    label: str
-    meaning: str
-    unit: str
-    baseline: str
-    candidate: str
-    change: str
-    interval: str
-    tolerated: str
-    verdict: str
-    detectable: str
-    basis: str
-    left: float
-    dot: float | None
-    right: float
-    beyond_left: bool
-    beyond_right: bool
-
-    @classmethod
-    def of(cls, metric: MetricResult, axis: Axis) -> "MetricRow":
-        """A metric's row on this axis."""
-        kind = METRICS[metric.name]
-        least, observed, most = (w / _scale(metric) for w in metric.worsening)
-        return cls(
-            name=metric.name, label=kind.label, meaning=kind.meaning,
-            unit="" if kind.unit in PERCENT_UNITS else kind.unit,
-            baseline=value_text(metric, metric.baseline), candidate=value_text(metric, metric.candidate),
-            change=change_text(metric, metric.difference),
-            interval=f"{change_text(metric, metric.low).removesuffix(' points')} to {change_text(metric, metric.high)}",
-            tolerated=tolerated(metric) if metric.margin is not None else "", verdict=metric.verdict or "",
-            detectable=change_text(metric, metric.minimum_detectable_effect).removeprefix("+"),
-            basis=f"{number(metric.clusters)} {metric.cluster}",
-            left=axis.x(most), right=axis.x(least),
-            dot=axis.x(observed) if -axis.best < observed < axis.worst else None,
-            beyond_left=most > axis.worst, beyond_right=-least > axis.best,
-        )  # fmt: skip
 
 
 # --- bias by group

@@ -44,6 +44,8 @@ class Sample(Row):
     id: str
     sample: int
     prompt: list[Message]
+    group: str | None = None
+    """Of the prompt, for the differences by group."""
     baseline: MeasuredAnswer
     candidate: MeasuredAnswer
 

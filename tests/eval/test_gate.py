@@ -11,14 +11,8 @@ from synthetic_round import make_round
 from accord.errors import TamperedError, UsageError
 from accord.runs import Run, Runs
 from eval.config import EvalConfig, Margin
-from eval.gate import (
-    EXIT_CODES,
-    MetricResult,
-    decide,
-    judge,
-    read_verdict,
-    two_digits,
-)
+from eval.gate import EXIT_CODES, read_verdict
+from eval.judgement import MetricResult, decide, judge, two_digits
 from eval.promotion import PromotionRefusedError, check_verdict
 from eval.statistics import PairedDifference
 

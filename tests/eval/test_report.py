@@ -15,8 +15,9 @@ from accord.errors import AccordError
 from accord.report import FIGURES, day, duration, line_plot, number, run_page
 from accord.runs import Run, Runs
 from eval.config import Margin
-from eval.gate import judge
-from eval.report import Axis, MetricRow, by_group, explain, page, rebuild
+from eval.judgement import judge
+from eval.metric_rows import Axis, MetricRow, explain
+from eval.report import by_group, page, rebuild
 from eval.rows import ScoredPair
 from eval.statistics import PairedDifference
 

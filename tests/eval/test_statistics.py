@@ -7,14 +7,8 @@ import pytest
 from scipy import stats
 from statsmodels.stats.power import TTestPower
 
-from eval.statistics import (
-    MOST_CLUSTERS,
-    clusters_to_decide,
-    minimum_detectable_effect,
-    paired_difference,
-    paired_difference_of_distances,
-    wilson_interval,
-)
+from eval.planning import MOST_CLUSTERS, clusters_to_decide, minimum_detectable_effect
+from eval.statistics import paired_difference, paired_difference_of_distances, wilson_interval
 
 
 def names(count: int, each: int = 1) -> list[str]:

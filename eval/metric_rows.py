@@ -1,0 +1,203 @@
+"""Metrics and groups in words and numbers for readers, and where they stand on the page's plots."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from accord.report import number
+from accord.report import percent as percent
+from eval.judgement import MetricResult, SliceResult, two_digits
+from eval.metrics import METRICS
+
+PERCENT_UNITS = ("share", "share above one half")
+
+
+def value_text(metric: MetricResult | SliceResult, value: float) -> str:
+    """A value of a metric, in its unit."""
+    unit = METRICS[metric.name].unit
+    if unit in PERCENT_UNITS:
+        return percent(value + 0.5 if unit == "share above one half" else value)
+    return number(value)
+
+
+def change_text(metric: MetricResult | SliceResult, change: float) -> str:
+    """A change of a metric, signed; shares change by percentage points."""
+    if METRICS[metric.name].unit in PERCENT_UNITS:
+        return f"{100 * change:+.1f} points".replace("-", "−")
+    return number(change, signed=True)
+
+
+def p_text(p: float | None) -> str:
+    """A p-value, as far as its digits mean anything."""
+    if p is None:
+        return ""
+    return "below 0.001" if p < 0.001 else "above 0.5" if p > 0.5 else f"{p:.3f}"
+
+
+def tolerated(metric: MetricResult) -> str:
+    """A gated metric's margin in words."""
+    assert metric.margin is not None
+    amount = change_text(metric, metric.margin).removeprefix("+")
+    move = {"higher": "fall", "lower": "rise"}.get(str(metric.direction), f"move away from {_centre(metric)}")
+    return f"a {move} by up to {amount}" if metric.margin else f"no {move}"
+
+
+def _centre(metric: MetricResult) -> str:
+    return "50%" if METRICS[metric.name].unit == "share above one half" else "zero"
+
+
+def explain(metric: MetricResult, confidence_level: float) -> str:
+    """What happened to a gated metric, and why it got its verdict, in sentences for someone who does not code."""
+    name = metric.label
+    before, after = value_text(metric, metric.baseline), value_text(metric, metric.candidate)
+    low, high = change_text(metric, metric.low), change_text(metric, metric.high)
+    what = (
+        f"the change in its distance from {_centre(metric)}"
+        if metric.direction == "closer_to_zero"
+        else "the change"
+    )
+    sentences = [
+        f"{name}: {before}, as before." if before == after else f"{name}: from {before} to {after}.",
+        f"With {100 * confidence_level:g}% confidence {what} is between {low} and {high}; "
+        f"the margin tolerates {tolerated(metric)}.",
+    ]
+    if metric.verdict == "FAIL":
+        sentences.append("Even the mildest of these changes is worse than that.")
+    elif metric.verdict == "PASS":
+        sentences.append("Even the worst of these changes is within it.")
+    elif metric.cannot_decide:
+        sentences.append(f"It cannot decide: {metric.cannot_decide}.")
+    elif metric.worsening[0] > (metric.margin or 0):
+        sentences.append(
+            f"All of these changes are worse than that, but with p {p_text(metric.p_beyond_corrected)} after the "
+            f"correction for all metrics of the family “{metric.family}” that may be chance"
+            + (
+                f"; about {number(two_digits(metric.clusters_to_decide))} {metric.cluster} would decide, and there were "
+                f"{number(metric.clusters)}."
+                if metric.clusters_to_decide
+                else "."
+            )
+        )
+    elif metric.clusters_to_decide is None:
+        sentences.append(
+            "The observed change lies so close to the margin that more data would hardly decide."
+        )
+    else:
+        sentences.append(
+            "Some of these changes are within it and some are worse: about "
+            f"{number(two_digits(metric.clusters_to_decide))} {metric.cluster} would decide, and there were "
+            f"{number(metric.clusters)}."
+        )
+    return " ".join(sentences)
+
+
+@dataclass(frozen=True)
+class Axis:
+    """The forest plot's axis: changes in units of each metric's margin, worse on the left, better on the right."""
+
+    worst: float
+    best: float
+
+    @classmethod
+    def around(cls, metrics: Sequence[MetricResult]) -> "Axis":
+        """An axis that shows these intervals, as far as that leaves the margin visible."""
+        scaled = [w / scale(metric) for metric in metrics for w in metric.worsening]
+        return cls(min(max([1.5, *scaled]) + 0.2, 8), min(max([1, *(-w for w in scaled)]) + 0.2, 5))
+
+    def x(self, worsening: float) -> float:
+        """Where a worsening, in margins, stands: percent of the width, cut off at the ends."""
+        share = (self.worst - worsening) / (self.worst + self.best)
+        return round(100 * min(max(share, 0.005), 0.995), 3)
+
+
+def scale(metric: MetricResult) -> float:
+    """What counts as 1 on the axis: the margin, or the interval where no worsening is tolerated."""
+    return metric.margin or max(abs(metric.low), abs(metric.high)) or 1.0
+
+
+@dataclass(frozen=True)
+class MetricRow:
+    """One row of the table of metrics; positions are percent of the plot's width."""
+
+    name: str
+    label: str
+    meaning: str
+    unit: str
+    baseline: str
+    candidate: str
+    change: str
+    interval: str
+    tolerated: str
+    verdict: str
+    detectable: str
+    basis: str
+    pass_chance: str
+    p_change: str
+    p_within: str
+    p_beyond: str
+    p_beyond_corrected: str
+    family: str
+    left: float
+    dot: float | None
+    right: float
+    beyond_left: bool
+    beyond_right: bool
+
+    @classmethod
+    def of(cls, metric: MetricResult, axis: Axis) -> "MetricRow":
+        """A metric's row on this axis."""
+        kind = METRICS[metric.name]
+        least, observed, most = (w / scale(metric) for w in metric.worsening)
+        return cls(
+            name=metric.name, label=metric.label, meaning=kind.meaning,
+            unit="" if kind.unit in PERCENT_UNITS else kind.unit,
+            baseline=value_text(metric, metric.baseline), candidate=value_text(metric, metric.candidate),
+            change=change_text(metric, metric.difference),
+            interval=f"{change_text(metric, metric.low).removesuffix(' points')} to {change_text(metric, metric.high)}",
+            tolerated=tolerated(metric) if metric.margin is not None else "", verdict=metric.verdict or "",
+            detectable=change_text(metric, metric.minimum_detectable_effect).removeprefix("+"),
+            basis=f"{number(metric.clusters)} {metric.cluster}",
+            pass_chance="" if metric.pass_chance is None else f"{100 * metric.pass_chance:.0f}%",
+            p_change=p_text(metric.p_change), p_within=p_text(metric.p_within), p_beyond=p_text(metric.p_beyond),
+            p_beyond_corrected=p_text(metric.p_beyond_corrected), family=metric.family or "",
+            left=axis.x(most), right=axis.x(least),
+            dot=axis.x(observed) if -axis.best < observed < axis.worst else None,
+            beyond_left=most > axis.worst, beyond_right=-least > axis.best,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class SliceRow:
+    """One metric in one group, in words."""
+
+    metric: str
+    group: str
+    basis: str
+    values: str
+    change: str
+    interval: str
+    says: str
+    """What the interval says of the direction: "worse", "better", or that either may be."""
+
+    @classmethod
+    def of(cls, result: SliceResult) -> "SliceRow":
+        """The row of a group that is large enough."""
+        assert result.low is not None and result.high is not None
+        sign = -1 if result.direction == "higher" else 1
+        least, most = sorted((sign * result.low, sign * result.high))
+        if result.direction is None:
+            says = "changed" if least > 0 or most < 0 else "either way"
+        else:
+            says = "worse" if least > 0 else "better" if most < 0 else "either way"
+        low, high = change_text(result, result.low), change_text(result, result.high)
+        return cls(
+            metric=METRICS[result.name].label, group=result.slice, basis=f"{number(result.clusters)} {result.cluster}",
+            values=f"{value_text(result, result.baseline)} → {value_text(result, result.candidate)}",
+            change=change_text(result, result.difference), interval=f"{low.removesuffix(' points')} to {high}",
+            says=says,
+        )  # fmt: skip
+
+
+def too_small(slices: Sequence[SliceResult]) -> list[str]:
+    """The groups that are too small to say anything, with their sizes."""
+    found = {(each.slice, each.clusters, each.cluster) for each in slices if each.low is None}
+    return [f"{name} ({number(clusters)} {cluster})" for name, clusters, cluster in sorted(found)]
