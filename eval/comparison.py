@@ -67,14 +67,13 @@ def slices(samples: Sequence[Sample], bias: Sequence[ScoredPair], config: EvalCo
             direction = margin.direction if margin else None
             change = _difference(name, part, config, None) if count >= SMALLEST_SLICE else None
             baseline, candidate = (sum(each) / len(each) for each in (part.before, part.after))
-            if direction == "closer_to_zero":
-                difference = abs(candidate) - abs(baseline)
-            else:
-                difference = candidate - baseline
+            distances = (
+                (abs(baseline), abs(candidate)) if direction == "closer_to_zero" else (baseline, candidate)
+            )
             results.append(
                 SliceResult(
                     name=name, slice=group, items=len(part.before), clusters=count, cluster=METRICS[name].cluster,
-                    baseline=baseline, candidate=candidate, difference=difference,
+                    baseline=baseline, candidate=candidate, difference=distances[1] - distances[0],
                     low=change.low if change else None, high=change.high if change else None, direction=direction,
                 )
             )  # fmt: skip

@@ -22,8 +22,8 @@ class Margin(Config):
     """The largest tolerated worsening, in the metric's own units."""
 
     family: str | None = None
-    """Metrics of one family share the risk of a wrong FAIL (Holm); by default `quality` or `bias`, by what it measures."""
-    slices: dict[str, float] = {}
+    """Metrics of one family share the risk of a wrong FAIL (Holm); by default `quality` or `bias`, by the metric."""
+    slices: dict[str, float] = Field(default_factory=dict)
     """Margins for single groups of items, by the group's name; each then decides like a metric of its own."""
 
     @field_validator("margin", "slices")

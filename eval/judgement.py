@@ -3,8 +3,8 @@
 A verdict is made of one-sided tests at alpha / 2, where 1 - alpha is the confidence level of the intervals (2.5% each
 for 95%). Two kinds of wrong verdicts are possible, and they add up differently over several metrics:
 
-- **A wrong PASS.** PASS asks every gated metric to be within its margin. If one truly is not, that one's test has to err,
-  so the chance is at most alpha / 2, however many metrics there are (an intersection-union test; Berger 1982,
+- **A wrong PASS.** PASS asks every gated metric to be within its margin. If one truly is not, that one's test has to
+  err, so the chance is at most alpha / 2, however many metrics there are (an intersection-union test; Berger 1982,
   Technometrics 24). Nothing is corrected. For "closer_to_zero" it is up to alpha (eval/statistics.py says why).
 - **A wrong FAIL.** FAIL asks only one metric to be beyond its margin, so each more metric is one more chance to err.
   Within each family the p-values of "this metric is within its margin" are corrected by Holm's method (1979,
@@ -104,7 +104,7 @@ class SliceResult(BaseModel):
     low: float | None
     high: float | None
     direction: Direction | None = None
-    """For "closer_to_zero" all values are those of distances from zero."""
+    """For "closer_to_zero" the difference is that of the two means' distances from zero."""
 
 
 def judge(

@@ -68,15 +68,14 @@ def explain(metric: MetricResult, confidence_level: float) -> str:
         sentences.append(f"It cannot decide: {metric.cannot_decide}.")
     elif metric.worsening[0] > (metric.margin or 0):
         sentences.append(
-            f"All of these changes are worse than that, but with p {p_text(metric.p_beyond_corrected)} after the "
-            f"correction for all metrics of the family “{metric.family}” that may be chance"
-            + (
-                f"; about {number(two_digits(metric.clusters_to_decide))} {metric.cluster} would decide, and there were "
-                f"{number(metric.clusters)}."
-                if metric.clusters_to_decide
-                else "."
-            )
+            "All of these changes are worse than that, but one of several metrics may be so by chance (p "
+            f"{p_text(metric.p_beyond_corrected)}, corrected for the family “{metric.family}”)."
         )
+        if metric.clusters_to_decide:
+            sentences.append(
+                f"About {number(two_digits(metric.clusters_to_decide))} {metric.cluster} would decide, and there "
+                f"were {number(metric.clusters)}."
+            )
     elif metric.clusters_to_decide is None:
         sentences.append(
             "The observed change lies so close to the margin that more data would hardly decide."

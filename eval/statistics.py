@@ -143,7 +143,7 @@ def paired_difference_of_distances(
 
     Away from zero the interval is that of the one contrast that applies. At worst (baseline exactly zero) either
     limit misses with twice its nominal rate: 5% for the limits of a two-sided 95% interval. `deviation` is that of
-    c - b; the other values of the result are |means| and their difference. `pass_chance` draws both contrasts from
+    c - b. `pass_chance` draws both contrasts from
     their joint normal distribution around an unchanged mean.
     """
     b, c = np.asarray(baseline, float), np.asarray(candidate, float)

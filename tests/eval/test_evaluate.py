@@ -1,6 +1,7 @@
 """The stage with the tiny model and a sampler that counts: what is measured, shared seeds, and continuing."""
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from eval.config import EvalConfig
 from eval.evaluate import distinct_bigrams, evaluate, read_prompts, seed_for
 from eval.gate import read_verdict
 from eval.rows import Sample, ScoredPair
+from eval.scoring import read_sentence_pairs
 
 GATE: Any = {
     "utility": {"direction": "higher", "margin": 0.1},
@@ -75,9 +77,15 @@ def test_both_models_answer_with_the_same_seeds(tiny_model: Model, runs: Runs, p
     verdict = read_verdict(run)
     assert [metric.name for metric in verdict.metrics][:2] == ["utility", "stereotype_lean"]
     assert "reward" not in [metric.name for metric in verdict.metrics]
-    # an identical model can only pass, or leave it open; here nothing differs, and only the lean is a share
+    # an identical model can only pass, or leave it open; all answers here have the same utility, which shows nothing
     assert verdict.outcome == "INCONCLUSIVE"
-    assert [metric.name for metric in verdict.deciding] == ["stereotype_lean"]
+    utility, lean = verdict.deciding
+    assert utility.cannot_decide is not None and "same value" in utility.cannot_decide
+    assert lean.cannot_decide is None and lean.p_change == 1.0
+    assert "same value" in verdict.reason() and "sentence templates" in verdict.items_to_decide
+    # 120 pairs of 8 groups, 4 templates each: too small to say; the prompts have no groups
+    assert {each.slice for each in verdict.slices} == set(Counter(p.group for p in read_sentence_pairs()))
+    assert all(each.low is None and each.clusters == 4 for each in verdict.slices)
     assert "checkpoints" not in [path.name for path in run.path.iterdir()]
     # finished: nothing is sampled again
     assert evaluate(config, runs, sampler, tiny_model, tiny_model).id == run.id

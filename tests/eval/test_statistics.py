@@ -103,11 +103,12 @@ def test_distance_is_the_plain_difference_where_both_means_are_far_from_zero() -
 def test_no_change_at_all() -> None:
     change = paired_difference([1, 2, 3], [1, 2, 3], names(3))
     assert (change.low, change.high) == (0, 0)
-    # a share may still change on items that were not seen: (1 - x)^80 = 0.025
+    # a share may still change on items that were not seen; Tango's limit is z^2 / (n + z^2), and the exact one, where
+    # (1 - x)^80 = 0.025, is near it
     share = paired_difference([1] * 80, [1] * 80, names(80), is_share=True)
-    assert share.high == pytest.approx(1 - 0.025 ** (1 / 80))
-    assert share.low == -share.high
-    assert (1 - share.high) ** 80 == pytest.approx(0.025)
+    assert share.high == pytest.approx(1.959964**2 / (80 + 1.959964**2))
+    assert share.low == pytest.approx(-share.high)
+    assert share.high == pytest.approx(1 - 0.025 ** (1 / 80), abs=0.001)
 
 
 def test_refuses_what_has_no_interval() -> None:

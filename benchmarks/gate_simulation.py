@@ -1,0 +1,278 @@
+"""Does the gate keep what it promises? Simulated evaluations with known truth.
+
+    python benchmarks/gate_simulation.py                      # 2,000 repetitions of each case, one core, minutes
+    python benchmarks/gate_simulation.py --repetitions 300    # a glance
+
+For every kind of data that the gate sees, three things are counted, with the gate's own functions:
+
+- `coverage`: how often the 95% interval holds the true difference (93% to 97% is right), with no change and at the margin;
+- `false_pass`: how often a candidate exactly at its margin passes (at most 5%);
+- `power`: how often a candidate that is exactly as good passes, beside `printed`, the mean of the chances to pass that
+  the evaluations print themselves (no more than 3 points apart).
+
+The peer is what the gate did before, on the same data: the BCa bootstrap over clusters, by SciPy. `ratio` is the mean
+distance of coverage from 95%, the peer's over ours, over all cases where the peer applies.
+"""
+
+import argparse
+import json
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+from eval.statistics import PairedDifference, paired_difference, paired_difference_of_distances
+
+SIZES = np.array([1, 2, 3, 4, 8])
+RESAMPLES = 1_999
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Data:
+    """One simulated evaluation."""
+
+    baseline: np.ndarray
+    candidate: np.ndarray
+    clusters: np.ndarray
+
+
+@dataclass(frozen=True)
+class Case:
+    """A kind of data: how an evaluation is drawn, given how much worse (higher) the candidate truly is."""
+
+    name: str
+    margin: float
+    draw: Callable[[np.random.Generator, float], Data]
+    is_share: bool = False
+    closer_to_zero: bool = False
+
+
+def shares(items: int, differing: float, base: float = 0.7) -> Callable[[np.random.Generator, float], Data]:
+    """Independent items; the models differ on this share of them."""
+
+    def draw(chance: np.random.Generator, worsening: float) -> Data:
+        kind = chance.choice(
+            3, items, p=[(differing + worsening) / 2, (differing - worsening) / 2, 1 - differing]
+        )
+        before = np.where(kind == 2, chance.random(items) < base, kind == 1).astype(float)
+        after = np.where(kind == 2, before, kind == 0).astype(float)
+        return Data(before, after, np.arange(items))
+
+    return draw
+
+
+def clustered_shares(
+    clusters: int, differing: float, together: float, each: int | None = None
+) -> Callable[[np.random.Generator, float], Data]:
+    """Items of a cluster change alike with this chance; clusters are of unequal sizes, or of `each` items."""
+
+    def draw(chance: np.random.Generator, worsening: float) -> Data:
+        sizes = chance.choice(SIZES, clusters) if each is None else np.full(clusters, each)
+        index = np.repeat(np.arange(clusters), sizes)
+        p = [(differing + worsening) / 2, (differing - worsening) / 2, 1 - differing]
+        shared, own = chance.choice(3, clusters, p=p), chance.choice(3, len(index), p=p)
+        kind = np.where(chance.random(len(index)) < together, shared[index], own)
+        before = np.where(kind == 2, chance.random(len(index)) < 0.7, kind == 1).astype(float)
+        after = np.where(kind == 2, before, kind == 0).astype(float)
+        return Data(before, after, index)
+
+    return draw
+
+
+def means(
+    clusters: int, noise: Callable[[np.random.Generator, int], np.ndarray], unequal: bool = False, each: int = 1,
+    base: float = 0.0,
+) -> Callable[[np.random.Generator, float], Data]:  # fmt: skip
+    """Numbers whose changes have a cluster's part, with this noise of mean 0, and an item's, with half of it."""
+
+    def draw(chance: np.random.Generator, worsening: float) -> Data:
+        sizes = chance.choice(SIZES, clusters) if unequal else np.full(clusters, each)
+        index = np.repeat(np.arange(clusters), sizes)
+        before = base + chance.normal(0, 1, clusters)[index] + chance.normal(0, 0.5, len(index))
+        change = noise(chance, clusters)[index]
+        if len(index) > clusters:
+            change = change + 0.5 * noise(chance, len(index))
+        return Data(before, before + worsening + change, index)
+
+    return draw
+
+
+def leans(clusters: int, each: int, base: float) -> Callable[[np.random.Generator, float], Data]:
+    """Pairs that lean either way (+0.5 or -0.5); a true lean of `base`, which the candidate moves away from zero."""
+
+    def draw(chance: np.random.Generator, worsening: float) -> Data:
+        index = np.repeat(np.arange(clusters), each)
+        shared = chance.normal(0, 0.5, clusters)[index]
+        old = (shared + chance.normal(0, 1, len(index))) / math.sqrt(1.25)
+        fresh = (shared + chance.normal(0, 1, len(index))) / math.sqrt(1.25)
+        moved = np.where(chance.random(len(index)) < 0.3, fresh, old)
+        before = np.where(old < stats.norm.ppf(0.5 + base), 0.5, -0.5)
+        after = np.where(moved < stats.norm.ppf(0.5 + base + worsening), 0.5, -0.5)
+        return Data(before, after, index)
+
+    return draw
+
+
+def normal(chance: np.random.Generator, count: int) -> np.ndarray:
+    return chance.normal(0, 0.5, count)
+
+
+def skewed(chance: np.random.Generator, count: int) -> np.ndarray:
+    return 0.5 * (chance.exponential(1, count) - 1)
+
+
+def skewed_to_the_left(chance: np.random.Generator, count: int) -> np.ndarray:
+    return -skewed(chance, count)
+
+
+CASES = [
+    Case("shares, 60 items", 0.09, shares(60, 0.1), is_share=True),
+    Case("shares, 262 items", 0.06, shares(262, 0.1), is_share=True),
+    Case("shares, 1,508 items", 0.025, shares(1508, 0.1), is_share=True),
+    Case("shares, 80 clusters of 2", 0.09, clustered_shares(80, 0.1, 0.5, each=2), is_share=True),
+    Case("shares, 80 clusters of 1 to 8", 0.09, clustered_shares(80, 0.1, 0.5), is_share=True),
+    Case("shares, 32 clusters of 1 to 8", 0.09, clustered_shares(32, 0.1, 0.5), is_share=True),
+    Case("means, normal, 80 items", 0.16, means(80, normal)),
+    Case("means, normal, 12 items", 0.45, means(12, normal)),
+    Case("means, skewed, 80 items", 0.16, means(80, skewed)),
+    Case("means, skewed to the left, 80 items", 0.16, means(80, skewed_to_the_left)),
+    Case("means, normal, 80 clusters of 2", 0.17, means(80, normal, each=2)),
+    Case("means, normal, 80 clusters of 1 to 8", 0.2, means(80, normal, unequal=True)),
+    Case("means, normal, 32 clusters of 1 to 8", 0.3, means(32, normal, unequal=True)),
+    Case("means, skewed, 80 clusters of 1 to 8", 0.2, means(80, skewed, unequal=True)),
+    Case("distances of means, from 2", 0.16, means(80, normal, base=2.0), closer_to_zero=True),
+    Case("distances of means, from 0.3", 0.2, means(80, normal, base=0.3), closer_to_zero=True),
+    Case("distances of means, from 0", 0.2, means(80, normal), closer_to_zero=True),
+    Case("distances of leans, from 15%", 0.1, leans(32, 4, 0.15), is_share=True, closer_to_zero=True),
+    Case("distances of leans, from 0", 0.12, leans(32, 4, 0.0), is_share=True, closer_to_zero=True),
+]
+
+
+def measure(case: Case, data: Data, seed: int) -> PairedDifference:
+    """What the gate computes of one evaluation; a rise is a worsening."""
+    compare = paired_difference_of_distances if case.closer_to_zero else paired_difference
+    return compare(
+        data.baseline.tolist(), data.candidate.tolist(), data.clusters.tolist(), CONFIDENCE, RESAMPLES, seed,
+        case.is_share, case.margin,
+    )  # fmt: skip
+
+
+def bca(data: Data, seed: int) -> tuple[float, float]:
+    """The peer's interval: SciPy's BCa over whole clusters."""
+    change = data.candidate - data.baseline
+    sums, sizes = np.bincount(data.clusters, weights=change), np.bincount(data.clusters).astype(float)
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        limits = stats.bootstrap(
+            (sums, sizes), lambda s, w, axis=-1: s.sum(axis=axis) / w.sum(axis=axis), paired=True,
+            n_resamples=RESAMPLES, batch=500, confidence_level=CONFIDENCE, rng=np.random.default_rng(seed),
+        ).confidence_interval  # fmt: skip
+    return float(limits.low), float(limits.high)
+
+
+def simulate(case: Case, repetitions: int, seed: int = 0, with_peer: bool = True) -> dict[str, float]:
+    """All counts of one case, as shares of the repetitions."""
+    chance = np.random.default_rng(seed)
+    found: dict[str, list[float]] = {
+        name: []
+        for name in (
+            "cover_same",
+            "cover_margin",
+            "passes",
+            "false_pass",
+            "printed",
+            "peer_same",
+            "peer_margin",
+        )
+    }
+    for repetition in range(repetitions):
+        for truth in (0.0, case.margin):
+            data = case.draw(chance, truth)
+            result = measure(case, data, repetition)
+            which = "same" if truth == 0 else "margin"
+            found[f"cover_{which}"].append(result.low <= truth <= result.high)
+            found["passes" if truth == 0 else "false_pass"].append(result.high <= case.margin)
+            if truth == 0:
+                assert result.pass_chance is not None
+                found["printed"].append(result.pass_chance)
+            if with_peer and not case.closer_to_zero and repetition % 4 == 0:
+                low, high = bca(data, repetition)
+                found[f"peer_{which}"].append(low <= truth <= high)
+    return {name: float(np.mean(values)) for name, values in found.items() if values}
+
+
+def judge(case: Case, counts: dict[str, float], slack: float = 0.0) -> list[str]:
+    """What a case's figures break of the three promises.
+
+    Away from its corner a distance's interval covers as often as any; near it, more often, so only too little counts.
+    """
+    broken = []
+    most = 1.0 if case.closer_to_zero else 0.97 + slack
+    for which in ("same", "margin"):
+        if not 0.93 - slack <= counts[f"cover_{which}"] <= most:
+            broken.append(f"coverage {counts[f'cover_{which}']:.3f} ({which})")
+    if counts["false_pass"] > 0.05 + slack:
+        broken.append(f"false passes {counts['false_pass']:.3f}")
+    if abs(counts["passes"] - counts["printed"]) > 0.03 + slack:
+        broken.append(f"power {counts['passes']:.3f}, printed {counts['printed']:.3f}")
+    return broken
+
+
+def simulations(repetitions: int, workers: int) -> Iterator[tuple[Case, dict[str, float]]]:
+    if workers == 1:
+        for case in CASES:
+            yield case, simulate(case, repetitions)
+        return
+    with ProcessPoolExecutor(workers) as pool:
+        futures = [pool.submit(_by_number, number, repetitions) for number in range(len(CASES))]
+        for case, future in zip(CASES, futures, strict=True):
+            yield case, future.result()
+
+
+def _by_number(number: int, repetitions: int) -> dict[str, float]:
+    return simulate(CASES[number], repetitions)
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    arguments.add_argument("--repetitions", type=int, default=2_000)
+    arguments.add_argument("--workers", type=int, default=1)
+    options = arguments.parse_args()
+    broken: dict[str, list[str]] = {}
+    figures, ours, peers = {}, [], []
+    for case, counts in simulations(options.repetitions, options.workers):
+        broken[case.name] = judge(case, counts)
+        figures[case.name] = {name: round(value, 4) for name, value in counts.items()}
+        if "peer_same" in counts:
+            ours += [abs(counts["cover_same"] - 0.95), abs(counts["cover_margin"] - 0.95)]
+            peers += [abs(counts["peer_same"] - 0.95), abs(counts["peer_margin"] - 0.95)]
+        peer = (
+            f"  BCa {counts['peer_same']:.3f}, {counts['peer_margin']:.3f}" if "peer_same" in counts else ""
+        )
+        print(
+            f"{case.name:38} coverage {counts['cover_same']:.3f}, {counts['cover_margin']:.3f}  false pass "
+            f"{counts['false_pass']:.3f}  power {counts['passes']:.3f} printed {counts['printed']:.3f}{peer}  "
+            + ("; ".join(broken[case.name]) or "ok"),
+            flush=True,
+        )
+    result = {
+        "claim": "the gate's intervals cover, false passes stay below 5%, and the printed power is the true one",
+        "peer": "scipy.stats.bootstrap, BCa, over clusters",
+        "ratio": round(float(np.mean(peers) / np.mean(ours)), 3), "goal": 1.0,
+        "ok": not any(broken.values()) and float(np.mean(peers)) >= float(np.mean(ours)),
+        "repetitions": options.repetitions,
+        "broken": {name: what for name, what in broken.items() if what},
+        "cases": figures,
+    }  # fmt: skip
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
