@@ -5,7 +5,8 @@
 
 For every kind of data that the gate sees, three things are counted, with the gate's own functions:
 
-- `coverage`: how often the 95% interval holds the true difference (93% to 97% is right), with no change and at the margin;
+- `coverage`: how often the 95% interval holds the true difference (93% to 97% is right), without change, and at the
+  margin;
 - `false_pass`: how often a candidate exactly at its margin passes (at most 5%);
 - `power`: how often a candidate that is exactly as good passes, beside `printed`, the mean of the chances to pass that
   the evaluations print themselves (no more than 3 points apart).
@@ -28,7 +29,7 @@ from scipy import stats
 from eval.statistics import PairedDifference, paired_difference, paired_difference_of_distances
 
 SIZES = np.array([1, 2, 3, 4, 8])
-RESAMPLES = 1_999
+RESAMPLES = 999
 CONFIDENCE = 0.95
 
 
@@ -200,7 +201,7 @@ def simulate(case: Case, repetitions: int, seed: int = 0, with_peer: bool = True
             if truth == 0:
                 assert result.pass_chance is not None
                 found["printed"].append(result.pass_chance)
-            if with_peer and not case.closer_to_zero and repetition % 4 == 0:
+            if with_peer and not case.closer_to_zero and repetition % 10 == 0:
                 low, high = bca(data, repetition)
                 found[f"peer_{which}"].append(low <= truth <= high)
     return {name: float(np.mean(values)) for name, values in found.items() if values}

@@ -1,41 +1,25 @@
 """The gate's statistics: paired differences with intervals, p-values and the chance to pass.
 
 Both models are measured on the same items, and the interval is about the difference of their means. Items that
-share a prompt or a sentence template are not independent, so everything is computed from whole clusters. Three kinds:
-
-- shares: Tango's score interval (eval/shares.py), over counts divided by the clusters' design effect;
-- other means: the bootstrap-t over clusters (Efron 1981; Davison and Hinkley 1997, Bootstrap Methods and their
-  Application, 2.4 and 3.8), which allows for skewness and for few clusters;
-- where fewer than `FEWEST_TO_RESAMPLE` clusters differ between the models: Student's, with their number less one as
-  its degrees of freedom.
+share a prompt or a sentence template are not independent, so everything is computed from whole clusters;
+eval/contrasts.py has the intervals.
 
 P-values against the margin are these intervals turned around: the smallest level at which the interval excludes it.
 Functions take arrays; what the numbers mean is eval/metrics.py's business.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
-from statsmodels.stats.power import TTestPower
 from statsmodels.stats.proportion import proportion_confint
 
-from eval.shares import design_effect, mcnemar_p, pass_chance_of_share, tango_limits
+from eval.contrasts import Interval, contrast_of
+from eval.shares import mcnemar_p
 
-FEWEST_TO_RESAMPLE = 10
-"""Resampling fewer clusters finds few different means; their interval is Student's."""
 DRAWS = 100_000
 """Behind the chance to pass where it has no closed form; its error is below 0.2 points."""
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A confidence interval."""
-
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)
@@ -68,19 +52,6 @@ class PairedDifference:
     """That the interval excludes `against` if the true difference is zero."""
 
 
-@dataclass(frozen=True)
-class _Contrast:
-    """mean(candidate) - sign * mean(baseline), with its limits at any quantile of one tail."""
-
-    difference: float
-    deviation: float
-    residuals: np.ndarray
-    limits: Callable[[float], Interval]
-    """Of the chance in each tail."""
-    chance: Callable[[float, float], float]
-    """That a limit with this chance in its tail clears a margin this far away, if the true difference is zero."""
-
-
 def paired_difference(
     baseline: Sequence[float],
     candidate: Sequence[float],
@@ -108,7 +79,7 @@ def paired_difference(
     """
     b, c = np.asarray(baseline, float), np.asarray(candidate, float)
     index, sizes = _clusters(b, c, clusters)
-    contrast = _contrast(b, c, index, sizes, 1.0, resamples, seed, is_share)
+    contrast = contrast_of(b, c, index, sizes, 1.0, resamples, seed, is_share)
     change = c - b
     if is_share and len(sizes) == len(b) and np.isin(change, (-1, 0, 1)).all():
         p_change = mcnemar_p(int((change > 0).sum()), int((change < 0).sum()))
@@ -116,10 +87,10 @@ def paired_difference(
         p_change = _exchange_p(b, c, index, lambda x, y, axis=-1: x.sum(axis) - y.sum(axis), resamples, seed)
     tail = (1 - confidence_level) / 2
     interval = contrast.limits(tail)
-    chance = None if against is None else contrast.chance(abs(against), tail)
+    chance = None if against is None else contrast.chance(against, tail)
     return _result(
         b, c, len(sizes), contrast.difference, interval, contrast.deviation, p_change, against, chance,
-        contrast.limits, resamples,
+        contrast.tails,
     )  # fmt: skip
 
 
@@ -148,13 +119,25 @@ def paired_difference_of_distances(
     """
     b, c = np.asarray(baseline, float), np.asarray(candidate, float)
     index, sizes = _clusters(b, c, clusters)
-    minus = _contrast(b, c, index, sizes, 1.0, resamples, seed, is_share)
-    plus = _contrast(b, c, index, sizes, -1.0, resamples, seed, is_share)
+    minus = contrast_of(b, c, index, sizes, 1.0, resamples, seed, is_share)
+    plus = contrast_of(b, c, index, sizes, -1.0, resamples, seed, is_share)
 
     def limits(tail: float) -> Interval:
         one, other = minus.limits(tail), plus.limits(tail)
         p, q, r, s = one.low, one.high, other.low, other.high
         return Interval(max(min(p, r), min(-q, -s)), max(min(q, s), min(-p, -r)))
+
+    def tails(against: float) -> tuple[float, float]:
+        # low > a means (p > a and r > a) or (q < -a and s < -a); high < a, (q < a or s < a) and (p > -a or r > -a)
+        (above, below), (plus_above, plus_below) = minus.tails(against), plus.tails(against)
+        (above_other, below_other), (plus_above_other, plus_below_other) = (
+            minus.tails(-against),
+            plus.tails(-against),
+        )
+        return (
+            min(max(above, plus_above), max(below_other, plus_below_other)),
+            max(min(below, plus_below), min(above_other, plus_above_other)),
+        )
 
     def distance(x: np.ndarray, y: np.ndarray, axis: int = -1) -> np.ndarray:
         return np.asarray(np.abs(x.sum(axis)) - np.abs(y.sum(axis)))
@@ -168,24 +151,20 @@ def paired_difference_of_distances(
             .multivariate_normal([0, 2 * b.mean()], covariance, DRAWS, check_valid="ignore")
             .T
         )
-        widths = stats.t.isf(tail, len(sizes) - 1) * np.sqrt(np.diag(covariance))
+        widths = minus.width(against, tail), plus.width(against, tail)
         high = np.maximum(np.minimum(x + widths[0], y + widths[1]), np.minimum(widths[0] - x, widths[1] - y))
         chance = float((high <= against).mean())
     return _result(
         b, c, len(sizes), abs(float(c.mean())) - abs(float(b.mean())), limits(tail), minus.deviation,
-        _exchange_p(b, c, index, distance, resamples, seed), against, chance, limits, resamples,
+        _exchange_p(b, c, index, distance, resamples, seed), against, chance, tails,
     )  # fmt: skip
 
 
 def _result(
     b: np.ndarray, c: np.ndarray, clusters: int, difference: float, interval: Interval, deviation: float,
-    p_change: float, against: float | None, chance: float | None, limits: Callable[[float], Interval], resamples: int,
+    p_change: float, against: float | None, chance: float | None, tails: Callable[[float], tuple[float, float]],
 ) -> PairedDifference:  # fmt: skip
-    p_above = p_below = None
-    if against is not None:
-        smallest = 1 / (resamples + 1)
-        p_above = _smallest_tail(lambda tail: limits(tail).low > against, smallest)
-        p_below = _smallest_tail(lambda tail: limits(tail).high < against, smallest)
+    p_above, p_below = (None, None) if against is None else tails(against)
     return PairedDifference(
         baseline=float(b.mean()), candidate=float(c.mean()), difference=difference, low=interval.low,
         high=interval.high, deviation=deviation, items=len(b), clusters=clusters, p_change=p_change,
@@ -205,81 +184,6 @@ def _clusters(b: np.ndarray, c: np.ndarray, clusters: Sequence[str]) -> tuple[np
     return index, sizes
 
 
-def _contrast(
-    b: np.ndarray, c: np.ndarray, index: np.ndarray, sizes: np.ndarray, sign: float, resamples: int, seed: int,
-    is_share: bool,
-) -> _Contrast:  # fmt: skip
-    change = c - sign * b
-    count = len(sizes)
-    sums = np.bincount(index, weights=change)
-    difference = float(sums.sum() / sizes.sum())
-    residuals = (sums - difference * sizes) / sizes.mean()
-    deviation = float(residuals.std(ddof=1))
-
-    def chance_of_mean(margin: float, tail: float) -> float:
-        if deviation == 0:
-            return float(margin >= 0)
-        return float(TTestPower().power(margin / deviation, count, tail, alternative="larger"))
-
-    if is_share and np.isin(change, (-1, 0, 1)).all():
-        gained, lost = int((change > 0).sum()), int((change < 0).sum())
-        effect = design_effect(deviation**2 / count, gained, lost, len(change))
-        # copies of clusters: where nothing varies, as many items as clusters are sure to be independent
-        effect = len(change) / count if deviation <= 1e-12 else effect
-        items = len(change) / effect
-        deviation = deviation if deviation > 1e-12 else math.sqrt(1 / count)  # as if one cluster had differed
-        is_clustered = count < len(change)
-
-        def limits_of_share(tail: float) -> Interval:
-            quantile = stats.t.isf(tail, count - 1) if is_clustered else stats.norm.isf(tail)
-            return Interval(*tango_limits(gained / effect, lost / effect, items, float(quantile)))
-
-        def chance_of_share(margin: float, tail: float) -> float:
-            differing = max((gained + lost) / len(change), 1 / count)
-            return pass_chance_of_share(differing, max(round(items), 2), margin, tail)
-
-        return _Contrast(difference, deviation, residuals, limits_of_share, chance_of_share)
-    if np.ptp(residuals) <= 1e-12:
-        exact = Interval(difference, difference)
-        return _Contrast(
-            difference, 0.0, residuals, lambda tail: exact, lambda margin, tail: float(margin >= 0)
-        )
-    error = deviation / math.sqrt(count)
-    differing = int((np.bincount(index, weights=np.abs(change)) > 0).sum())
-    if differing < FEWEST_TO_RESAMPLE:
-
-        def limits_of_student(tail: float) -> Interval:
-            half = float(stats.t.isf(tail, max(differing - 1, 1))) * error
-            return Interval(difference - half, difference + half)
-
-        return _Contrast(difference, deviation, residuals, limits_of_student, chance_of_mean)
-    ratios = _studentised(sums, sizes, difference, resamples, seed)
-
-    def limits_of_bootstrap(tail: float) -> Interval:
-        low, high = np.quantile(ratios, (tail, 1 - tail), method="weibull")
-        return Interval(difference - float(high) * error, difference - float(low) * error)
-
-    return _Contrast(difference, deviation, residuals, limits_of_bootstrap, chance_of_mean)
-
-
-def _studentised(
-    sums: np.ndarray, sizes: np.ndarray, difference: float, resamples: int, seed: int
-) -> np.ndarray:
-    """(resampled mean - mean) / resampled standard error, for each resample of clusters; sorted."""
-    chance = np.random.default_rng(seed)
-    count = len(sums)
-    ratios = []
-    for start in range(0, resamples, 500):
-        drawn = chance.integers(0, count, (min(500, resamples - start), count))
-        s, w = sums[drawn], sizes[drawn]
-        mean = s.sum(axis=1) / w.sum(axis=1)
-        residuals = (s - mean[:, None] * w) / w.mean(axis=1)[:, None]
-        error = residuals.std(axis=1, ddof=1) / math.sqrt(count)
-        # a resample of one cluster's copies has no error; the difference's sign then says which tail it is in
-        ratios.append(np.clip((mean - difference) / np.maximum(error, 1e-12), -1e3, 1e3))
-    return np.sort(np.concatenate(ratios))
-
-
 def _exchange_p(
     b: np.ndarray, c: np.ndarray, index: np.ndarray, statistic: Callable[..., np.ndarray], resamples: int, seed: int
 ) -> float:  # fmt: skip
@@ -289,22 +193,6 @@ def _exchange_p(
         vectorized=True, n_resamples=resamples, batch=500, rng=np.random.default_rng(seed),
     )  # fmt: skip
     return float(test.pvalue)
-
-
-def _smallest_tail(excludes: Callable[[float], bool], smallest: float) -> float:
-    """The smallest chance in a tail at which the limit excludes a value; 1 where not even 0.5 does."""
-    low, high = math.log(smallest), math.log(0.4999)
-    if not excludes(math.exp(high)):
-        return 1.0
-    if excludes(math.exp(low)):
-        return smallest
-    for _ in range(25):
-        middle = (low + high) / 2
-        if excludes(math.exp(middle)):
-            high = middle
-        else:
-            low = middle
-    return math.exp(high)
 
 
 def wilson_interval(successes: int, items: int, confidence_level: float = 0.95) -> Interval:
