@@ -95,4 +95,4 @@ def design_effect(variance: float, gained: int, lost: int, items: int) -> float:
     """
     difference = (gained - lost) / items
     independent = ((gained + lost) / items - difference**2) / items
-    return (variance / independent) if independent > 0 and math.isfinite(variance) else 1.0
+    return max(variance / independent, 1.0) if independent > 0 and math.isfinite(variance) else 1.0
