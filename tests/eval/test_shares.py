@@ -13,12 +13,17 @@ Z = float(stats.norm.isf(0.025))
 
 
 @pytest.mark.parametrize(
-    ("gained", "lost", "items", "tested"), [(3, 7, 60, 0.05), (0, 5, 40, -0.1), (9, 2, 30, 0.0), (4, 0, 20, 0.4)]
+    ("gained", "lost", "items", "tested"),
+    [(3, 7, 60, 0.05), (0, 5, 40, -0.1), (9, 2, 30, 0.0), (4, 0, 20, 0.4)],
 )
-def test_the_statistic_by_maximising_the_likelihood(gained: int, lost: int, items: int, tested: float) -> None:
+def test_the_statistic_by_maximising_the_likelihood(
+    gained: int, lost: int, items: int, tested: float
+) -> None:
     """The variance under the tested difference, with the multinomial likelihood maximised numerically."""
 
-    def minus_log_likelihood(q: float) -> float:  # q is the share of lost items, q + tested that of gained ones
+    def minus_log_likelihood(
+        q: float,
+    ) -> float:  # q is the share of lost items, q + tested that of gained ones
         cells = ((gained, q + tested), (lost, q), (items - gained - lost, 1 - 2 * q - tested))
         return -sum(count * math.log(max(share, 1e-300)) for count, share in cells if count)
 
@@ -36,7 +41,14 @@ def test_at_no_difference_it_is_mcnemars_statistic() -> None:
 
 
 def test_limits_turn_the_statistic_around() -> None:
-    for gained, lost, items in ((1, 5, 60), (0, 0, 30), (30, 0, 30), (0, 7, 50), (14, 12, 262), (2.5, 0.7, 21.3)):
+    for gained, lost, items in (
+        (1, 5, 60),
+        (0, 0, 30),
+        (30, 0, 30),
+        (0, 7, 50),
+        (14, 12, 262),
+        (2.5, 0.7, 21.3),
+    ):
         low, high = tango_limits(gained, lost, items, Z)
         assert -1 <= low <= (gained - lost) / items <= high <= 1
         for limit, target in ((low, Z), (high, -Z)):
@@ -51,14 +63,14 @@ def test_limits_turn_the_statistic_around() -> None:
 def test_coverage_by_enumerating_every_outcome() -> None:
     """The exact coverage over all outcomes of 40 items, at several true shares of gained and lost items."""
     items = 40
-    intervals = {
-        (b, c): tango_limits(b, c, items, Z) for b in range(items + 1) for c in range(items + 1 - b)
-    }
+    intervals = {(b, c): tango_limits(b, c, items, Z) for b in range(items + 1) for c in range(items + 1 - b)}
     for gained, lost in ((0.05, 0.05), (0.05, 0.15), (0.2, 0.1)):
         truth, covered = gained - lost, 0.0
         for (b, c), (low, high) in intervals.items():
             if low <= truth <= high:
-                covered += stats.multinomial.pmf([b, c, items - b - c], items, [gained, lost, 1 - gained - lost])
+                covered += stats.multinomial.pmf(
+                    [b, c, items - b - c], items, [gained, lost, 1 - gained - lost]
+                )
         assert 0.93 <= covered <= 0.97
 
 
