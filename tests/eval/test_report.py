@@ -15,8 +15,9 @@ from accord.errors import AccordError
 from accord.report import FIGURES, day, duration, line_plot, number, run_page
 from accord.runs import Run, Runs
 from eval.config import Margin
-from eval.judgement import judge
-from eval.metric_rows import Axis, MetricRow, explain
+from eval.gate import read_verdict
+from eval.judgement import correct, judge
+from eval.metric_rows import Axis, MetricRow, explain, p_text
 from eval.report import by_group, page, rebuild
 from eval.rows import ScoredPair
 from eval.statistics import PairedDifference
@@ -201,6 +202,31 @@ def test_page_says_what_a_reviewer_must_know(failed_round: tuple[Run, Runs]) -> 
         assert digest in page
     assert "52 pairs tied" in page and "2 duplicate" in page
     assert "76.9%" in page  # the reward model's held-out accuracy
+
+
+def test_the_page_says_how_sure_one_can_be(failed_round: tuple[Run, Runs]) -> None:
+    run, _ = failed_round
+    verdict = read_verdict(run)
+    page = (run.path / "report.html").read_text()
+    metrics = page.split('<section id="metrics">')[1].split("</section>")[0]
+    for metric in verdict.metrics:
+        if metric.margin is not None:
+            assert metric.pass_chance is not None and f"{100 * metric.pass_chance:.0f}%" in metrics
+            assert p_text(metric.p_beyond_corrected) in metrics and f"family: {metric.family}" in metrics
+    assert "(Holm) for all gated metrics of one family (quality)" in metrics  # the bias family has one
+    # 8 groups of sentence pairs with 4 templates each, and prompts without groups
+    assert "8 groups are too small to say" in metrics and "gender (4 sentence templates)" in metrics
+    assert [p_text(p) for p in (None, 0.0004, 0.0213, 0.7)] == ["", "below 0.001", "0.021", "above 0.5"]
+
+
+def test_a_metric_that_cannot_decide_is_explained() -> None:
+    still = PairedDifference(1.0, 1.0, 0.0, 0.0, 0.0, 0.1, 160, 80, p_above=0.01, p_below=0.99)
+    stuck = judge("eos_rate", still, Margin(direction="higher", margin=0.1))
+    assert "It cannot decide: both models are at the best value" in explain(stuck, 0.95)
+    beyond = PairedDifference(0.6, 0.4, -0.2, -0.3, -0.11, 0.5, 160, 80, p_above=0.98, p_below=0.02)
+    one = judge("utility", beyond, Margin(direction="higher", margin=0.1))
+    first, _ = correct([one, one.model_copy(update={"p_beyond": 0.4})])
+    assert "one of several metrics may be so by chance (p 0.040, corrected" in explain(first, 0.95)
 
 
 def test_people_are_not_called_simulated(tmp_path: Path) -> None:
