@@ -11,7 +11,7 @@ For every kind of data that the gate sees, three things are counted, with the ga
 - `power`: how often a candidate that is exactly as good passes, beside `printed`, the mean of the chances to pass that
   the evaluations print themselves (no more than 3 points apart).
 
-The peer is what the gate did before, on the same data: the BCa bootstrap over clusters, by SciPy. `ratio` is the mean
+The peer is the BCa bootstrap over clusters, by SciPy, on a tenth of the same data. `ratio` is the mean
 distance of coverage from 95%, the peer's over ours, over all cases where the peer applies.
 """
 
