@@ -4,7 +4,8 @@ import os
 import shutil
 import signal
 
-if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell ignores it for what it starts in the background
+# A shell that starts tests in the background has SIGINT ignored in all that they start.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 os.environ["HF_HUB_OFFLINE"] = "1"
