@@ -2,6 +2,11 @@
 
 import os
 import shutil
+import signal
+
+# A shell that starts tests in the background has SIGINT ignored in all that they start.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
