@@ -27,6 +27,7 @@ from accord.runs import DataFile, Run, Runs, Source
 from accord.sampling.shared import SharedSampler
 from eval.config import EvalConfig
 from eval.gate import MetricResult, judge, make_verdict, write_verdict
+from eval.likelihood_cache import LIKELIHOODS
 from eval.metrics import METRICS, PROMPTS
 from eval.promotion import override_behind
 from eval.report import write_report
@@ -93,7 +94,9 @@ def evaluate(
             measured[role] = _measure(prompts, answers, rewards)
             show(f"{role}: scoring {len(pairs)} sentence pairs")
             scored[role] = _part(
-                parts / f"pairs.{role}.jsonl", PairScore, functools.partial(score_pairs, model, pairs)
+                parts / f"pairs.{role}.jsonl",
+                PairScore,
+                functools.partial(score_pairs, model, pairs, runs.root / LIKELIHOODS),
             )
 
         samples = [
