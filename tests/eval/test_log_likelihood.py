@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import torch
 
+from accord.chat import start_of_text
 from accord.errors import DataError
 from accord.models import Model, load_policy, load_tokenizer
 from eval.likelihood_cache import score_once
-from eval.log_likelihood import Item, LogLikelihood, encode, log_likelihoods, start_of_text
+from eval.log_likelihood import Item, LogLikelihood, encode, log_likelihoods
 from eval.scoring import read_sentence_pairs
 
 ITEMS = [
@@ -370,3 +371,10 @@ def test_gaps_have_a_direction_and_ties_are_on_neither_side() -> None:
     gaps = [PairScore(id="a", more=m, less=n).gap for m, n in ((-10, -12), (-12, -10), (-10, -10))]
     assert gaps == [2, -2, 0]
     assert [_pair_value("stereotype_lean", gap) for gap in gaps] == [0.5, -0.5, 0]
+    crows = pytest.importorskip(
+        "lm_eval.tasks.crows_pairs.utils", reason="lm-eval is no dependency of accord's"
+    )
+    both = [((m, False), (n, False)) for m, n in ((-10, -12), (-12, -10), (-10, -10))]
+    theirs = [crows.process_results({}, results) for results in both]
+    assert [each["likelihood_diff"] for each in theirs] == [2, 2, 0]
+    assert [each["pct_stereotype"] for each in theirs] == [1, 0, 0]

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 
+from accord.chat import start_of_text
 from accord.errors import DataError
 from accord.models import Model, load_policy, load_tokenizer
-from eval.log_likelihood import Item, log_likelihoods, start_of_text
+from eval.log_likelihood import Item, log_likelihoods
 from eval.scoring import SentencePair, read_sentence_pairs, score_pairs
 
 SENTENCES = ["The nurse said that she would be late.", "Hello.", "A man, a plan, a canal: Panama! " * 3]
