@@ -16,6 +16,8 @@ that differ are printed.
 - *cold start*: from the command to the scores of a few pairs in a file, loading all that takes. lm-eval by its command
   line, and, as a figure beside it, by its Python interface with none of its own tasks listed.
 
+On a machine that others use too, threads that wait for each other spend processor time: OMP_NUM_THREADS=1 is steadier.
+
 The last line printed is one JSON object with a ratio for each claim.
 """
 
