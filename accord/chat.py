@@ -109,3 +109,27 @@ def decode_response(tokenizer: "PreTrainedTokenizerBase", token_ids: Sequence[in
 def answer(text: str) -> list[Message]:
     """An assistant turn as TRL's `chosen` and `rejected` columns hold it."""
     return [Message(role="assistant", content=text)]
+
+
+def start_of_text(tokenizer: "PreTrainedTokenizerBase") -> int:
+    """The token that preceded every document in pre-training.
+
+    It is BOS, except where the chat template writes BOS before every turn, as ChatML tokenizers have it: after such
+    a turn marker the model expects "user" or "assistant", and would be scored on that. There it is the document
+    separator <|endoftext|> of the GPT-2 family; EOS, where neither exists.
+
+    Raises:
+        UsageError: the tokenizer has no such token.
+    """
+    bos = tokenizer.bos_token_id
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    if isinstance(bos, int):
+        rendered: Any = tokenizer.apply_chat_template(turns, tokenize=True, return_dict=True)
+        if list(rendered["input_ids"]).count(bos) <= 1:
+            return bos
+    separator = tokenizer.get_vocab().get("<|endoftext|>", tokenizer.eos_token_id)
+    if not isinstance(separator, int):
+        raise UsageError(
+            "the tokenizer has no token that starts a document; set a bos_token in tokenizer_config.json"
+        )
+    return separator

@@ -28,6 +28,7 @@ from accord.sampling.shared import SharedSampler
 from eval.comparison import check_prompt_slices, check_slices, compare, slices
 from eval.config import EvalConfig
 from eval.gate import make_verdict, write_verdict
+from eval.likelihood_cache import LIKELIHOODS
 from eval.metrics import METRICS, TEMPLATES
 from eval.promotion import override_behind
 from eval.report import write_report
@@ -97,7 +98,9 @@ def evaluate(
             measured[role] = _measure(prompts, answers, rewards)
             show(f"{role}: scoring {len(pairs)} sentence pairs")
             scored[role] = _part(
-                parts / f"pairs.{role}.jsonl", PairScore, functools.partial(score_pairs, model, pairs)
+                parts / f"pairs.{role}.jsonl",
+                PairScore,
+                functools.partial(score_pairs, model, pairs, runs.root / LIKELIHOODS),
             )
 
         samples = [

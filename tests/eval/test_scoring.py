@@ -1,22 +1,26 @@
 """Sentence scores against a plain loop over tokens, and their independence of everything but the sentence."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from accord.chat import start_of_text
 from accord.errors import DataError
 from accord.models import Model, load_policy, load_tokenizer
-from eval.scoring import (
-    SentencePair,
-    read_sentence_pairs,
-    score_pairs,
-    sentence_log_likelihoods,
-    start_of_text,
-)
+from eval.log_likelihood import Item, log_likelihoods
+from eval.scoring import SentencePair, read_sentence_pairs, score_pairs
 
 SENTENCES = ["The nurse said that she would be late.", "Hello.", "A man, a plan, a canal: Panama! " * 3]
+
+
+def sentence_log_likelihoods(policy: Any, tokenizer: Any, sentences: Sequence[str]) -> list[float]:
+    return [
+        scores[0].nats for scores in log_likelihoods(policy, tokenizer, [Item("", (s,)) for s in sentences])
+    ]
 
 
 def one_by_one(model: Model, sentence: str) -> float:
@@ -105,6 +109,5 @@ def test_real_model_scores_do_not_depend_on_company(bundled_model: Model) -> Non
     sentences = [s for pair in pairs[:20] for s in (pair.more_stereotyping, pair.less_stereotyping)]
     together = sentence_log_likelihoods(policy, tokenizer, sentences)
     alone = [sentence_log_likelihoods(policy, tokenizer, [s])[0] for s in sentences[:8]]
-    assert together[:8] == pytest.approx(alone, abs=1e-5)
-    backwards = sentence_log_likelihoods(policy, tokenizer, sentences[::-1])[::-1]
-    assert backwards == pytest.approx(together, abs=1e-5)
+    assert together[:8] == pytest.approx(alone, abs=2e-4)  # ten tokens, and 2e-5 for each
+    assert sentence_log_likelihoods(policy, tokenizer, sentences[::-1])[::-1] == together

@@ -1,0 +1,103 @@
+"""Scores that are computed once: a baseline, which every new candidate is compared with, is not scored again.
+
+They are kept beside the runs, in `.cache/log_likelihood/<key>.jsonl`. The key is a hash of all that a score depends on:
+the weights' bytes, the tokenizer's, the items, the dtype, the scorer's version and those of torch and transformers. So
+another model never gets these scores, whatever it is called, and neither does this model once a byte of it changed.
+
+    {"made_from": {"weights": "5b1f...", "tokenizer": "90ac...", ...}, "sha256": "c0de..."}      <- of the lines below
+    {"scores": [{"nats": -31.27, "tokens": 9, "greedy": false, "moved": 0}, ...]}                <- one an item
+"""
+
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+from pydantic import BaseModel, ConfigDict
+
+from accord.models import WEIGHT_AND_TOKENIZER_FILES, Model, load_policy, load_tokenizer
+from accord.records import content_id, write_atomically
+from accord.runs import file_digest
+from eval.log_likelihood import SCORER_VERSION, Item, LogLikelihood, log_likelihoods
+
+LIKELIHOODS = Path(".cache") / "log_likelihood"
+"""Below the folder of the runs."""
+WEIGHTS = (".safetensors", ".safetensors.index.json", "config.json")
+
+
+class _ItemScores(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    scores: list[LogLikelihood]
+
+
+def score_once(
+    model: Model, items: Sequence[Item], cache: Path | None = None, dtype: str = "float32"
+) -> list[list[LogLikelihood]]:
+    """The items' scores under a model (`log_likelihoods`), from the folder `cache` where they are there already.
+
+    A file that is damaged, or is not what its name says, is reported and written anew.
+
+    Args:
+        model: to score with; loaded only where scores are missing.
+        items: what to score.
+        cache: where scores are kept; None computes them.
+        dtype: of weights and states. Sums over tokens are float64 always.
+
+    Raises:
+        DataError, UsageError: as `log_likelihoods`.
+    """
+    if cache is None:
+        return _score(model, items, dtype)
+    made_from = _made_from(model, items, dtype)
+    path = cache / f"{content_id(made_from, 32)}.jsonl"
+    kept = _read(path, made_from, items)
+    if kept is not None:
+        return kept
+    scores = _score(model, items, dtype)
+    rows = "".join(_ItemScores(scores=each).model_dump_json() + "\n" for each in scores)
+    header = json.dumps({"made_from": made_from, "sha256": hashlib.sha256(rows.encode()).hexdigest()})
+    write_atomically(path, f"{header}\n{rows}")
+    return scores
+
+
+def _score(model: Model, items: Sequence[Item], dtype: str) -> list[list[LogLikelihood]]:
+    import torch
+
+    policy = load_policy(model, getattr(torch, dtype))
+    return log_likelihoods(policy, load_tokenizer(model), items)
+
+
+def _made_from(model: Model, items: Sequence[Item], dtype: str) -> dict[str, str]:
+    """All that scores depend on. What is no weight counts as the tokenizer's: a file too many does no harm."""
+    files = {
+        path.name: file_digest(path)
+        for pattern in WEIGHT_AND_TOKENIZER_FILES
+        for path in model.folder.glob(pattern)
+    }
+    weights = {name: digest for name, digest in files.items() if name.endswith(WEIGHTS)}
+    tokenizer = {name: digest for name, digest in files.items() if name not in weights}
+    return {
+        "weights": content_id(weights, 64), "tokenizer": content_id(tokenizer, 64), "dtype": dtype,
+        "items": content_id([[item.prefix, item.continuations] for item in items], 64),
+        "scorer": str(SCORER_VERSION),
+    } | {name: importlib.metadata.version(name) for name in ("torch", "transformers")}  # fmt: skip
+
+
+def _read(path: Path, made_from: dict[str, str], items: Sequence[Item]) -> list[list[LogLikelihood]] | None:
+    if not path.exists():
+        return None
+    try:
+        header, _, rows = path.read_text().partition("\n")
+        if json.loads(header) == {
+            "made_from": made_from,
+            "sha256": hashlib.sha256(rows.encode()).hexdigest(),
+        }:
+            kept = [_ItemScores.model_validate_json(row).scores for row in rows.splitlines()]
+            if [len(scores) for scores in kept] == [len(item.continuations) for item in items]:
+                return kept
+    except (OSError, ValueError):
+        pass
+    click.echo(f"{path}: not the scores it is named for; they are computed again", err=True)
+    return None
