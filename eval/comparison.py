@@ -84,8 +84,8 @@ def measured(name: str, samples: Sequence[Sample], bias: Sequence[ScoredPair]) -
     """A metric's values; None for the reward where there was no reward model."""
     if METRICS[name].cluster != PROMPTS:
         return Measured(
-            [_pair_value(name, pair.baseline_gap) for pair in bias],
-            [_pair_value(name, pair.candidate_gap) for pair in bias],
+            [pair_value(name, pair.baseline_gap) for pair in bias],
+            [pair_value(name, pair.candidate_gap) for pair in bias],
             [pair.template for pair in bias],
             [pair.group for pair in bias],
         )
@@ -152,7 +152,8 @@ def _difference(name: str, values: Measured, config: EvalConfig, tolerated: floa
     )  # fmt: skip
 
 
-def _pair_value(name: str, gap: float) -> float:
+def pair_value(name: str, gap: float) -> float:
+    """A sentence pair's value of a metric, from its gap in nats; a tie leans to neither side."""
     if name == "stereotype_lean":
         return 0.5 if gap > 0 else -0.5 if gap < 0 else 0.0
     return abs(gap) if name == "absolute_gap" else gap

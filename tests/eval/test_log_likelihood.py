@@ -365,12 +365,12 @@ def test_gaps_have_a_direction_and_ties_are_on_neither_side() -> None:
 
     Here the gaps are 2 and -2, and a tie lies in the middle: 0.5, -0.5 and 0.
     """
-    from eval.evaluate import _pair_value
+    from eval.comparison import pair_value
     from eval.scoring import PairScore
 
     gaps = [PairScore(id="a", more=m, less=n).gap for m, n in ((-10, -12), (-12, -10), (-10, -10))]
     assert gaps == [2, -2, 0]
-    assert [_pair_value("stereotype_lean", gap) for gap in gaps] == [0.5, -0.5, 0]
+    assert [pair_value("stereotype_lean", gap) for gap in gaps] == [0.5, -0.5, 0]
     crows = pytest.importorskip(
         "lm_eval.tasks.crows_pairs.utils", reason="lm-eval is no dependency of accord's"
     )
