@@ -22,6 +22,9 @@ from eval.shares import design_effect, pass_chance_of_share, tango_limits, tango
 FEWEST_TO_RESAMPLE = 10
 """Resampling fewer clusters finds few different means; their interval is Student's."""
 
+MOST_ERRORS = 6.0
+"""No limit of the bootstrap-t is farther from the difference than so many standard errors."""
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -154,8 +157,8 @@ def _by_bootstrap(
         spread = ((s - mean[:, None] * w) / w.mean(axis=1)[:, None]).std(axis=1, ddof=1)
         parts.append((mean - difference, spread / math.sqrt(count)))
     changes, errors = (np.concatenate(each) for each in zip(*parts, strict=True))
-    # a resample of one cluster's copies has no error; its change's sign then says which tail it is in
-    ratios = np.sort(np.clip(changes / np.maximum(errors, 1e-12), -1e3, 1e3))
+    # of nearly equal clusters, some resamples have hardly any error, or none, and would reach beyond all reason
+    ratios = np.sort(np.clip(changes / np.maximum(errors, 1e-12), -MOST_ERRORS, MOST_ERRORS))
 
     def ends(tail: float) -> tuple[float, float]:
         low, high = np.quantile(ratios, (tail, 1 - tail), method="weibull")
