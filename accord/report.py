@@ -13,7 +13,7 @@ import hashlib
 import io
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -311,8 +311,8 @@ def _frontier(name: str, rows: Sequence[Mapping[str, Any]]) -> list[Curve]:
         for title, points in series.items()
     )
     title = "Score against distance from the reference"
-    plot = line_plot(f"{name}-frontier", title, description, series, x_label="KL of an answer (nats)")
-    return [Curve(title, plot, description)]
+    drawn = line_plot(f"{name}-frontier", title, description, series, x_label="KL of an answer (nats)")
+    return [Curve(title, drawn, description)]
 
 
 def line_plot(
@@ -327,17 +327,9 @@ def line_plot(
     The first series is drawn as a thin line, further ones as a strong line with dots. The same points give the same
     bytes (fixed hash salt, no date).
     """
-    import matplotlib
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    settings: Any = {"svg.hashsalt": name, "svg.fonttype": "none", "font.size": 9, "path.simplify": False}
-    with matplotlib.rc_context(settings):
-        figure = Figure(figsize=(3.7, 2.0), layout="constrained")
-        figure.patch.set_alpha(0)
-        axes = figure.add_subplot()
-        axes.patch.set_alpha(0)
+    def draw(axes: Any) -> None:
         for i, (series_name, points) in enumerate(series.items()):
             x, y = zip(*points, strict=True)
             is_only = len(series) == 1
@@ -354,24 +346,59 @@ def line_plot(
             )
             axes.plot(x, y, label=series_name, **style)
         axes.set_xlabel(x_label, color=MUTED)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=x_label == "update"))
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
+
+    return plot(name, title, description, draw)
+
+
+def plot(
+    name: str,
+    title: str,
+    description: str,
+    draw: Callable[[Any], None],
+    height: float = 2.0,
+    legend: Mapping[str, Any] | None = None,
+) -> Markup:
+    """Whatever `draw` draws on matplotlib's axes, as inline SVG in the pages' style.
+
+    Args:
+        name: unique in the page.
+        title: for readers who do not see the plot.
+        description: what is to be seen, for the same readers.
+        draw: takes the axes.
+        height: in inches.
+        legend: further arguments of the legend, which is there for more than one label.
+    """
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    settings: Any = {"svg.hashsalt": name, "svg.fonttype": "none", "font.size": 9, "path.simplify": False}
+    with matplotlib.rc_context(settings):
+        figure = Figure(figsize=(3.7, height), layout="constrained")
+        figure.patch.set_alpha(0)
+        axes = figure.add_subplot()
+        axes.patch.set_alpha(0)
         axes.tick_params(colors=MUTED, length=0)
         axes.grid(axis="y", color=GRID, linewidth=0.8)
         axes.set_axisbelow(True)
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=x_label == "update"))
-        axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
         for side in ("top", "right", "left"):
             axes.spines[side].set_visible(False)
         axes.spines["bottom"].set_color(GRID)
-        if len(series) > 1:
-            axes.legend(frameon=False, labelcolor=INK, handlelength=1.4, loc="best")
+        draw(axes)
+        if len(axes.get_legend_handles_labels()[1]) > 1:
+            axes.legend(
+                **{"frameon": False, "labelcolor": INK, "handlelength": 1.4, "loc": "best", **(legend or {})}
+            )
         file = io.StringIO()
         FigureCanvasSVG(figure).print_svg(
             file, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
         )
-    return inline(file.getvalue(), name, title, description)
+    return _inline(file.getvalue(), name, title, description)
 
 
-def inline(svg: str, name: str, title: str, description: str) -> Markup:
+def _inline(svg: str, name: str, title: str, description: str) -> Markup:
     """matplotlib's file as part of a page: no prolog, ids of its own, a title and a description."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)

@@ -1,13 +1,12 @@
 """A report card's pictures: calibration, and what picking the best of n is worth."""
 
-import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from markupsafe import Markup
 
-from accord.report import BLUE, GRID, INK, MUTED, ORANGE, inline
+from accord.report import BLUE, MUTED, ORANGE, plot
 from feedback.statistics import Estimate
 from reward.report_card import ReportCard
 
@@ -83,31 +82,8 @@ def _by_n(name: str, title: str, lines: Mapping[str, tuple[Sequence[Estimate], d
 def _picture(
     name: str, title: str, description: str, draw: Callable[[Any], None], legend: Any = "upper left"
 ) -> Picture:
-    """What `draw` draws, in the style of `accord.report.line_plot`: the same figures give the same bytes."""
-    import matplotlib
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-
-    settings: Any = {"svg.hashsalt": name, "svg.fonttype": "none", "font.size": 9, "path.simplify": False}
-    with matplotlib.rc_context(settings):
-        figure = Figure(figsize=(3.7, 2.7), layout="constrained")
-        figure.patch.set_alpha(0)
-        axes = figure.add_subplot()
-        axes.patch.set_alpha(0)
-        axes.tick_params(colors=MUTED, length=0)
-        axes.grid(axis="y", color=GRID, linewidth=0.8)
-        axes.set_axisbelow(True)
-        for side in ("top", "right", "left"):
-            axes.spines[side].set_visible(False)
-        axes.spines["bottom"].set_color(GRID)
-        draw(axes)
-        if len(axes.get_legend_handles_labels()[1]) > 1:
-            axes.legend(frameon=False, labelcolor=INK, handlelength=1.6, loc=legend)
-        file = io.StringIO()
-        FigureCanvasSVG(figure).print_svg(
-            file, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
-        )
-    return Picture(title, inline(file.getvalue(), name, title, description), description)
+    svg = plot(name, title, description, draw, height=2.7, legend={"handlelength": 1.6, "loc": legend})
+    return Picture(title, svg, description)
 
 
 def _error_bars(axes: Any, x: Sequence[float], estimates: Sequence[Estimate], **style: Any) -> None:

@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from browser import open_offline
+from browser import fits_every_screen, open_offline
 from selenium import webdriver
 from synthetic_round import XSS, make_round
 
@@ -308,14 +308,7 @@ def test_in_chromium(chromium: webdriver.Chrome, failed_round: tuple[Run, Runs])
         name = element.accessible_name or element.text or element.get_attribute("textContent")
         assert name.strip(), element.get_attribute("outerHTML")
 
-    # nothing is wider than a phone
-    for width in (360, 768, 1280):
-        chromium.execute_cdp_cmd(
-            "Emulation.setDeviceMetricsOverride",
-            {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 700},
-        )
-        assert chromium.execute_script("return document.documentElement.scrollWidth") <= width
-    chromium.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    fits_every_screen(chromium)
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from browser import open_offline
+from browser import fits_every_screen, open_offline
 from selenium import webdriver
 
 from accord.config import Config
@@ -312,10 +312,4 @@ def test_in_chromium(chromium: webdriver.Chrome, full: tuple[Run, Runs]) -> None
     assert all(plot.accessible_name and plot.find_elements(By.TAG_NAME, "desc") for plot in plots)
     for part in chromium.find_elements(By.CSS_SELECTOR, ".scroll, .answers pre, #record pre"):
         assert part.get_attribute("tabindex") == "0" and part.get_attribute("aria-label")
-    for width in (360, 768, 1280):
-        chromium.execute_cdp_cmd(
-            "Emulation.setDeviceMetricsOverride",
-            {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 700},
-        )
-        assert chromium.execute_script("return document.documentElement.scrollWidth") <= width
-    chromium.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    fits_every_screen(chromium)
