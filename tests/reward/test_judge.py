@@ -20,7 +20,8 @@ from accord.models import Model, load_policy
 from accord.records import Message
 from accord.runs import Runs
 from reward import endpoint, judge
-from reward.judge import DEFAULT_RUBRIC, Judge, Judgement, judge_of, read_reply, summarise
+from reward.judge import DEFAULT_RUBRIC, Judge, Judgement, judge_of, summarise
+from reward.judge_models import read_reply
 
 KEY = "sk-this-must-stay-secret"
 Reply = Callable[[str, dict[str, Any]], Any]
