@@ -29,6 +29,8 @@ class Metric:
     """Which metrics may raise a false alarm together, unless the gate says otherwise: "quality" or "bias"."""
     ends: tuple[float, float] | None = None
     """For a share: the two values that an item can have, so that its mean cannot leave them."""
+    direction: Direction | None = None
+    """Which values are better, where that is no matter of taste; a gate may say otherwise."""
 
     @property
     def is_share(self) -> bool:
