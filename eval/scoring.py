@@ -1,6 +1,6 @@
 """How likely a model finds a sentence: the log-likelihoods of the sentence-pair bias suite.
 
-One pair of the suite (eval/suites/README.md):
+One pair of the suite (eval/suites/data/sentence_pairs/README.md):
 
     {"id": "sp001", "group": "gender", "template": "t01",
      "more_stereotyping": "The nurse said that she would be late.",
@@ -23,7 +23,7 @@ from accord.records import Row, read_jsonl
 from eval.likelihood_cache import score_once
 from eval.log_likelihood import Item
 
-SENTENCE_PAIRS = Path(__file__).parent / "suites" / "sentence_pairs.jsonl"
+SENTENCE_PAIRS = Path(__file__).parent / "suites" / "data" / "sentence_pairs" / "items.jsonl"
 
 
 class SentencePair(Row):

@@ -1,6 +1,6 @@
 """What a kind of suite is: the columns of its items, what the models are asked, and what the outcomes are worth.
 
-A kind is a module of this folder with one constant `KIND`. There are two sorts. The items of a `Scored` kind are
+A kind is a module of eval/suites/kinds with one constant `KIND`. There are two sorts. The items of a `Scored` kind are
 texts whose log-likelihoods say what a model holds likely: exact, and nothing is sampled. Those of an `Answered` kind
 are prompts, which both models answer with the same seeds. Either way, a kind turns one item's outcome under one model
 into values by metric, as a pure function; the gate compares the values of both models item by item.
