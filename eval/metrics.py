@@ -13,6 +13,7 @@ PROMPTS = "prompts"
 TEMPLATES = "sentence templates"
 QUALITY = "quality"
 BIAS = "bias"
+SAFETY = "safety"
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Metric:
     cluster: str
     meaning: str
     family: str
-    """Which metrics may raise a false alarm together, unless the gate says otherwise: "quality" or "bias"."""
+    """Which metrics may raise a false alarm together, unless the gate says otherwise: "quality", "bias" or "safety"."""
     ends: tuple[float, float] | None = None
     """For a share: the two values that an item can have, so that its mean cannot leave them."""
     direction: Direction | None = None
