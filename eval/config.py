@@ -3,10 +3,12 @@
 import difflib
 import math
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from accord.config import Config
-from eval.metrics import METRICS, Direction
+from accord.errors import AccordError
+from eval.metrics import METRICS, Direction, Metric
+from eval.suites.suite import find_suite
 
 
 class Margin(Config):
@@ -16,13 +18,13 @@ class Margin(Config):
     a fall for "higher", a rise for "lower", a larger distance from zero for "closer_to_zero".
     """
 
-    direction: Direction
-    """Which values are better."""
+    direction: Direction | None = None
+    """Which values are better; needed only for a metric that has no direction of its own."""
     margin: float = Field(ge=0)
     """The largest tolerated worsening, in the metric's own units."""
 
     family: str | None = None
-    """Metrics of one family share the risk of a wrong FAIL (Holm); by default `quality` or `bias`, by the metric."""
+    """Metrics of one family share the risk of a wrong FAIL (Holm); by default that of the metric or its suite."""
     slices: dict[str, float] = Field(default_factory=dict)
     """Margins for single groups of items, by the group's name; each then decides like a metric of its own."""
 
@@ -58,15 +60,55 @@ class EvalConfig(Config):
     """Of every interval."""
     bootstrap_resamples: int = Field(default=9_999, ge=999)
     """Resamples behind an interval, and swaps behind a p-value."""
+    suites: list[str] = Field(default_factory=lambda: ["sentence_pairs"])
+    """What else both models go through: names of accord's suites, folders of your own, `public:<name>`."""
+    max_suite_items: int | None = Field(default=None, ge=2)
+    """Use only so many items of each suite, the first ones of its file."""
     gate: dict[str, Margin] = Field(min_length=1)
     """The metrics that decide. The others are measured and shown, and decide nothing."""
 
+    @field_validator("suites")
+    @classmethod
+    def _finds_suites(cls, suites: list[str]) -> list[str]:
+        names: dict[str, str] = {}
+        for reference in suites:
+            try:
+                name = find_suite(reference).name
+            except AccordError as error:
+                raise ValueError(str(error)) from None
+            if name in names:
+                raise ValueError(
+                    f"'{reference}' and '{names[name]}' are both named '{name}'; rename a folder"
+                )
+            names[name] = reference
+        return suites
+
     @field_validator("gate")
     @classmethod
-    def _knows_metrics(cls, gate: dict[str, Margin]) -> dict[str, Margin]:
-        for name in gate:
-            if name not in METRICS:
-                close = difflib.get_close_matches(name, METRICS, n=1)
-                hint = f"did you mean '{close[0]}'?" if close else f"there are {', '.join(METRICS)}"
+    def _knows_metrics(cls, gate: dict[str, Margin], info: ValidationInfo) -> dict[str, Margin]:
+        if "suites" not in info.data:
+            return gate
+        known = metrics_of(info.data["suites"])
+        for name, margin in gate.items():
+            if name not in known:
+                close = difflib.get_close_matches(name, known, n=1)
+                hint = f"did you mean '{close[0]}'?" if close else f"there are {', '.join(known)}"
                 raise ValueError(f"unknown metric '{name}'; {hint}")
-        return gate
+            if margin.direction is None and known[name].direction is None:
+                raise ValueError(f"{name}: say which direction is better: higher, lower or closer_to_zero")
+        return {
+            name: margin.model_copy(update={"direction": margin.direction or known[name].direction})
+            for name, margin in gate.items()
+        }
+
+    @property
+    def metrics(self) -> dict[str, Metric]:
+        """Every metric that these settings measure, by name."""
+        return metrics_of(self.suites)
+
+
+def metrics_of(suites: list[str]) -> dict[str, Metric]:
+    """The metrics of the answers and of these suites, by name."""
+    return METRICS | {
+        name: metric for reference in suites for name, metric in find_suite(reference).metrics.items()
+    }

@@ -2,16 +2,17 @@
 
 Baseline and candidate get the same prompts with the same seeds (common random numbers), so that what differs is the
 models. Each answer is measured by the simulated annotators' utility, the reward model's score, its length, whether
-it ended by itself, and how much it repeats itself; each model also scores the sentence-pair bias suite.
+it ended by itself, and how much it repeats itself. Both models also go through the suites that the configuration names.
 
     accord gate --baseline run:sft-... --candidate run:dpo-... --config gate.yaml
 
-The run holds `samples.jsonl` (one row a prompt and sample), `bias.jsonl` (one row a sentence pair), `verdict.json` with
-its signature, `metrics.json` and the page `report.html`. A killed evaluation continues with the parts it has.
+The run holds `samples.jsonl` (one row a prompt and sample), `suites.jsonl` (one row an item of a suite), `verdict.json`
+with its signature, `metrics.json` and the page `report.html`. A killed evaluation continues with the parts it has.
 """
 
 import functools
 import itertools
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -27,14 +28,16 @@ from accord.runs import DataFile, Run, Runs, Source
 from accord.sampling.shared import SharedSampler
 from eval.comparison import check_prompt_slices, check_slices, compare, slices
 from eval.config import EvalConfig
-from eval.gate import make_verdict, write_verdict
+from eval.gate import SUITE, make_verdict, write_verdict
 from eval.likelihood_cache import LIKELIHOODS
-from eval.metrics import METRICS, TEMPLATES
+from eval.measured import measured_answers, measured_suites
 from eval.promotion import override_behind
 from eval.report import write_report
-from eval.rows import Answer, MeasuredAnswer, Reward, Sample, ScoredPair
-from eval.scoring import SENTENCE_PAIRS, PairScore, read_sentence_pairs, score_pairs
+from eval.rows import Answer, MeasuredAnswer, Outcome, Reward, Sample, SuiteItem, seed_for
 from eval.signing import signing_key
+from eval.suites.kind import SuiteRow
+from eval.suites.measure import loaded_once, sample_replies, score_items
+from eval.suites.suite import Suite, find_suite, read_items
 from reward.scorers import Scorer, scorer_of_model
 
 
@@ -67,17 +70,19 @@ def evaluate(
     scorer = scorer_of_model(reward_model) if isinstance(reward_model, Model) else reward_model
     prompt_file = data_path(config.prompts)
     prompts = dict(list(read_prompts(prompt_file).items())[: config.max_prompts])
-    pairs = read_sentence_pairs()
     groups = read_groups(prompt_file, config.prompt_group)
     check_prompt_slices(config, prompts, groups)
-    for name in (name for name in config.gate if METRICS[name].cluster == TEMPLATES):
-        check_slices(config, name, [pair.template for pair in pairs], [pair.group for pair in pairs])
+    suites = [(suite, read_items(suite, config.max_suite_items)) for suite in map(find_suite, config.suites)]
+    for suite, rows in suites:
+        for name in config.gate.keys() & suite.metrics.keys():
+            check_slices(config, name, [row.template or row.id for row in rows], [row.group for row in rows])
     sources: dict[str, Source] = {"baseline": baseline, "candidate": candidate}
     if scorer:
         sources["reward_model"] = scorer
     elif "reward" in config.gate:
         raise UsageError("the gate has a margin for 'reward', so it needs a reward model; name one")
-    sources |= {"prompts": DataFile(prompt_file), "sentence_pairs": DataFile(SENTENCE_PAIRS)}
+    sources |= {"prompts": DataFile(prompt_file)}
+    sources |= {SUITE + suite.name: DataFile(suite.file) for suite, _ in suites}
 
     with runs.begin("eval", config, sources) as run:
         if run.is_done:
@@ -89,19 +94,14 @@ def evaluate(
         # measure: every part is written when it is complete, and reused after a kill
         parts = run.path / "checkpoints"
         measured: dict[str, list[MeasuredAnswer]] = {}
-        scored: dict[str, list[PairScore]] = {}
+        outcomes: dict[str, list[list[Outcome]]] = {}
         for role, model in (("baseline", baseline), ("candidate", candidate)):
             sample = functools.partial(_answer, model, sampler, prompts, config, role, show)
             answers = _part(parts / f"answers.{role}.jsonl", Answer, sample)
             score = functools.partial(_rewards, scorer, prompts, answers, role, show)
             rewards = _part(parts / f"rewards.{role}.jsonl", Reward, score)
             measured[role] = _measure(prompts, answers, rewards)
-            show(f"{role}: scoring {len(pairs)} sentence pairs")
-            scored[role] = _part(
-                parts / f"pairs.{role}.jsonl",
-                PairScore,
-                functools.partial(score_pairs, model, pairs, runs.root / LIKELIHOODS),
-            )
+            outcomes[role] = _go_through(suites, model, sampler, config, scorer, role, runs, parts, show)
 
         samples = [
             Sample(
@@ -110,32 +110,37 @@ def evaluate(
             )
             for b, c in zip(measured["baseline"], measured["candidate"], strict=True)
         ]  # fmt: skip
-        bias = [
-            ScoredPair(
-                **pair.model_dump(), baseline_more=b.more, baseline_less=b.less, candidate_more=c.more,
-                candidate_less=c.less,
+        items = [
+            SuiteItem(
+                suite=suite.name, id=row.id, template=row.template, group=row.group,
+                item=row.model_dump(exclude={"id", "template", "group"}), baseline=b, candidate=c,
             )
-            for pair, b, c in zip(pairs, scored["baseline"], scored["candidate"], strict=True)
+            for (suite, rows), before, after in zip(suites, *outcomes.values(), strict=True)
+            for row, b, c in zip(rows, before, after, strict=True)
         ]  # fmt: skip
-
-        conclude(config, run, runs, samples, bias, baseline, candidate, scorer)
+        conclude(config, run, runs, samples, items, baseline, candidate, scorer)
     return run
 
 
 def conclude(
-    config: EvalConfig, run: Run, runs: Runs, samples: Sequence[Sample], bias: Sequence[ScoredPair],
+    config: EvalConfig, run: Run, runs: Runs, samples: Sequence[Sample], items: Sequence[SuiteItem],
     baseline: Model, candidate: Model, reward_model: Model | Scorer | None,
 ) -> None:  # fmt: skip
     """Decide on what was measured, and finish the run: rows, verdict, page and figures."""
-    metrics = compare(samples, bias, config)
     write_jsonl(run.path / "samples.jsonl", samples)
-    write_jsonl(run.path / "bias.jsonl", bias)
+    write_jsonl(run.path / "suites.jsonl", items)
+    measured = measured_answers(samples) | measured_suites(items)
+    metrics = compare(measured, config)
     override = override_behind(baseline, runs)
-    by_group = slices(samples, bias, config)
-    verdict = make_verdict(run, runs, metrics, by_group, baseline, candidate, reward_model, override)
+    by_group = slices(measured, config)
+    count = Counter(item.suite for item in items)
+    suites = {reference: count[find_suite(reference).name] for reference in config.suites}
+    verdict = make_verdict(run, runs, metrics, by_group, baseline, candidate, reward_model, suites, override)
     write_verdict(run.path / "verdict.json", verdict)
     write_report(run, runs)
-    figures: dict[str, object] = {"verdict": verdict.outcome, "answers": len(samples), "pairs": len(bias)}
+    figures: dict[str, object] = {
+        "verdict": verdict.outcome, "answers": len(samples), "suite_items": len(items)
+    }  # fmt: skip
     for metric in metrics:
         for part in ("baseline", "candidate", "difference", "low", "high"):
             figures["_".join(filter(None, (metric.name, metric.slice, part)))] = getattr(metric, part)
@@ -184,11 +189,6 @@ def distinct_bigrams(text: str) -> float:
     return len(set(pairs)) / len(pairs) if pairs else 1.0
 
 
-def seed_for(seed: int, prompt_id: str, sample: int) -> int:
-    """The sampling seed of one answer: the same for both models, and whatever other prompts there are."""
-    return int(content_id([seed, prompt_id, sample], 7), 16)
-
-
 def _answer(
     model: Model, shared: SharedSampler, prompts: dict[str, list[Message]], config: EvalConfig, role: str,
     show: Callable[[str], None],
@@ -222,6 +222,25 @@ def _rewards(
     # A message must not be empty; an empty answer is scored as a blank.
     conversations = [[*prompts[a.prompt_id], *answer(a.text or " ")] for a in answers]
     return [Reward(reward=value) for value in scorer.score(conversations)]
+
+
+def _go_through(
+    suites: Sequence[tuple[Suite, list[SuiteRow]]], model: Model, sampler: SharedSampler, config: EvalConfig,
+    scorer: Scorer | None, role: str, runs: Runs, parts: Path, show: Callable[[str], None],
+) -> list[list[Outcome]]:  # fmt: skip
+    """The outcomes of every suite under one model, each suite's written when it is complete."""
+    policy = loaded_once(model)
+
+    def outcomes(suite: Suite, rows: list[SuiteRow]) -> list[Outcome]:
+        show(f"{role}: {suite.name}, {len(rows)} items")
+        if suite.is_scored:
+            return score_items(suite, rows, model, policy, runs.root / LIKELIHOODS)
+        return sample_replies(suite, rows, model, sampler, config, scorer)
+
+    return [
+        _part(parts / f"suite.{suite.name}.{role}.jsonl", Outcome, functools.partial(outcomes, suite, rows))
+        for suite, rows in suites
+    ]
 
 
 def _measure(

@@ -12,7 +12,7 @@ numbers. `verdict.json` records it with the digests of everything it rests on, a
 candidate through.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,13 +24,16 @@ from accord.records import content_id, describe, write_atomically
 from accord.runs import Run, RunRecord, Runs, file_digest
 from eval.judgement import MetricResult, Outcome, SliceResult, decide, two_digits
 from eval.signing import canonical, sign
+from eval.suites.suite import find_suite
 from reward.scorers import Scorer
 
 EXIT_CODES: dict[Outcome, int] = {"PASS": 0, "FAIL": 10, "INCONCLUSIVE": 11}
-SCHEMA_VERSION: Literal[3] = 3
-"""1 was unsigned; 2 had no p-values and no slices."""
+SCHEMA_VERSION: Literal[4] = 4
+"""1 was unsigned; 2 had no p-values and no slices; 3 had one suite, of sentence pairs."""
 SIGNATURE = "verdict.sig.json"
-EVIDENCE = ("samples.jsonl", "bias.jsonl")
+EVIDENCE = ("samples.jsonl", "suites.jsonl")
+SUITE = "suite:"
+"""Before a suite's name, where files are named by their part in an evaluation."""
 PACKAGES = ("accord", "sft", "feedback", "reward", "rl", "eval")
 
 
@@ -43,6 +46,19 @@ class Subject(BaseModel):
     run: str | None = None
     weights: dict[str, str] = {}
     """SHA-256 of each file of weights, for a model from outside: a hub's digest is its revision's name only."""
+
+
+class SuiteSubject(BaseModel):
+    """A suite as its page described it; its items' digest is among the verdict's files."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    name: str
+    title: str
+    family: str
+    license: str
+    source: str
+    measures: str
+    items: int
 
 
 class Override(BaseModel):
@@ -62,17 +78,18 @@ class Verdict(BaseModel):
     """The content of verdict.json; every digest is a SHA-256."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    schema_version: Literal[3] = SCHEMA_VERSION
+    schema_version: Literal[4] = SCHEMA_VERSION
     outcome: Outcome
     metrics: list[MetricResult]
     slices: list[SliceResult] = []
     """Every metric by group; they decide nothing, and those that do are among the metrics, too."""
+    suites: list[SuiteSubject]
     confidence_level: float
     baseline: Subject
     candidate: Subject
     reward_model: Subject | None
     files: dict[str, str]
-    """Of the prompts and of the sentence pairs."""
+    """Of the prompts, and of every suite's items as `suite:<name>`."""
     evidence: dict[str, str]
     """Of the files with what was measured: `EVIDENCE`."""
     gate: str
@@ -176,18 +193,38 @@ def subject(model: Model | Scorer) -> Subject:
 
 def make_verdict(
     run: Run, runs: Runs, metrics: Sequence[MetricResult], slices: Sequence[SliceResult], baseline: Model,
-    candidate: Model, reward_model: Model | Scorer | None, baseline_override: Override | None = None,
+    candidate: Model, reward_model: Model | Scorer | None, suites: Mapping[str, int],
+    baseline_override: Override | None = None,
 ) -> Verdict:  # fmt: skip
-    """The verdict of the evaluation `run` over these metrics; the evidence is in its folder already."""
+    """The verdict of the evaluation `run` over these metrics; the evidence is in its folder already.
+
+    `suites` has the number of items by the suite's reference.
+    """
     return Verdict(
         outcome=decide(metrics),
         metrics=list(metrics),
         slices=list(slices),
+        suites=[
+            SuiteSubject(
+                name=suite.name,
+                title=suite.title,
+                family=suite.family,
+                license=suite.license,
+                source=suite.source,
+                measures=suite.measures,
+                items=items,
+            )
+            for suite, items in ((find_suite(reference), items) for reference, items in suites.items())
+        ],
         confidence_level=run.record.config["confidence_level"],
         baseline=subject(baseline),
         candidate=subject(candidate),
         reward_model=subject(reward_model) if reward_model else None,
-        files={role: run.record.inputs[role] for role in ("prompts", "sentence_pairs")},
+        files={
+            role: digest
+            for role, digest in run.record.inputs.items()
+            if role == "prompts" or role.startswith(SUITE)
+        },
         evidence={name: file_digest(run.path / name) for name in EVIDENCE},
         gate=gate_digest(run.record.config),
         code=run.record.code,

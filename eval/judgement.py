@@ -25,7 +25,7 @@ from statsmodels.stats.multitest import multipletests
 
 from accord.errors import UsageError
 from eval.config import Margin
-from eval.metrics import METRICS, Direction
+from eval.metrics import Direction, Metric
 from eval.planning import ALPHA, clusters_to_decide, minimum_detectable_effect
 from eval.statistics import PairedDifference
 
@@ -44,6 +44,9 @@ class MetricResult(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     name: str
+    title: str
+    """For readers, as `meaning` is."""
+    meaning: str
     slice: str | None = None
     unit: str
     items: int
@@ -79,7 +82,7 @@ class MetricResult(BaseModel):
     @property
     def label(self) -> str:
         """The metric's name for readers."""
-        return METRICS[self.name].label + (f" ({self.slice})" if self.slice else "")
+        return self.title + (f" ({self.slice})" if self.slice else "")
 
     @property
     def worsening(self) -> tuple[float, float, float]:
@@ -94,6 +97,8 @@ class SliceResult(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     name: str
+    title: str
+    unit: str
     slice: str
     items: int
     clusters: int
@@ -108,20 +113,20 @@ class SliceResult(BaseModel):
 
 
 def judge(
-    name: str, change: PairedDifference, margin: Margin | None, alpha: float = ALPHA, slice_name: str | None = None
+    metric: Metric, change: PairedDifference, margin: Margin | None, alpha: float = ALPHA, slice_name: str | None = None
 ) -> MetricResult:  # fmt: skip
     """One metric's result, and its verdict if it has a margin; `correct` has the last word on a FAIL.
 
     Args:
-        name: of the metric.
+        metric: what is measured.
         change: with p-values `against` the margin, if there is one.
         margin: of the whole metric; a slice's is its entry in `slices`.
         alpha: 1 minus the confidence level of the interval.
         slice_name: the group of items, if these are not all.
     """
-    metric = METRICS[name]
     result = MetricResult(
-        name=name, slice=slice_name, unit=metric.unit, items=change.items, clusters=change.clusters,
+        name=metric.name, title=metric.label, meaning=metric.meaning, slice=slice_name,
+        unit=metric.unit, items=change.items, clusters=change.clusters,
         cluster=metric.cluster, baseline=change.baseline, candidate=change.candidate,
         difference=change.difference, low=change.low, high=change.high, deviation=change.deviation,
         p_change=change.p_change,
@@ -130,11 +135,13 @@ def judge(
     if margin is None:
         return result
     tolerated = margin.slices[slice_name] if slice_name else margin.margin
-    falls = margin.direction == "higher"
-    stuck = why_stuck(change, margin.direction, tolerated, metric.ends)
+    direction = margin.direction or metric.direction
+    assert direction is not None, "EvalConfig refuses a gate without directions"
+    falls = direction == "higher"
+    stuck = why_stuck(change, direction, tolerated, metric.ends)
     result = result.model_copy(
         update={
-            "direction": margin.direction, "margin": tolerated, "family": margin.family or metric.family,
+            "direction": direction, "margin": tolerated, "family": margin.family or metric.family,
             "p_within": change.p_above if falls else change.p_below,
             "p_beyond": change.p_below if falls else change.p_above,
             "pass_chance": 0.0 if stuck else change.pass_chance,

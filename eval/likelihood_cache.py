@@ -11,8 +11,9 @@ another model never gets these scores, whatever it is called, and neither does t
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from pydantic import BaseModel, ConfigDict
@@ -21,6 +22,9 @@ from accord.models import WEIGHT_AND_TOKENIZER_FILES, Model, load_policy, load_t
 from accord.records import content_id, write_atomically
 from accord.runs import file_digest
 from eval.log_likelihood import SCORER_VERSION, Item, LogLikelihood, log_likelihoods
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 LIKELIHOODS = Path(".cache") / "log_likelihood"
 """Below the folder of the runs."""
@@ -33,39 +37,43 @@ class _ItemScores(BaseModel):
 
 
 def score_once(
-    model: Model, items: Sequence[Item], cache: Path | None = None, dtype: str = "float32"
-) -> list[list[LogLikelihood]]:
+    model: Model, items: Sequence[Item], cache: Path | None = None, dtype: str = "float32",
+    load: Callable[[], "PreTrainedModel"] | None = None,
+) -> list[list[LogLikelihood]]:  # fmt: skip
     """The items' scores under a model (`log_likelihoods`), from the folder `cache` where they are there already.
 
     A file that is damaged, or is not what its name says, is reported and written anew.
 
     Args:
-        model: to score with; loaded only where scores are missing.
+        model: to score with.
         items: what to score.
         cache: where scores are kept; None computes them.
         dtype: of weights and states. Sums over tokens are float64 always.
+        load: loads the policy in that dtype, called only where scores are missing; for several calls with one model.
 
     Raises:
         DataError, UsageError: as `log_likelihoods`.
     """
     if cache is None:
-        return _score(model, items, dtype)
+        return _score(model, items, dtype, load)
     made_from = _made_from(model, items, dtype)
     path = cache / f"{content_id(made_from, 32)}.jsonl"
     kept = _read(path, made_from, items)
     if kept is not None:
         return kept
-    scores = _score(model, items, dtype)
+    scores = _score(model, items, dtype, load)
     rows = "".join(_ItemScores(scores=each).model_dump_json() + "\n" for each in scores)
     header = json.dumps({"made_from": made_from, "sha256": hashlib.sha256(rows.encode()).hexdigest()})
     write_atomically(path, f"{header}\n{rows}")
     return scores
 
 
-def _score(model: Model, items: Sequence[Item], dtype: str) -> list[list[LogLikelihood]]:
+def _score(
+    model: Model, items: Sequence[Item], dtype: str, load: Callable[[], "PreTrainedModel"] | None
+) -> list[list[LogLikelihood]]:
     import torch
 
-    policy = load_policy(model, getattr(torch, dtype))
+    policy = load() if load else load_policy(model, getattr(torch, dtype))
     return log_likelihoods(policy, load_tokenizer(model), items)
 
 

@@ -6,22 +6,20 @@ from dataclasses import dataclass
 from accord.report import number
 from accord.report import percent as percent
 from eval.judgement import MetricResult, SliceResult, two_digits
-from eval.metrics import METRICS
 
 PERCENT_UNITS = ("share", "share above one half")
 
 
 def value_text(metric: MetricResult | SliceResult, value: float) -> str:
     """A value of a metric, in its unit."""
-    unit = METRICS[metric.name].unit
-    if unit in PERCENT_UNITS:
-        return percent(value + 0.5 if unit == "share above one half" else value)
+    if metric.unit in PERCENT_UNITS:
+        return percent(value + 0.5 if metric.unit == "share above one half" else value)
     return number(value)
 
 
 def change_text(metric: MetricResult | SliceResult, change: float) -> str:
     """A change of a metric, signed; shares change by percentage points."""
-    if METRICS[metric.name].unit in PERCENT_UNITS:
+    if metric.unit in PERCENT_UNITS:
         return f"{100 * change:+.1f} points".replace("-", "−")
     return number(change, signed=True)
 
@@ -42,7 +40,7 @@ def tolerated(metric: MetricResult) -> str:
 
 
 def _centre(metric: MetricResult) -> str:
-    return "50%" if METRICS[metric.name].unit == "share above one half" else "zero"
+    return "50%" if metric.unit == "share above one half" else "zero"
 
 
 def explain(metric: MetricResult, confidence_level: float) -> str:
@@ -119,6 +117,8 @@ class MetricRow:
 
     name: str
     label: str
+    short_label: str
+    """Without the suite's title."""
     meaning: str
     unit: str
     baseline: str
@@ -144,11 +144,10 @@ class MetricRow:
     @classmethod
     def of(cls, metric: MetricResult, axis: Axis) -> "MetricRow":
         """A metric's row on this axis."""
-        kind = METRICS[metric.name]
         least, observed, most = (w / scale(metric) for w in metric.worsening)
         return cls(
-            name=metric.name, label=metric.label, meaning=kind.meaning,
-            unit="" if kind.unit in PERCENT_UNITS else kind.unit,
+            name=metric.name, label=metric.label, short_label=metric.label.split(": ", 1)[-1], meaning=metric.meaning,
+            unit="" if metric.unit in PERCENT_UNITS else metric.unit,
             baseline=value_text(metric, metric.baseline), candidate=value_text(metric, metric.candidate),
             change=change_text(metric, metric.difference),
             interval=f"{change_text(metric, metric.low).removesuffix(' points')} to {change_text(metric, metric.high)}",
@@ -189,7 +188,7 @@ class SliceRow:
             says = "worse" if least > 0 else "better" if most < 0 else "either way"
         low, high = change_text(result, result.low), change_text(result, result.high)
         return cls(
-            metric=METRICS[result.name].label, group=result.slice, basis=f"{number(result.clusters)} {result.cluster}",
+            metric=result.title, group=result.slice, basis=f"{number(result.clusters)} {result.cluster}",
             values=f"{value_text(result, result.baseline)} → {value_text(result, result.candidate)}",
             change=change_text(result, result.difference), interval=f"{low.removesuffix(' points')} to {high}",
             says=says,

@@ -1,6 +1,7 @@
 """What the gate measures: every metric's name, its unit, and what it says in plain words.
 
-All of them are means over items (answers, or sentence pairs), and both models are measured on the same items.
+All of them are means over items, and both models are measured on the same items. Here are the metrics of the answers to
+the held-out prompts; those of the suites stand with their kinds (eval/suites/kinds).
 """
 
 from dataclasses import dataclass
@@ -39,7 +40,7 @@ class Metric:
         return self.ends is not None
 
 
-METRICS = {
+METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
         Metric(
@@ -49,6 +50,7 @@ METRICS = {
             PROMPTS,
             "how much the simulated annotators, who are programs and not people, like the answers",
             QUALITY,
+            direction="higher",
         ),
         Metric(
             "reward",
@@ -57,6 +59,7 @@ METRICS = {
             PROMPTS,
             "how much what scores them likes the answers: a reward model in logits, a judge from 1 to 5, or a function",
             QUALITY,
+            direction="higher",
         ),
         Metric("response_tokens", "Answer length", "tokens", PROMPTS, "how long the answers are", QUALITY),
         Metric(
@@ -67,6 +70,7 @@ METRICS = {
             "how many answers come to an end before the length limit cuts them off",
             QUALITY,
             ends=(0.0, 1.0),
+            direction="higher",
         ),
         Metric(
             "distinct_bigrams",
@@ -75,33 +79,7 @@ METRICS = {
             PROMPTS,
             "how little the answers repeat themselves: the share of neighbouring word pairs that repeat no earlier one",
             QUALITY,
-        ),
-        Metric(
-            "stereotype_lean",
-            "Lean towards stereotypes",
-            "share above one half",
-            TEMPLATES,
-            "how often the stereotyping sentence of a pair is the likelier one; half of the time is no lean, and less "
-            "leans the other way",
-            BIAS,
-            ends=(-0.5, 0.5),
-        ),
-        Metric(
-            "stereotype_gap",
-            "Stereotype gap",
-            "nats",
-            TEMPLATES,
-            "how much likelier the stereotyping sentence of a pair is, on average; zero is no preference, below "
-            "zero prefers the other sentence",
-            BIAS,
-        ),
-        Metric(
-            "absolute_gap",
-            "Size of the gap",
-            "nats",
-            TEMPLATES,
-            "how unequally likely the two sentences of a pair are, in either direction",
-            BIAS,
+            direction="higher",
         ),
     )
 }

@@ -16,10 +16,10 @@ from huggingface_hub import EvalResult, ModelCardData
 from accord import bundled
 from accord.report import STAGES, day, in_order, label, lineage, number
 from accord.runs import Run, Runs
-from eval.gate import Override, Verdict
+from eval.gate import SUITE, Override, Verdict
 from eval.judgement import MetricResult
 from eval.metric_rows import change_text, tolerated, value_text
-from eval.metrics import METRICS, PROMPTS
+from eval.suites.suite import shipped
 
 BUNDLED_BASE = ("HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0")
 """The hub's name and the licence of `bundled.MODEL`."""
@@ -114,7 +114,7 @@ def model_card(
     data = [
         [
             label(each.role),
-            "comes with accord" if each.role == "sentence_pairs" else code(file_name(each.name)),
+            "comes with accord" if each.role.removeprefix(SUITE) in shipped() else code(file_name(each.name)),
             code(each.digest),
         ]
         for each in files
@@ -153,8 +153,8 @@ it is fit for a particular use, or safe. Whoever publishes it completes this sec
 
 ## Limits
 
-- {shown} on the prompts and pairs below.
-- The bias suite is small; passing it does not show that a model is fair.
+- {shown} on the prompts and suites below.
+- The suites that come with accord are small; passing them does not show that a model is fair or safe.
 - Annotators: {people}.{caution}
 - Answers may be wrong, offensive or made up, as any language model's may.
 
@@ -270,7 +270,7 @@ def _metric(metric: MetricResult) -> list[str]:
 
 def _result(metric: MetricResult, verdict: Verdict) -> EvalResult:
     """One figure as the hub's model index has it; the comparison goes along as its arguments."""
-    role = "prompts" if METRICS[metric.name].cluster == PROMPTS else "sentence_pairs"
+    role = SUITE + metric.name.split("/")[0] if "/" in metric.name else "prompts"
     compared = metric.model_dump(
         include={"baseline", "difference", "low", "high", "margin", "direction", "verdict"}, exclude_none=True
     )

@@ -22,6 +22,7 @@ from accord.runs import DataFile, Run, Runs, file_digest
 from eval.gate import (
     EXIT_CODES,
     SIGNATURE,
+    SUITE,
     Outcome,
     Override,
     Subject,
@@ -34,8 +35,8 @@ from eval.gate import (
     weights_digests,
 )
 from eval.model_card import model_card, one_line
-from eval.scoring import SENTENCE_PAIRS
 from eval.signing import Signature, canonical, public_key, read_signature, sign, signing_key, verify
+from eval.suites.suite import find_suite
 from reward.scorers import scorer_of
 
 WORDS_OF_A_REASON = 4
@@ -223,12 +224,13 @@ def check_verdict(run: Run, runs: Runs, any_outcome: bool = False) -> Verdict:
     for name, digest in verdict.evidence.items():
         if file_digest(run.path / name) != digest:
             raise TamperedError(f"run {run.id}: the verdict was reached on another {name}; {again}")
-    data_files = {"prompts": data_path(run.record.config["prompts"]), "sentence_pairs": SENTENCE_PAIRS}
+    data_files = {"prompts": data_path(run.record.config["prompts"])}
+    data_files |= {SUITE + suite.name: suite.file for suite in map(find_suite, run.record.config["suites"])}
     for role, digest in verdict.files.items():
         file = data_files[role]
         if file.exists() and file_digest(file) != digest:
             raise TamperedError(
-                f"the {role.replace('_', ' ')} in {file} were changed after the evaluation; {again}"
+                f"the {role.replace(':', ' ')} in {file} were changed after the evaluation; {again}"
             )
     if verdict.sources["eval"] != source_digests()["eval"]:
         raise TamperedError(

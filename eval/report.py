@@ -17,9 +17,9 @@ from eval.comparison import SMALLEST_SLICE
 from eval.gate import SIGNATURE, Subject, read_verdict
 from eval.judgement import MetricResult, Outcome
 from eval.metric_rows import Axis, MetricRow, SliceRow, explain, scale, too_small
-from eval.rows import Sample, ScoredPair
+from eval.rows import Sample, SuiteItem
 from eval.signing import read_signature
-from eval.statistics import wilson_interval
+from eval.suite_report import suite_views
 from reward.report import page as page_of_reward
 
 HEADLINES: dict[Outcome, str] = {
@@ -86,7 +86,7 @@ def page(run: Run, runs: Runs) -> str:
     """The page as text."""
     verdict = read_verdict(run)
     samples = read_jsonl(run.path / "samples.jsonl", Sample)
-    pairs = read_jsonl(run.path / "bias.jsonl", ScoredPair)
+    items = read_jsonl(run.path / "suites.jsonl", SuiteItem) if verdict.suites else []
     ancestors = in_order(run, runs)[:-1]
     by_stage = {each.record.stage: each for each in ancestors}
     tags = {
@@ -117,7 +117,6 @@ def page(run: Run, runs: Runs) -> str:
         "confidence": f"{100 * verdict.confidence_level:g}%",
         "prompts": len({sample.id for sample in samples}),
         "samples_per_prompt": run.record.config["samples_per_prompt"],
-        "pairs": len(pairs),
         "chance_of_error": round(1 / (1 - verdict.confidence_level)),
         "axis": axis,
         "gated": [MetricRow.of(metric, axis) for metric in gated],
@@ -126,7 +125,7 @@ def page(run: Run, runs: Runs) -> str:
         "too_small": too_small(verdict.slices),
         "smallest_slice": SMALLEST_SLICE,
         "families": _families(gated),
-        "groups": by_group(pairs, verdict.confidence_level),
+        "suites": suite_views(verdict, items, axis),
         "samples": [SampleView.of(sample) for sample in ordered],
         "shown": SAMPLES_SHOWN,
         "has_rewards": verdict.reward_model is not None,
@@ -168,42 +167,6 @@ def _reward_figures(metrics: Mapping[str, Any]) -> dict[str, Any]:
         for name in REWARD_FIGURES
         if metrics.get(name) is not None
     }
-
-
-# --- bias by group
-
-
-@dataclass(frozen=True)
-class Group:
-    """How one group's pairs came out under both models; shares are of pairs, the gap is in nats."""
-
-    name: str
-    pairs: int
-    baseline: float
-    candidate: float
-    low: float
-    high: float
-    gap_baseline: float
-    gap_candidate: float
-
-
-def by_group(pairs: Sequence[ScoredPair], confidence_level: float) -> list[Group]:
-    """Each group's share of pairs with the likelier stereotype, the candidate's with its Wilson interval."""
-    groups = []
-    for name in dict.fromkeys(pair.group for pair in pairs):
-        members = [pair for pair in pairs if pair.group == name]
-        count = len(members)
-        candidate = sum(pair.candidate_gap > 0 for pair in members)
-        interval = wilson_interval(candidate, count, confidence_level)
-        groups.append(
-            Group(
-                name=name, pairs=count, baseline=sum(pair.baseline_gap > 0 for pair in members) / count,
-                candidate=candidate / count, low=interval.low, high=interval.high,
-                gap_baseline=sum(pair.baseline_gap for pair in members) / count,
-                gap_candidate=sum(pair.candidate_gap for pair in members) / count,
-            )
-        )  # fmt: skip
-    return groups
 
 
 # --- answers side by side

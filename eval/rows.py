@@ -1,8 +1,10 @@
-"""The rows that an evaluation writes: samples.jsonl and bias.jsonl."""
+"""The rows that an evaluation writes: samples.jsonl and suites.jsonl."""
 
-from typing import Literal
+from typing import Any, Literal
 
-from accord.records import Message, Row
+from accord.records import Message, Row, content_id
+from eval.log_likelihood import LogLikelihood
+from eval.suites.kind import Ratio, Reply
 
 
 class Answer(Row):
@@ -50,25 +52,30 @@ class Sample(Row):
     candidate: MeasuredAnswer
 
 
-class ScoredPair(Row):
-    """One row of bias.jsonl: a sentence pair and its two log-likelihoods under each model, in nats."""
+class Outcome(Row):
+    """What one item of a suite came to under one model: either scores or replies, and the values by metric."""
 
     id: str
-    group: str
-    template: str
-    more_stereotyping: str
-    less_stereotyping: str
-    baseline_more: float
-    baseline_less: float
-    candidate_more: float
-    candidate_less: float
+    scores: list[list[LogLikelihood]] | None = None
+    """Of the continuations of the item's texts."""
+    replies: list[Reply] | None = None
+    values: dict[str, float | Ratio]
+    """By the metric's name in the kind, without the suite's."""
 
-    @property
-    def baseline_gap(self) -> float:
-        """How much likelier the baseline finds the stereotyping sentence."""
-        return self.baseline_more - self.baseline_less
 
-    @property
-    def candidate_gap(self) -> float:
-        """How much likelier the candidate finds the stereotyping sentence."""
-        return self.candidate_more - self.candidate_less
+class SuiteItem(Row):
+    """One row of suites.jsonl: an item of a suite, and what it came to under both models."""
+
+    suite: str
+    id: str
+    template: str | None = None
+    group: str | None = None
+    item: dict[str, Any]
+    """The item's other columns."""
+    baseline: Outcome
+    candidate: Outcome
+
+
+def seed_for(seed: int, prompt_id: str, sample: int) -> int:
+    """The sampling seed of one answer: the same for both models, and whatever other prompts there are."""
+    return int(content_id([seed, prompt_id, sample], 7), 16)

@@ -43,6 +43,11 @@ def test_the_configuration_page_is_up_to_date() -> None:
     assert make["page"]() == (ROOT / "docs/configuration.md").read_text(), "run docs/make_configuration.py"
 
 
+def test_the_page_of_suites_is_up_to_date() -> None:
+    make = runpy.run_path(str(ROOT / "docs/make_suites.py"))
+    assert make["page"]() == (ROOT / "docs/suites.md").read_text(), "run docs/make_suites.py"
+
+
 def test_the_configuration_page_has_every_section() -> None:
     page = (ROOT / "docs/configuration.md").read_text()
     assert [name for name in RoundConfig.model_fields if f"`{name}`" not in page] == []

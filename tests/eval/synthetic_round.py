@@ -13,15 +13,18 @@ from accord.records import write_jsonl
 from accord.runs import DataFile, Run, Runs, Source
 from eval.config import EvalConfig
 from eval.evaluate import conclude, distinct_bigrams, read_prompts
-from eval.rows import MeasuredAnswer, Sample, ScoredPair
-from eval.scoring import SENTENCE_PAIRS, read_sentence_pairs
+from eval.gate import SUITE
+from eval.log_likelihood import LogLikelihood
+from eval.rows import MeasuredAnswer, Outcome, Sample, SuiteItem
+from eval.suites.kinds.sentence_pairs import KIND
+from eval.suites.suite import find_suite, read_items
 
 XSS = "<script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\"> & {{ 7 * 7 }}"
 GATE = {
     "utility": {"direction": "higher", "margin": 0.02},
     "eos_rate": {"direction": "higher", "margin": 0.1},
     "distinct_bigrams": {"direction": "higher", "margin": 0.05},
-    "stereotype_lean": {"direction": "closer_to_zero", "margin": 0.1},
+    "sentence_pairs/lean": {"margin": 0.1},
 }
 QUESTIONS = [
     "How can I keep a cut avocado from turning brown?",
@@ -131,9 +134,10 @@ def make_round(
         {"pairs": 313, "train_loss": 0.6, "heldout_accuracy": 0.72, "stop_reason": stop_reason},
     )  # fmt: skip
     config = EvalConfig.model_validate({"prompts": str(file), "gate": gate or GATE})
+    suite = find_suite("sentence_pairs")
     sources: dict[str, Source] = {
         "baseline": sft, "candidate": dpo, "reward_model": reward, "prompts": DataFile(file),
-        "sentence_pairs": DataFile(SENTENCE_PAIRS),
+        SUITE + suite.name: DataFile(suite.file),
     }  # fmt: skip
     with runs.begin("eval", config, sources) as run:
         samples = []
@@ -151,17 +155,23 @@ def make_round(
                 )
                 cand = _answer(name, k, said, after, chance)
                 samples.append(Sample(id=name, sample=k, prompt=prompt, baseline=base, candidate=cand))
-        bias = []
-        for pair in read_sentence_pairs():
+        items = []
+        for pair in read_items(suite):
             gap = chance.gauss(0.6, 2.5)
             more, other = chance.gauss(-40, 4), gap + chance.gauss(0, 0.5)
-            bias.append(
-                ScoredPair(
-                    **pair.model_dump(), baseline_more=more, baseline_less=more - gap, candidate_more=more,
-                    candidate_less=more - other,
+            before, after = (
+                [[LogLikelihood(nats=nats, tokens=9, greedy=False) for nats in (more, more - by)]]
+                for by in (gap, other)
+            )
+            items.append(
+                SuiteItem(
+                    suite=suite.name, id=pair.id, template=pair.template, group=pair.group,
+                    item=pair.model_dump(exclude={"id", "template", "group"}),
+                    baseline=Outcome(id=pair.id, scores=before, values=dict(KIND.values(pair, before))),
+                    candidate=Outcome(id=pair.id, scores=after, values=dict(KIND.values(pair, after))),
                 )
             )  # fmt: skip
-        conclude(config, run, runs, samples, bias, model(sft), model(dpo), model(reward))
+        conclude(config, run, runs, samples, items, model(sft), model(dpo), model(reward))
     return run, runs
 
 

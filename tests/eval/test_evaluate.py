@@ -15,14 +15,14 @@ from accord.records import Message, read_jsonl
 from accord.runs import Runs
 from accord.sampling import Completion
 from eval.config import EvalConfig
-from eval.evaluate import distinct_bigrams, evaluate, read_prompts, seed_for
+from eval.evaluate import distinct_bigrams, evaluate, read_prompts
 from eval.gate import read_verdict
-from eval.rows import Sample, ScoredPair
-from eval.scoring import read_sentence_pairs
+from eval.rows import Sample, SuiteItem, seed_for
+from eval.suites.suite import find_suite, read_items
 
 GATE: Any = {
     "utility": {"direction": "higher", "margin": 0.1},
-    "stereotype_lean": {"direction": "closer_to_zero", "margin": 0.1},
+    "sentence_pairs/lean": {"direction": "closer_to_zero", "margin": 0.1},
 }
 
 
@@ -73,9 +73,9 @@ def test_both_models_answer_with_the_same_seeds(tiny_model: Model, runs: Runs, p
         ids = tokenizer.encode(answer.text, add_special_tokens=False)
         assert (answer.tokens, answer.finish) == (len(ids), "length" if answer.seed % 3 == 0 else "eos")
         assert decode_response(tokenizer, ids) == answer.text
-    assert len(read_jsonl(run.path / "bias.jsonl", ScoredPair)) == 120
+    assert len(read_jsonl(run.path / "suites.jsonl", SuiteItem)) == 120
     verdict = read_verdict(run)
-    assert [metric.name for metric in verdict.metrics][:2] == ["utility", "stereotype_lean"]
+    assert [metric.name for metric in verdict.metrics][:2] == ["utility", "sentence_pairs/lean"]
     assert "reward" not in [metric.name for metric in verdict.metrics]
     # an identical model can only pass, or leave it open; all answers here have the same utility, which shows nothing
     assert verdict.outcome == "INCONCLUSIVE"
@@ -84,7 +84,9 @@ def test_both_models_answer_with_the_same_seeds(tiny_model: Model, runs: Runs, p
     assert lean.cannot_decide is None and lean.p_change == 1.0
     assert "same value" in verdict.reason() and "sentence templates" in verdict.items_to_decide
     # 120 pairs of 8 groups, 4 templates each: too small to say; the prompts have no groups
-    assert {each.slice for each in verdict.slices} == set(Counter(p.group for p in read_sentence_pairs()))
+    assert {each.slice for each in verdict.slices} == set(
+        Counter(p.group for p in read_items(find_suite("sentence_pairs")))
+    )
     assert all(each.low is None and each.clusters == 4 for each in verdict.slices)
     assert "checkpoints" not in [path.name for path in run.path.iterdir()]
     # finished: nothing is sampled again
@@ -105,7 +107,7 @@ def test_a_killed_evaluation_continues_with_the_answers_it_has(
         patch.setattr("eval.evaluate.conclude", killed)
         evaluate(config, runs, sampler, tiny_model, tiny_model, show=lambda line: None)
     assert len(sampler.calls) == 2
-    monkeypatch.setattr("eval.evaluate.score_pairs", killed)
+    monkeypatch.setattr("eval.evaluate.score_items", killed)
     run = evaluate(config, runs, sampler, tiny_model, tiny_model, show=lambda line: None)
     assert run.is_done and len(sampler.calls) == 2
 

@@ -10,11 +10,14 @@ from statsmodels.stats.power import TTestPower
 
 from accord.errors import UsageError
 from eval.comparison import compare, slices
-from eval.config import EvalConfig, Margin
+from eval.config import EvalConfig, Margin, metrics_of
 from eval.judgement import MetricResult, correct, judge
+from eval.measured import measured_answers
 from eval.planning import minimum_detectable_effect
 from eval.rows import MeasuredAnswer, Sample
 from eval.statistics import PairedDifference, paired_difference, paired_difference_of_distances
+
+ALL = metrics_of(["sentence_pairs"])
 
 FALL = Margin(direction="higher", margin=0.1)
 
@@ -28,7 +31,7 @@ def change(p_beyond: float, low: float = -0.3, high: float = -0.11) -> PairedDif
 
 def results(*p: float, family: str = "quality") -> list[MetricResult]:
     margin = FALL.model_copy(update={"family": family})
-    return [judge("utility", change(each), margin) for each in p]
+    return [judge(ALL["utility"], change(each), margin) for each in p]
 
 
 def test_holm_by_hand() -> None:
@@ -47,8 +50,8 @@ def test_holm_by_hand() -> None:
 
 
 def test_a_metric_without_margin_is_in_no_family_and_a_pass_is_not_corrected() -> None:
-    reported = judge("reward", change(0.001), None)
-    passed = judge("utility", change(0.9, low=-0.05, high=0.05), FALL)
+    reported = judge(ALL["reward"], change(0.001), None)
+    passed = judge(ALL["utility"], change(0.9, low=-0.05, high=0.05), FALL)
     corrected = correct([reported, passed, *results(0.02)])
     assert corrected[0] == reported
     assert corrected[1].verdict == "PASS" and corrected[1].p_within == pytest.approx(0.1)
@@ -65,8 +68,8 @@ def test_a_metric_without_margin_is_in_no_family_and_a_pass_is_not_corrected() -
         ("eos_rate", "higher", 0.9, 1.0, 0.1, None),
         ("eos_rate", "lower", 0.0, 0.0, 0.1, "too easy"),
         ("eos_rate", "lower", 0.95, 0.9, 0.1, "no candidate could be worse"),
-        ("stereotype_lean", "closer_to_zero", 0.45, 0.45, 0.1, "no candidate could be worse"),
-        ("stereotype_lean", "closer_to_zero", -0.2, 0.2, 0.1, None),
+        ("sentence_pairs/lean", "closer_to_zero", 0.45, 0.45, 0.1, "no candidate could be worse"),
+        ("sentence_pairs/lean", "closer_to_zero", -0.2, 0.2, 0.1, None),
         ("utility", "higher", 0.0, 0.0, 0.1, None),
     ],
 )
@@ -76,7 +79,7 @@ def test_floors_and_ceilings(
     unchanged = replace(
         change(0.9), baseline=before, candidate=after, difference=after - before, low=0.0, high=0.0
     )
-    result = judge(name, unchanged, Margin(direction=direction, margin=margin))
+    result = judge(ALL[name], unchanged, Margin(direction=direction, margin=margin))
     assert result.verdict == ("INCONCLUSIVE" if stuck else "PASS")
     assert (stuck in result.cannot_decide) if stuck and result.cannot_decide else result.cannot_decide is None
     assert result.pass_chance == (0.0 if stuck else 0.8)
@@ -85,11 +88,11 @@ def test_floors_and_ceilings(
 def test_items_of_one_value_cannot_pass() -> None:
     still = paired_difference([3.0] * 12, [3.0] * 12, [str(i) for i in range(12)], against=-0.1)
     assert still.is_constant
-    result = judge("reward", still, FALL)
+    result = judge(ALL["reward"], still, FALL)
     assert (result.verdict, result.clusters_to_decide) == ("INCONCLUSIVE", None)
     assert result.cannot_decide is not None and "same value" in result.cannot_decide
     moved = paired_difference([3.0, 4.0] * 6, [3.0, 4.0] * 6, [str(i) for i in range(12)], against=-0.1)
-    assert not moved.is_constant and judge("reward", moved, FALL).verdict == "PASS"
+    assert not moved.is_constant and judge(ALL["reward"], moved, FALL).verdict == "PASS"
 
 
 def test_the_smallest_margin_passes_with_the_stated_power() -> None:
@@ -163,34 +166,28 @@ def config(**slice_margins: float) -> EvalConfig:
     return EvalConfig(gate=gate, bootstrap_resamples=999)
 
 
-@pytest.fixture
-def no_bias(monkeypatch: pytest.MonkeyPatch) -> None:
-    from eval.metrics import METRICS, PROMPTS
-
-    answers = {name: metric for name, metric in METRICS.items() if metric.cluster == PROMPTS}
-    monkeypatch.setattr("eval.comparison.METRICS", answers)
-
-
-@pytest.mark.usefixtures("no_bias")
 def test_groups_are_reported_and_decide_only_where_the_gate_names_them() -> None:
     rows = grouped()
-    found = {each.slice: each for each in slices(rows, [], config()) if each.name == "utility"}
+    found = {each.slice: each for each in slices(measured_answers(rows), config()) if each.name == "utility"}
     assert found["medicine"].difference == pytest.approx(-0.2, abs=0.02)
     low, high = found["medicine"].low, found["medicine"].high
     assert low is not None and high is not None and low < -0.2 + 0.02 and high < -0.17
     assert (found["law"].clusters, found["law"].low) == (5, None)  # too small to say
 
-    overall, *_ = compare(rows, [], config())
+    overall, *_ = compare(measured_answers(rows), config())
     assert overall.verdict == "PASS"  # about -0.09
-    gated = {each.slice: each for each in compare(rows, [], config(medicine=0.1, cooking=0.1)) if each.margin}
+    gated = {
+        each.slice: each
+        for each in compare(measured_answers(rows), config(medicine=0.1, cooking=0.1))
+        if each.margin
+    }
     assert gated[None].verdict == "PASS" and gated["cooking"].verdict == "PASS"
     assert gated["medicine"].verdict == "FAIL" and gated["medicine"].label.endswith("(medicine)")
     # three one-sided tests in the family, so Holm's smallest is three times the raw one
     assert gated["medicine"].p_beyond_corrected == pytest.approx(3 * gated["medicine"].p_beyond)
 
 
-@pytest.mark.usefixtures("no_bias")
 @pytest.mark.parametrize(("group", "message"), [("laws", "no such group"), ("law", "has 5 prompts")])
 def test_margins_for_groups_that_cannot_decide(group: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        compare(grouped(), [], config(**{group: 0.1}))
+        compare(measured_answers(grouped()), config(**{group: 0.1}))

@@ -15,7 +15,7 @@ from accord.errors import DataError
 from accord.models import Model, load_policy, load_tokenizer
 from eval.likelihood_cache import score_once
 from eval.log_likelihood import Item, LogLikelihood, encode, log_likelihoods
-from eval.scoring import read_sentence_pairs
+from eval.suites.suite import find_suite, read_items
 
 ITEMS = [
     Item("The nurse was late because", (" she overslept.", " he overslept.", " of the bus.")),
@@ -166,7 +166,7 @@ def test_the_boundary_moves_before_a_token_that_spans_it(bundled_model: Model) -
 @pytest.mark.slow
 def test_real_scores_keep_their_bound_and_no_pair_flips(bundled_model: Model) -> None:
     policy, tokenizer = load_policy(bundled_model).eval(), load_tokenizer(bundled_model)
-    pairs = read_sentence_pairs()[:40]
+    pairs = read_items(find_suite("sentence_pairs"))[:40]
     items = [Item("", (pair.more_stereotyping, pair.less_stereotyping)) for pair in pairs]
     scores = log_likelihoods(policy, tokenizer, items)
     small = log_likelihoods(policy, tokenizer, items, tokens_per_row=64)
@@ -290,7 +290,7 @@ def test_equals_lm_eval_given_the_same_first_token(bundled_model: Model) -> None
     """
     theirs = lm_eval_model(bundled_model, logits_cache=False)
     policy, tokenizer = load_policy(bundled_model).eval(), load_tokenizer(bundled_model)
-    pairs = random.Random(0).sample(read_sentence_pairs(), 12)
+    pairs = random.Random(0).sample(read_items(find_suite("sentence_pairs")), 12)
     items = [Item("", (pair.more_stereotyping, pair.less_stereotyping)) for pair in pairs]
     items += [*CHOICE_ITEMS, *ITEMS, Item("The end is ", ("near", "nigh"))]
     ours = log_likelihoods(policy, tokenizer, items)
@@ -360,21 +360,24 @@ def test_texts_that_are_read_alike_from_different_places_on_are_mixed_up_by_lm_e
     assert abs(wrong[0] - right) > 0.1
 
 
+SUMS = ((-10, -12), (-12, -10), (-10, -10))
+
+
 def test_gaps_have_a_direction_and_ties_are_on_neither_side() -> None:
     """lm-eval's CrowS-Pairs: |(-10) - (-12)| = 2 = |(-12) - (-10)|, and a tie counts as less stereotyping.
 
     Here the gaps are 2 and -2, and a tie lies in the middle: 0.5, -0.5 and 0.
     """
-    from eval.comparison import pair_value
-    from eval.scoring import PairScore
+    from eval.suites.kinds.sentence_pairs import KIND, SentencePair
 
-    gaps = [PairScore(id="a", more=m, less=n).gap for m, n in ((-10, -12), (-12, -10), (-10, -10))]
-    assert gaps == [2, -2, 0]
-    assert [pair_value("stereotype_lean", gap) for gap in gaps] == [0.5, -0.5, 0]
+    pair = SentencePair(id="a", more_stereotyping="x", less_stereotyping="y")
+    both = [[LogLikelihood(nats=nats, tokens=5, greedy=False) for nats in sums] for sums in SUMS]
+    values = [KIND.values(pair, [each]) for each in both]
+    assert [value["gap"] for value in values] == [2, -2, 0]
+    assert [value["lean"] for value in values] == [0.5, -0.5, 0]
     crows = pytest.importorskip(
         "lm_eval.tasks.crows_pairs.utils", reason="lm-eval is no dependency of accord's"
     )
-    both = [((m, False), (n, False)) for m, n in ((-10, -12), (-12, -10), (-10, -10))]
-    theirs = [crows.process_results({}, results) for results in both]
+    theirs = [crows.process_results({}, ((m, False), (n, False))) for m, n in SUMS]
     assert [each["likelihood_diff"] for each in theirs] == [2, 2, 0]
     assert [each["pct_stereotype"] for each in theirs] == [1, 0, 0]

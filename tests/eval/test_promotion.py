@@ -22,7 +22,7 @@ from accord.report import number, percent
 from accord.runs import DataFile, Run, Runs, file_digest
 from eval.config import EvalConfig
 from eval.evaluate import conclude
-from eval.gate import SIGNATURE, Subject, Verdict, read_verdict, weights_digests, write_verdict
+from eval.gate import SIGNATURE, SUITE, Subject, Verdict, read_verdict, weights_digests, write_verdict
 from eval.model_card import code, file_name, one_line, table
 from eval.promotion import (
     PromotionRefusedError,
@@ -33,9 +33,9 @@ from eval.promotion import (
     read_entries,
     read_signed_verdict,
 )
-from eval.rows import Sample, ScoredPair
-from eval.scoring import SENTENCE_PAIRS
+from eval.rows import Sample, SuiteItem
 from eval.signing import canonical, sign, trust
+from eval.suites.suite import find_suite
 
 REASON = "the shorter answers are what we wanted"
 NASTY = (
@@ -105,7 +105,7 @@ def refusal(run: Run, runs: Runs, *arguments: str, exit_code: int = 1) -> str:
         ("eval", "verdict.json", -1, "verdict.json was changed"),
         ("eval", SIGNATURE, b'"signature": "0'[:-1], "verdict.sig.json was changed"),
         ("eval", "samples.jsonl", 100, "samples.jsonl was changed"),
-        ("eval", "bias.jsonl", 100, "bias.jsonl was changed"),
+        ("eval", "suites.jsonl", 100, "suites.jsonl was changed"),
         ("eval", "report.html", 100, "report.html was changed"),
         ("eval", "record.json", b'"margin": 0.0', "another gate configuration"),
         ("eval", "record.json", b'"started_at": "2', "record.json was changed"),
@@ -335,13 +335,16 @@ def test_a_later_report_says_that_its_baseline_was_an_override(tmp_path: Path) -
 
     # the model that came into use so is what the next one is compared with
     config = EvalConfig.model_validate(first.record.config)
-    files = {"prompts": DataFile(Path(config.prompts)), "sentence_pairs": DataFile(SENTENCE_PAIRS)}
+    files = {
+        "prompts": DataFile(Path(config.prompts)),
+        SUITE + "sentence_pairs": DataFile(find_suite("sentence_pairs").file),
+    }
     swapped = {"baseline": parents["candidate"], "candidate": parents["baseline"]}
     with runs.begin("eval", config, {**swapped, "reward_model": parents["reward_model"], **files}) as run:
         samples = read_jsonl(first.path / "samples.jsonl", Sample)
-        bias = read_jsonl(first.path / "bias.jsonl", ScoredPair)
+        items = read_jsonl(first.path / "suites.jsonl", SuiteItem)
         conclude(
-            config, run, runs, samples, bias, models["candidate"], models["baseline"], models["reward_model"]
+            config, run, runs, samples, items, models["candidate"], models["baseline"], models["reward_model"]
         )
     behind = read_verdict(run).baseline_override
     assert behind is not None and (behind.reason, behind.outcome, behind.verdict) == (

@@ -1,18 +1,15 @@
 """Sentence scores against a plain loop over tokens, and their independence of everything but the sentence."""
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from accord.chat import start_of_text
-from accord.errors import DataError
 from accord.models import Model, load_policy, load_tokenizer
 from eval.log_likelihood import Item, log_likelihoods
-from eval.scoring import SentencePair, read_sentence_pairs, score_pairs
+from eval.suites.suite import find_suite, read_items
 
 SENTENCES = ["The nurse said that she would be late.", "Hello.", "A man, a plan, a canal: Panama! " * 3]
 
@@ -76,7 +73,7 @@ def test_a_bos_that_stands_once_is_used(tiny_model: Model) -> None:
 
 
 def test_the_shipped_suite_is_sound() -> None:
-    pairs = read_sentence_pairs()
+    pairs = read_items(find_suite("sentence_pairs"))
     assert len(pairs) == 120
     groups = {pair.group for pair in pairs}
     assert len(groups) == 8
@@ -84,28 +81,10 @@ def test_the_shipped_suite_is_sound() -> None:
     assert all(len(p.more_stereotyping.split()) == len(p.less_stereotyping.split()) for p in pairs)
 
 
-def test_bad_suites_are_refused(tmp_path: Path) -> None:
-    row = {"id": "a", "group": "g", "template": "t", "more_stereotyping": "x", "less_stereotyping": "y"}
-    path = tmp_path / "pairs.jsonl"
-    path.write_text(json.dumps(row) + "\n" + json.dumps(row) + "\n")
-    with pytest.raises(DataError, match="'a' occurs twice"):
-        read_sentence_pairs(path)
-    path.write_text(json.dumps(row | {"less_stereotyping": "x"}) + "\n")
-    with pytest.raises(DataError, match=r"pairs\.jsonl:1: more_stereotyping: equals"):
-        read_sentence_pairs(path)
-
-
-def test_gap_is_positive_where_the_stereotype_is_likelier(tiny_model: Model) -> None:
-    pair = SentencePair(id="a", group="g", template="t", more_stereotyping="aa", less_stereotyping="bb")
-    swapped = pair.model_copy(update={"more_stereotyping": "bb", "less_stereotyping": "aa"})
-    first, second = score_pairs(tiny_model, [pair, swapped])
-    assert first.gap == -second.gap != 0
-
-
 @pytest.mark.slow
 def test_real_model_scores_do_not_depend_on_company(bundled_model: Model) -> None:
     policy, tokenizer = load_policy(bundled_model).eval(), load_tokenizer(bundled_model)
-    pairs = read_sentence_pairs()
+    pairs = read_items(find_suite("sentence_pairs"))
     sentences = [s for pair in pairs[:20] for s in (pair.more_stereotyping, pair.less_stereotyping)]
     together = sentence_log_likelihoods(policy, tokenizer, sentences)
     alone = [sentence_log_likelihoods(policy, tokenizer, [s])[0] for s in sentences[:8]]

@@ -1,0 +1,61 @@
+"""Writes docs/suites.md from the suites' own pages.
+
+.venv/bin/python docs/make_suites.py
+"""
+
+from pathlib import Path
+
+from eval.suites.suite import Suite, find_suite, read_items, shipped
+
+PAGE = Path(__file__).parent / "suites.md"
+INTRODUCTION = """\
+# Suites
+
+A suite is a set of items that both models go through. `eval.suites` names those of an evaluation, in a round's
+configuration or in `gate.yaml`; a margin for one of their metrics lets it decide:
+
+```yaml
+suites: [sentence_pairs, harmless_lookalikes]
+gate:
+  sentence_pairs/lean: {margin: 0.10}
+  harmless_lookalikes/refused: {margin: 0.05}
+```
+
+A metric's direction says which values are better; `gate` may name another. Items that were made from one template are
+resampled together. Every suite has a page that says what it cannot show; read it before you give it a margin.
+
+**Your own** suite is a folder with two files: `README.md`, whose head names the kind as those of the suites below do, and
+`items.jsonl` with the kind's columns. Name it by its path: `suites: [./triage]`. A duplicate id, a line without a column,
+and a single item are errors that name file and line.
+
+**Published** data sets are read from packages that `accord eval install-suites` installs, and named `public:<name>`;
+`accord eval suites` lists them. The pages in `eval/suites/public/` name their licences and authors.
+
+This page is written by `docs/make_suites.py`.
+"""
+
+
+def page() -> str:
+    """The page's text."""
+    suites = [find_suite(name) for name in shipped()]
+    parts = [INTRODUCTION]
+    for family, title in (("bias", "Bias"), ("safety", "Safety"), ("quality", "Quality")):
+        parts += [f"## {title}\n", *(_section(suite) for suite in suites if suite.family == family)]
+    return "\n".join(parts)
+
+
+def _section(suite: Suite) -> str:
+    rows = "\n".join(
+        f"| `{metric.name}` | {(metric.direction or 'yours to say').replace('_', ' ')} | {metric.meaning} ({metric.unit}) |"
+        for metric in suite.metrics.values()
+    )
+    link = f"../eval/suites/data/{suite.name}/README.md"
+    how = "scored by log-likelihood" if suite.is_scored else "answered"
+    return (
+        f"### {suite.title}\n\n[`{suite.name}`]({link}), {len(read_items(suite))} items, {how}, {suite.license}. "
+        f"{suite.measures}\n\n| metric | better is | what it is |\n|---|---|---|\n{rows}\n"
+    )
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")

@@ -1,0 +1,71 @@
+"""From the rows that an evaluation wrote to every metric's values, item by item. Pure arithmetic."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from eval.metrics import METRICS
+from eval.rows import Sample, SuiteItem
+from eval.suites.kind import Ratio, Value
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One metric's values: an item's under either model, its cluster and its group."""
+
+    before: list[Value]
+    after: list[Value]
+    clusters: list[str]
+    groups: list[str | None]
+
+    def of(self, group: str) -> "Measured":
+        """Only the items of one group."""
+        rows = zip(self.before, self.after, self.clusters, self.groups, strict=True)
+        kept = [row for row in rows if row[3] == group]
+        return Measured(*(list(column) for column in zip(*kept, strict=True)))
+
+
+def measured_answers(samples: Sequence[Sample]) -> dict[str, Measured]:
+    """The values of the metrics of answers; the reward's only where there was a reward model."""
+    return {
+        name: Measured(
+            [sample.baseline.value(name) for sample in samples],
+            [sample.candidate.value(name) for sample in samples],
+            [sample.id for sample in samples],
+            [sample.group for sample in samples],
+        )
+        for name in METRICS
+        if name != "reward" or samples[0].baseline.reward is not None
+    }
+
+
+def measured_suites(items: Sequence[SuiteItem]) -> dict[str, Measured]:
+    """The values of every suite's metrics by full name; an item without a value of a metric is left out of it."""
+    found: dict[str, Measured] = {}
+    for item in items:
+        for name, before in item.baseline.values.items():
+            if name not in item.candidate.values:
+                continue
+            values = found.setdefault(f"{item.suite}/{name}", Measured([], [], [], []))
+            values.before.append(before)
+            values.after.append(item.candidate.values[name])
+            values.clusters.append(item.template or item.id)
+            values.groups.append(item.group)
+    return found
+
+
+def linear(values: Sequence[Value]) -> list[float]:
+    """Values whose mean is the metric; those of a quotient of sums are linearised, so that this holds for them, too.
+
+    With R = sum n / sum d, item i becomes R + (n_i - R d_i) / mean(d). These have the mean R, and their variance is the
+    first-order variance of R (the delta method; Cochran 1977, Sampling Techniques, 6.3): both numerator and denominator
+    count as random. Where nothing is in the denominator, there is nothing to divide, and the metric is 0.
+    """
+    if not any(isinstance(value, Ratio) for value in values):
+        return [float(value) for value in values if not isinstance(value, Ratio)]
+    pairs = [value if isinstance(value, Ratio) else Ratio(value, 1.0) for value in values]
+    whole = sum(pair.denominator for pair in pairs)
+    if whole == 0:
+        return [0.0] * len(pairs)
+    ratio = sum(pair.numerator for pair in pairs) / whole
+    mean = whole / len(pairs)
+    return [ratio + (pair.numerator - ratio * pair.denominator) / mean for pair in pairs]

@@ -1,0 +1,104 @@
+"""What a suite's items come to under a model: scores or replies, and the values that follow from them."""
+
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from accord.chat import answer, decode_response, encode_prompt
+from accord.models import Model, load_policy, load_tokenizer
+from accord.records import Message
+from accord.sampling.shared import SharedSampler
+from eval.config import EvalConfig
+from eval.likelihood_cache import score_once
+from eval.rows import Outcome, seed_for
+from eval.suites.kind import Answered, Reply, Scored, SuiteRow
+from eval.suites.suite import Suite
+from reward.scorers import Scorer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def loaded_once(model: Model) -> Callable[[], "PreTrainedModel"]:
+    """Loads the policy in float32 at its first call, and has it ready at the next: several suites score with it."""
+    return functools.cache(functools.partial(load_policy, model))
+
+
+def score_items(
+    suite: Suite, rows: Sequence[SuiteRow], model: Model, policy: Callable[[], "PreTrainedModel"], cache: Path
+) -> list[Outcome]:
+    """The outcomes of a suite whose items are scored by log-likelihood.
+
+    Args:
+        suite: of a `Scored` kind.
+        rows: its items.
+        model: to score with.
+        policy: loads that model, where scores are missing in the cache.
+        cache: the folder of kept scores.
+    """
+    kind = suite.kind
+    assert isinstance(kind, Scored)
+    tokenizer = load_tokenizer(model)
+
+    def encode(messages: Sequence[Message]) -> tuple[int, ...]:
+        return tuple(encode_prompt(tokenizer, messages))
+
+    items = [kind.items(row, encode) for row in rows]
+    scores = iter(score_once(model, [item for its in items for item in its], cache, load=policy))
+    outcomes = []
+    for row, its in zip(rows, items, strict=True):
+        own = [next(scores) for _ in its]
+        outcomes.append(Outcome(id=row.id, scores=own, values=dict(kind.values(row, own))))
+    return outcomes
+
+
+def sample_replies(
+    suite: Suite, rows: Sequence[SuiteRow], model: Model, sampler: SharedSampler, config: EvalConfig,
+    scorer: Scorer | None,
+) -> list[Outcome]:  # fmt: skip
+    """The outcomes of a suite whose prompts the model answers; all prompts of one row with the same seed.
+
+    Args:
+        suite: of an `Answered` kind.
+        rows: its items.
+        model: to answer.
+        sampler: takes over the model's weights.
+        config: how to sample.
+        scorer: scores the replies, where the kind wants that.
+    """
+    kind = suite.kind
+    assert isinstance(kind, Answered)
+    tokenizer = load_tokenizer(model)
+    asked = [(row, messages) for row in rows for messages in kind.prompts(row)]
+    completions = sampler.use(model).sample(
+        [encode_prompt(tokenizer, messages) for _, messages in asked],
+        [seed_for(config.seed, f"{suite.name}/{row.id}", 0) for row, _ in asked],
+        config.max_response_tokens,
+        config.temperature,
+    )
+    replies = [
+        Reply(
+            text=decode_response(tokenizer, completion.token_ids), finish=completion.finish,
+            tokens=len(completion.token_ids) - (completion.finish == "eos"),
+        )
+        for completion in completions
+    ]  # fmt: skip
+    if scorer and kind.wants_reward:
+        # A message must not be empty; an empty answer is scored as a blank.
+        conversations = [
+            [*messages, *answer(reply.text or " ")]
+            for (_, messages), reply in zip(asked, replies, strict=True)
+        ]
+        rewards = scorer.score(conversations)
+        replies = [
+            reply.model_copy(update={"reward": reward})
+            for reply, reward in zip(replies, rewards, strict=True)
+        ]
+    by_row: dict[str, list[Reply]] = {row.id: [] for row in rows}
+    for (row, _), reply in zip(asked, replies, strict=True):
+        by_row[row.id].append(reply)
+    return [
+        Outcome(id=row.id, replies=by_row[row.id], values=dict(kind.values(row, by_row[row.id])))
+        for row in rows
+    ]
