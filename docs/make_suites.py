@@ -5,6 +5,7 @@
 
 from pathlib import Path
 
+from eval.metrics import Metric
 from eval.suites.suite import Suite, find_suite, read_items, shipped
 
 PAGE = Path(__file__).parent / "suites.md"
@@ -24,9 +25,9 @@ gate:
 A metric's direction says which values are better; `gate` may name another. Items that were made from one template are
 resampled together. Every suite has a page that says what it cannot show; read it before you give it a margin.
 
-**Your own** suite is a folder with two files: `README.md`, whose head names the kind as those of the suites below do, and
-`items.jsonl` with the kind's columns. Name it by its path: `suites: [./triage]`. A duplicate id, a line without a column,
-and a single item are errors that name file and line.
+**Your own** suite is a folder with two files: `README.md`, whose head names the kind as those of the suites below do,
+and `items.jsonl` with the kind's columns. Name it by its path: `suites: [./triage]`. A duplicate id, a line without a
+column, and a single item are errors that name file and line.
 
 **Published** data sets are read from packages that `accord eval install-suites` installs, and named `public:<name>`;
 `accord eval suites` lists them. The pages in `eval/suites/public/` name their licences and authors.
@@ -44,9 +45,14 @@ def page() -> str:
     return "\n".join(parts)
 
 
+def better(metric: Metric) -> str:
+    """Which values are better, in words."""
+    return (metric.direction or "yours to say").replace("_", " ")
+
+
 def _section(suite: Suite) -> str:
     rows = "\n".join(
-        f"| `{metric.name}` | {(metric.direction or 'yours to say').replace('_', ' ')} | {metric.meaning} ({metric.unit}) |"
+        f"| `{metric.name}` | {better(metric)} | {metric.meaning} ({metric.unit}) |"
         for metric in suite.metrics.values()
     )
     link = f"../eval/suites/data/{suite.name}/README.md"

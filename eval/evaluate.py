@@ -11,7 +11,6 @@ with its signature, `metrics.json` and the page `report.html`. A killed evaluati
 """
 
 import functools
-import itertools
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,12 +19,12 @@ from typing import TypeVar
 import click
 
 from accord.bundled import data_path
-from accord.chat import answer, decode_response, encode_prompt
-from accord.errors import DataError, UsageError
-from accord.models import Model, load_tokenizer
-from accord.records import Message, Prompt, Row, content_id, messages_as_dicts, read_jsonl, write_jsonl
+from accord.errors import UsageError
+from accord.models import Model
+from accord.records import Row, read_jsonl, write_jsonl
 from accord.runs import DataFile, Run, Runs, Source
 from accord.sampling.shared import SharedSampler
+from eval.answers import measure_answers, pair_up, read_groups, read_prompts, sample_answers, score_answers
 from eval.comparison import check_prompt_slices, check_slices, compare, slices
 from eval.config import EvalConfig
 from eval.gate import SUITE, make_verdict, write_verdict
@@ -33,7 +32,7 @@ from eval.likelihood_cache import LIKELIHOODS
 from eval.measured import measured_answers, measured_suites
 from eval.promotion import override_behind
 from eval.report import write_report
-from eval.rows import Answer, MeasuredAnswer, Outcome, Reward, Sample, SuiteItem, seed_for
+from eval.rows import Answer, MeasuredAnswer, Outcome, Reward, Sample, SuiteItem
 from eval.signing import signing_key
 from eval.suites.kind import SuiteRow
 from eval.suites.measure import loaded_once, sample_replies, score_items
@@ -96,20 +95,18 @@ def evaluate(
         measured: dict[str, list[MeasuredAnswer]] = {}
         outcomes: dict[str, list[list[Outcome]]] = {}
         for role, model in (("baseline", baseline), ("candidate", candidate)):
-            sample = functools.partial(_answer, model, sampler, prompts, config, role, show)
+            show(f"{role}: {len(prompts) * config.samples_per_prompt} answers of {model.reference}")
+            sample = functools.partial(sample_answers, model, sampler, prompts, config)
             answers = _part(parts / f"answers.{role}.jsonl", Answer, sample)
-            score = functools.partial(_rewards, scorer, prompts, answers, role, show)
-            rewards = _part(parts / f"rewards.{role}.jsonl", Reward, score)
-            measured[role] = _measure(prompts, answers, rewards)
+            rewards: list[Reward] = []
+            if scorer:
+                show(f"{role}: scoring {len(answers)} answers with {scorer.reference}")
+                score = functools.partial(score_answers, scorer, prompts, answers)
+                rewards = _part(parts / f"rewards.{role}.jsonl", Reward, score)
+            measured[role] = measure_answers(prompts, answers, rewards)
             outcomes[role] = _go_through(suites, model, sampler, config, scorer, role, runs, parts, show)
 
-        samples = [
-            Sample(
-                id=b.prompt_id, sample=b.sample, prompt=prompts[b.prompt_id], group=groups.get(b.prompt_id),
-                baseline=b, candidate=c,
-            )
-            for b, c in zip(measured["baseline"], measured["candidate"], strict=True)
-        ]  # fmt: skip
+        samples = pair_up(prompts, groups, measured["baseline"], measured["candidate"])
         items = [
             SuiteItem(
                 suite=suite.name, id=row.id, template=row.template, group=row.group,
@@ -147,83 +144,6 @@ def conclude(
     run.finish(figures)
 
 
-def read_prompts(path: Path) -> dict[str, list[Message]]:
-    """The prompts of a file by id; a prompt without an id is named by its content.
-
-    Raises:
-        DataError: a bad line, an id or a prompt that occurs twice, or fewer than two prompts.
-    """
-    prompts: dict[str, list[Message]] = {}
-    contents: set[str] = set()
-    for row in read_jsonl(path, Prompt):
-        content = content_id(messages_as_dicts(row.prompt))
-        name = row.id or content
-        if name in prompts or content in contents:
-            raise DataError(
-                f"{path}: the prompt '{name}' occurs twice; items must differ to count, remove one"
-            )
-        contents.add(content)
-        prompts[name] = row.prompt
-    if len(prompts) < 2:
-        raise DataError(f"{path}: holds one prompt; a comparison with an interval needs at least two")
-    return prompts
-
-
-def read_groups(path: Path, column: str) -> dict[str, str]:
-    """The group of every prompt that has one, by the prompt's id; `column` holds it."""
-    groups = {}
-    for row in read_jsonl(path, Prompt):
-        group = (row.model_extra or {}).get(column)
-        if group is not None:
-            groups[row.id or content_id(messages_as_dicts(row.prompt))] = str(group)
-    return groups
-
-
-def distinct_bigrams(text: str) -> float:
-    """The share of a text's neighbouring word pairs that are different ones; 1 where there is no pair.
-
-    distinct-2 of Li et al. 2016 (https://arxiv.org/abs/1510.03055), by answer instead of over all answers.
-    """
-    words = text.lower().split()
-    pairs = list(itertools.pairwise(words))
-    return len(set(pairs)) / len(pairs) if pairs else 1.0
-
-
-def _answer(
-    model: Model, shared: SharedSampler, prompts: dict[str, list[Message]], config: EvalConfig, role: str,
-    show: Callable[[str], None],
-) -> list[Answer]:  # fmt: skip
-    """One model's answers, `samples_per_prompt` to each prompt."""
-    wanted = [(name, sample) for name in prompts for sample in range(config.samples_per_prompt)]
-    seeds = [seed_for(config.seed, *key) for key in wanted]
-    tokenizer = load_tokenizer(model)
-    encoded = {name: encode_prompt(tokenizer, prompt) for name, prompt in prompts.items()}
-    show(f"{role}: sampling {len(wanted)} answers from {model.reference}")
-    completions = shared.use(model).sample(
-        [encoded[name] for name, _ in wanted], seeds, config.max_response_tokens, config.temperature
-    )
-    return [
-        Answer(
-            prompt_id=name, sample=sample, seed=seed, finish=completion.finish,
-            text=decode_response(tokenizer, completion.token_ids),
-            tokens=len(completion.token_ids) - (completion.finish == "eos"),
-        )
-        for (name, sample), seed, completion in zip(wanted, seeds, completions, strict=True)
-    ]  # fmt: skip
-
-
-def _rewards(
-    scorer: Scorer | None, prompts: dict[str, list[Message]], answers: Sequence[Answer], role: str,
-    show: Callable[[str], None],
-) -> list[Reward]:  # fmt: skip
-    if scorer is None:
-        return []
-    show(f"{role}: scoring {len(answers)} answers with {scorer.reference}")
-    # A message must not be empty; an empty answer is scored as a blank.
-    conversations = [[*prompts[a.prompt_id], *answer(a.text or " ")] for a in answers]
-    return [Reward(reward=value) for value in scorer.score(conversations)]
-
-
 def _go_through(
     suites: Sequence[tuple[Suite, list[SuiteRow]]], model: Model, sampler: SharedSampler, config: EvalConfig,
     scorer: Scorer | None, role: str, runs: Runs, parts: Path, show: Callable[[str], None],
@@ -243,20 +163,6 @@ def _go_through(
     ]
 
 
-def _measure(
-    prompts: dict[str, list[Message]], answers: Sequence[Answer], rewards: Sequence[Reward]
-) -> list[MeasuredAnswer]:
-    from feedback.simulate import utility
-
-    return [
-        MeasuredAnswer(
-            **a.model_dump(), utility=utility(prompts[a.prompt_id], a.text),
-            reward=rewards[i].reward if rewards else None, distinct_bigrams=distinct_bigrams(a.text),
-        )
-        for i, a in enumerate(answers)
-    ]  # fmt: skip
-
-
 RowT = TypeVar("RowT", bound=Row)
 
 
@@ -265,6 +171,5 @@ def _part(path: Path, row_type: type[RowT], make: Callable[[], list[RowT]]) -> l
     if path.exists():
         return read_jsonl(path, row_type)
     rows = make()
-    if rows:
-        write_jsonl(path, rows)
+    write_jsonl(path, rows)
     return rows

@@ -11,8 +11,9 @@ from accord.config import Config
 from accord.models import Model
 from accord.records import write_jsonl
 from accord.runs import DataFile, Run, Runs, Source
+from eval.answers import distinct_bigrams, read_prompts
 from eval.config import EvalConfig
-from eval.evaluate import conclude, distinct_bigrams, read_prompts
+from eval.evaluate import conclude
 from eval.gate import SUITE
 from eval.log_likelihood import LogLikelihood
 from eval.rows import MeasuredAnswer, Outcome, Sample, SuiteItem

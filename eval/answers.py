@@ -1,0 +1,115 @@
+"""Both models' answers to the held-out prompts, and what is measured about each of them."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from accord.chat import answer, decode_response, encode_prompt
+from accord.errors import DataError
+from accord.models import Model, load_tokenizer
+from accord.records import Message, Prompt, content_id, messages_as_dicts, read_jsonl
+from accord.sampling.shared import SharedSampler
+from eval.config import EvalConfig
+from eval.rows import Answer, MeasuredAnswer, Reward, Sample, seed_for
+from reward.scorers import Scorer
+
+
+def read_prompts(path: Path) -> dict[str, list[Message]]:
+    """The prompts of a file by id; a prompt without an id is named by its content.
+
+    Raises:
+        DataError: a bad line, an id or a prompt that occurs twice, or fewer than two prompts.
+    """
+    prompts: dict[str, list[Message]] = {}
+    contents: set[str] = set()
+    for row in read_jsonl(path, Prompt):
+        content = content_id(messages_as_dicts(row.prompt))
+        name = row.id or content
+        if name in prompts or content in contents:
+            raise DataError(
+                f"{path}: the prompt '{name}' occurs twice; items must differ to count, remove one"
+            )
+        contents.add(content)
+        prompts[name] = row.prompt
+    if len(prompts) < 2:
+        raise DataError(f"{path}: holds one prompt; a comparison with an interval needs at least two")
+    return prompts
+
+
+def read_groups(path: Path, column: str) -> dict[str, str]:
+    """The group of every prompt that has one, by the prompt's id; `column` holds it."""
+    groups = {}
+    for row in read_jsonl(path, Prompt):
+        group = (row.model_extra or {}).get(column)
+        if group is not None:
+            groups[row.id or content_id(messages_as_dicts(row.prompt))] = str(group)
+    return groups
+
+
+def sample_answers(
+    model: Model, shared: SharedSampler, prompts: Mapping[str, list[Message]], config: EvalConfig
+) -> list[Answer]:  # fmt: skip
+    """One model's answers, `samples_per_prompt` to each prompt."""
+    wanted = [(name, sample) for name in prompts for sample in range(config.samples_per_prompt)]
+    seeds = [seed_for(config.seed, *key) for key in wanted]
+    tokenizer = load_tokenizer(model)
+    encoded = {name: encode_prompt(tokenizer, prompt) for name, prompt in prompts.items()}
+    completions = shared.use(model).sample(
+        [encoded[name] for name, _ in wanted], seeds, config.max_response_tokens, config.temperature
+    )
+    return [
+        Answer(
+            prompt_id=name, sample=sample, seed=seed, finish=completion.finish,
+            text=decode_response(tokenizer, completion.token_ids),
+            tokens=len(completion.token_ids) - (completion.finish == "eos"),
+        )
+        for (name, sample), seed, completion in zip(wanted, seeds, completions, strict=True)
+    ]  # fmt: skip
+
+
+def score_answers(
+    scorer: Scorer, prompts: Mapping[str, list[Message]], answers: Sequence[Answer]
+) -> list[Reward]:  # fmt: skip
+    """The scorer's score of every answer."""
+    # A message must not be empty; an empty answer is scored as a blank.
+    conversations = [[*prompts[a.prompt_id], *answer(a.text or " ")] for a in answers]
+    return [Reward(reward=value) for value in scorer.score(conversations)]
+
+
+def measure_answers(
+    prompts: Mapping[str, list[Message]], answers: Sequence[Answer], rewards: Sequence[Reward]
+) -> list[MeasuredAnswer]:
+    """The answers with everything that is measured about them; `rewards` may be empty."""
+    from feedback.simulate import utility
+
+    return [
+        MeasuredAnswer(
+            **a.model_dump(), utility=utility(prompts[a.prompt_id], a.text),
+            reward=rewards[i].reward if rewards else None, distinct_bigrams=distinct_bigrams(a.text),
+        )
+        for i, a in enumerate(answers)
+    ]  # fmt: skip
+
+
+def pair_up(
+    prompts: Mapping[str, list[Message]], groups: Mapping[str, str], baseline: Sequence[MeasuredAnswer],
+    candidate: Sequence[MeasuredAnswer],
+) -> list[Sample]:  # fmt: skip
+    """The two models' answers to the same prompts, side by side."""
+    return [
+        Sample(
+            id=b.prompt_id, sample=b.sample, prompt=prompts[b.prompt_id], group=groups.get(b.prompt_id), baseline=b,
+            candidate=c,
+        )
+        for b, c in zip(baseline, candidate, strict=True)
+    ]  # fmt: skip
+
+
+def distinct_bigrams(text: str) -> float:
+    """The share of a text's neighbouring word pairs that are different ones; 1 where there is no pair.
+
+    distinct-2 of Li et al. 2016 (https://arxiv.org/abs/1510.03055), by answer instead of over all answers.
+    """
+    words = text.lower().split()
+    pairs = list(itertools.pairwise(words))
+    return len(set(pairs)) / len(pairs) if pairs else 1.0
