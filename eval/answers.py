@@ -10,7 +10,8 @@ from accord.models import Model, load_tokenizer
 from accord.records import Message, Prompt, content_id, messages_as_dicts, read_jsonl
 from accord.sampling.shared import SharedSampler
 from eval.config import EvalConfig
-from eval.rows import Answer, MeasuredAnswer, Reward, Sample, seed_for
+from eval.rows import Answer, Judgement, MeasuredAnswer, Reward, Sample, seed_for
+from reward.judge import Judge
 from reward.scorers import Scorer
 
 
@@ -103,6 +104,16 @@ def pair_up(
         )
         for b, c in zip(baseline, candidate, strict=True)
     ]  # fmt: skip
+
+
+def judge_answers(judge: Judge, samples: Sequence[Sample]) -> list[Judgement]:
+    """What the judge says of every pair of answers; each is asked about in both orders."""
+    # A message must not be empty; an empty answer is judged as a blank.
+    answers = [[answer(each.text or " ") for each in (s.candidate, s.baseline)] for s in samples]
+    found = judge.compare(
+        [s.prompt for s in samples], [first for first, _ in answers], [second for _, second in answers]
+    )
+    return [Judgement(candidate_is_better=each.first_is_better) for each in found]
 
 
 def distinct_bigrams(text: str) -> float:

@@ -60,6 +60,9 @@ class EvalConfig(Config):
     """Of every interval."""
     bootstrap_resamples: int = Field(default=9_999, ge=999)
     """Resamples behind an interval, and swaps behind a p-value."""
+    judge: str | None = None
+    """Says which answers are better, independently of the reward model, which the candidate may have been optimised
+    against: `judge:<model reference>` or `judge:https://host/v1#model-name`."""
     suites: list[str] = Field(default_factory=lambda: ["sentence_pairs"])
     """What else both models go through: names of accord's suites, folders of your own, `public:<name>`."""
     max_suite_items: int | None = Field(default=None, ge=2)

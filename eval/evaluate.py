@@ -24,20 +24,28 @@ from accord.models import Model
 from accord.records import Row, read_jsonl, write_jsonl
 from accord.runs import DataFile, Run, Runs, Source
 from accord.sampling.shared import SharedSampler
-from eval.answers import measure_answers, pair_up, read_groups, read_prompts, sample_answers, score_answers
+from eval.answers import (
+    judge_answers,
+    measure_answers,
+    pair_up,
+    read_groups,
+    read_prompts,
+    sample_answers,
+    score_answers,
+)
 from eval.comparison import check_prompt_slices, check_slices, compare, slices
 from eval.config import EvalConfig
-from eval.gate import SUITE, make_verdict, write_verdict
+from eval.gate import SUITE, Compared, make_verdict, write_verdict
 from eval.likelihood_cache import LIKELIHOODS
 from eval.measured import measured_answers, measured_suites
 from eval.promotion import override_behind
 from eval.report import write_report
-from eval.rows import Answer, MeasuredAnswer, Outcome, Reward, Sample, SuiteItem
+from eval.rows import Answer, Judgement, MeasuredAnswer, Outcome, Reward, Sample, SuiteItem
 from eval.signing import signing_key
 from eval.suites.kind import SuiteRow
 from eval.suites.measure import loaded_once, sample_replies, score_items
 from eval.suites.suite import Suite, find_suite, read_items
-from reward.scorers import Scorer, scorer_of_model
+from reward.scorers import Scorer, scorer_of, scorer_of_model
 
 
 def evaluate(
@@ -78,8 +86,17 @@ def evaluate(
     sources: dict[str, Source] = {"baseline": baseline, "candidate": candidate}
     if scorer:
         sources["reward_model"] = scorer
-    elif "reward" in config.gate:
-        raise UsageError("the gate has a margin for 'reward', so it needs a reward model; name one")
+    elif asked := sorted(config.gate.keys() & {"reward", "win_rate", "win_rate_length_controlled"}):
+        raise UsageError(f"the gate has a margin for '{asked[0]}', so it needs a reward model; name one")
+    judge = scorer_of(config.judge, runs) if config.judge else None
+    if judge:
+        if judge.judge is None:
+            raise UsageError(f"eval.judge: '{config.judge}' is no judge; write judge:<model reference>")
+        sources["judge"] = judge
+    elif asked := sorted(name for name in config.gate if name.startswith("judge_")):
+        raise UsageError(
+            f"the gate has a margin for '{asked[0]}', so it needs a judge; name one in eval.judge"
+        )
     sources |= {"prompts": DataFile(prompt_file)}
     sources |= {SUITE + suite.name: DataFile(suite.file) for suite, _ in suites}
 
@@ -107,6 +124,14 @@ def evaluate(
             outcomes[role] = _go_through(suites, model, sampler, config, scorer, role, runs, parts, show)
 
         samples = pair_up(prompts, groups, measured["baseline"], measured["candidate"])
+        if judge and judge.judge:
+            show(f"{judge.reference} judges {len(samples)} pairs of answers")
+            ask = functools.partial(judge_answers, judge.judge, samples)
+            judgements = _part(parts / "judgements.jsonl", Judgement, ask)
+            samples = [
+                sample.model_copy(update={"judgement": each})
+                for sample, each in zip(samples, judgements, strict=True)
+            ]
         items = [
             SuiteItem(
                 suite=suite.name, id=row.id, template=row.template, group=row.group,
@@ -115,24 +140,24 @@ def evaluate(
             for (suite, rows), before, after in zip(suites, *outcomes.values(), strict=True)
             for row, b, c in zip(rows, before, after, strict=True)
         ]  # fmt: skip
-        conclude(config, run, runs, samples, items, baseline, candidate, scorer)
+        conclude(config, run, runs, samples, items, Compared(baseline, candidate, scorer, judge))
     return run
 
 
 def conclude(
     config: EvalConfig, run: Run, runs: Runs, samples: Sequence[Sample], items: Sequence[SuiteItem],
-    baseline: Model, candidate: Model, reward_model: Model | Scorer | None,
+    compared: Compared,
 ) -> None:  # fmt: skip
     """Decide on what was measured, and finish the run: rows, verdict, page and figures."""
     write_jsonl(run.path / "samples.jsonl", samples)
     write_jsonl(run.path / "suites.jsonl", items)
     measured = measured_answers(samples) | measured_suites(items)
     metrics = compare(measured, config)
-    override = override_behind(baseline, runs)
+    override = override_behind(compared.baseline, runs)
     by_group = slices(measured, config)
     count = Counter(item.suite for item in items)
     suites = {reference: count[find_suite(reference).name] for reference in config.suites}
-    verdict = make_verdict(run, runs, metrics, by_group, baseline, candidate, reward_model, suites, override)
+    verdict = make_verdict(run, runs, metrics, by_group, compared, suites, override)
     write_verdict(run.path / "verdict.json", verdict)
     write_report(run, runs)
     figures: dict[str, object] = {

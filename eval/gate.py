@@ -13,6 +13,7 @@ candidate through.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,6 +36,16 @@ EVIDENCE = ("samples.jsonl", "suites.jsonl")
 SUITE = "suite:"
 """Before a suite's name, where files are named by their part in an evaluation."""
 PACKAGES = ("accord", "sft", "feedback", "reward", "rl", "eval")
+
+
+@dataclass(frozen=True)
+class Compared:
+    """The models of an evaluation, and what scored and judged their answers."""
+
+    baseline: Model
+    candidate: Model
+    reward_model: Model | Scorer | None = None
+    judge: Scorer | None = None
 
 
 class Subject(BaseModel):
@@ -88,6 +99,7 @@ class Verdict(BaseModel):
     baseline: Subject
     candidate: Subject
     reward_model: Subject | None
+    judge: Subject | None = None
     files: dict[str, str]
     """Of the prompts, and of every suite's items as `suite:<name>`."""
     evidence: dict[str, str]
@@ -192,9 +204,8 @@ def subject(model: Model | Scorer) -> Subject:
 
 
 def make_verdict(
-    run: Run, runs: Runs, metrics: Sequence[MetricResult], slices: Sequence[SliceResult], baseline: Model,
-    candidate: Model, reward_model: Model | Scorer | None, suites: Mapping[str, int],
-    baseline_override: Override | None = None,
+    run: Run, runs: Runs, metrics: Sequence[MetricResult], slices: Sequence[SliceResult], compared: Compared,
+    suites: Mapping[str, int], baseline_override: Override | None = None,
 ) -> Verdict:  # fmt: skip
     """The verdict of the evaluation `run` over these metrics; the evidence is in its folder already.
 
@@ -217,9 +228,10 @@ def make_verdict(
             for suite, items in ((find_suite(reference), items) for reference, items in suites.items())
         ],
         confidence_level=run.record.config["confidence_level"],
-        baseline=subject(baseline),
-        candidate=subject(candidate),
-        reward_model=subject(reward_model) if reward_model else None,
+        baseline=subject(compared.baseline),
+        candidate=subject(compared.candidate),
+        reward_model=subject(compared.reward_model) if compared.reward_model else None,
+        judge=subject(compared.judge) if compared.judge else None,
         files={
             role: digest
             for role, digest in run.record.inputs.items()

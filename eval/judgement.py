@@ -138,7 +138,7 @@ def judge(
     direction = margin.direction or metric.direction
     assert direction is not None, "EvalConfig refuses a gate without directions"
     falls = direction == "higher"
-    stuck = why_stuck(change, direction, tolerated, metric.ends)
+    stuck = why_stuck(change, direction, tolerated, metric.ends) if metric.reference is None else None
     result = result.model_copy(
         update={
             "direction": direction, "margin": tolerated, "family": margin.family or metric.family,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from eval.metrics import METRICS
 from eval.rows import Sample, SuiteItem
 from eval.suites.kind import Ratio, Value
+from eval.win_rate import length_controlled, win_values
 
 
 @dataclass(frozen=True)
@@ -25,17 +26,48 @@ class Measured:
 
 
 def measured_answers(samples: Sequence[Sample]) -> dict[str, Measured]:
-    """The values of the metrics of answers; the reward's only where there was a reward model."""
-    return {
-        name: Measured(
-            [sample.baseline.value(name) for sample in samples],
-            [sample.candidate.value(name) for sample in samples],
-            [sample.id for sample in samples],
-            [sample.group for sample in samples],
+    """The values of the metrics of answers; those of a reward model or a judge only where there was one."""
+    names = [name for name, metric in METRICS.items() if metric.reference is None]
+    found = {
+        name: _measured(
+            samples, [s.baseline.value(name) for s in samples], [s.candidate.value(name) for s in samples]
         )
-        for name in METRICS
+        for name in names
         if name != "reward" or samples[0].baseline.reward is not None
     }
+    scores = [(s.baseline.reward, s.candidate.reward) for s in samples]
+    rewards = [(before, after) for before, after in scores if before is not None and after is not None]
+    if len(rewards) == len(samples):
+        wins = win_values(*zip(*rewards, strict=True))
+        found |= _win_rates("win_rate", samples, wins)
+    judged = [(s, s.judgement.candidate_is_better) for s in samples if s.judgement is not None]
+    if judged:
+        unparsed = [float(better is None) for _, better in judged]
+        found["judge_unparsed"] = _against_reference("judge_unparsed", [s for s, _ in judged], unparsed)
+        read = [(s, better) for s, better in judged if better is not None]
+        if read:
+            found |= _win_rates("judge_win_rate", [s for s, _ in read], [better for _, better in read])
+    return found
+
+
+def _win_rates(name: str, samples: Sequence[Sample], wins: Sequence[float]) -> dict[str, Measured]:
+    """The win rate over these samples, and that at equal length."""
+    tokens = [[s.baseline.tokens for s in samples], [s.candidate.tokens for s in samples]]
+    controlled = f"{name}_length_controlled"
+    return {
+        name: _against_reference(name, samples, wins),
+        controlled: _against_reference(controlled, samples, length_controlled(wins, *tokens)),
+    }
+
+
+def _against_reference(name: str, samples: Sequence[Sample], values: Sequence[float]) -> Measured:
+    reference = METRICS[name].reference
+    assert reference is not None
+    return _measured(samples, [reference] * len(samples), values)
+
+
+def _measured(samples: Sequence[Sample], before: Sequence[float], after: Sequence[float]) -> Measured:
+    return Measured([*before], [*after], [s.id for s in samples], [s.group for s in samples])
 
 
 def measured_suites(items: Sequence[SuiteItem]) -> dict[str, Measured]:

@@ -33,6 +33,8 @@ class Metric:
     """For a share: the two values that an item can have, so that its mean cannot leave them."""
     direction: Direction | None = None
     """Which values are better, where that is no matter of taste; a gate may say otherwise."""
+    reference: float | None = None
+    """Where both models make one value together: what it is for equal models, which stands in the baseline's place."""
 
     @property
     def is_share(self) -> bool:
@@ -60,6 +62,57 @@ METRICS: dict[str, Metric] = {
             "how much what scores them likes the answers: a reward model in logits, a judge from 1 to 5, or a function",
             QUALITY,
             direction="higher",
+        ),
+        Metric(
+            "win_rate",
+            "Wins by score",
+            "share",
+            PROMPTS,
+            "how often the candidate's answer scores higher than the baseline's; a tie counts as half",
+            QUALITY,
+            direction="higher",
+            reference=0.5,
+        ),
+        Metric(
+            "win_rate_length_controlled",
+            "Wins by score at equal length",
+            "share",
+            PROMPTS,
+            "the same, as it would be if both answers were equally long",
+            QUALITY,
+            direction="higher",
+            reference=0.5,
+        ),
+        Metric(
+            "judge_win_rate",
+            "Wins by the judge",
+            "share",
+            PROMPTS,
+            "how probably the candidate's answer is the better one, by a judge who was asked in both orders",
+            QUALITY,
+            direction="higher",
+            reference=0.5,
+        ),
+        Metric(
+            "judge_win_rate_length_controlled",
+            "Wins by the judge at equal length",
+            "share",
+            PROMPTS,
+            "the same, as it would be if both answers were equally long",
+            QUALITY,
+            direction="higher",
+            reference=0.5,
+        ),
+        Metric(
+            "judge_unparsed",
+            "Pairs the judge left undecided",
+            "share",
+            PROMPTS,
+            "how often the judge's reply could not be read, asked twice; such pairs are in no win rate of the judge's",
+            QUALITY,
+            ends=(0.0, 1.0),
+            direction="lower",
+            reference=0.0,
         ),
         Metric("response_tokens", "Answer length", "tokens", PROMPTS, "how long the answers are", QUALITY),
         Metric(

@@ -25,7 +25,7 @@ BUNDLED_BASE = ("HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0")
 """The hub's name and the licence of `bundled.MODEL`."""
 MODEL_ROLES = ("base", "policy")
 """What a stage calls the model that it starts from."""
-NO_DATA = (*MODEL_ROLES, "baseline", "candidate", "reward_model")
+NO_DATA = (*MODEL_ROLES, "baseline", "candidate", "reward_model", "judge")
 SETTINGS = (
     "algorithm", "loss", "learning_rate", "epochs", "updates", "rows_per_update", "prompts_per_update",
     "num_generations", "max_response_tokens", "max_sequence_tokens", "kl_coefficient", "heads", "length", "ensemble",
@@ -110,6 +110,8 @@ def model_card(
     ]  # fmt: skip
     if verdict.reward_model:
         about.append(["Answers scored by", code(file_name(verdict.reward_model.reference))])
+    if verdict.judge:
+        about.append(["Answers judged by", code(file_name(verdict.judge.reference))])
     training = table(["stage", "run", "main settings", "dropped rows"], [_stage(each) for each in ancestors])
     data = [
         [

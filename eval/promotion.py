@@ -245,7 +245,7 @@ def check_verdict(run: Run, runs: Runs, any_outcome: bool = False) -> Verdict:
                 f"record.json of run {ancestor}, on which this verdict rests, {state}; {again}"
             )
     fresh = Runs(runs.root)  # one that has not checked any run yet
-    for role in ("baseline", "candidate", "reward_model"):
+    for role in ("baseline", "candidate", "reward_model", "judge"):
         subject: Subject | None = getattr(verdict, role)
         if subject:
             _check_subject(role.replace("_", " "), subject, fresh, again)
@@ -298,7 +298,7 @@ def _evaluation_of(run: Run, runs: Runs) -> Run:
 def _check_subject(role: str, subject: Subject, runs: Runs, again: str) -> None:
     """Compare what a reference names now with what was evaluated."""
     try:
-        digest, weights = _digests_now(subject, runs, is_scorer=role == "reward model")
+        digest, weights = _digests_now(subject, runs, is_scorer=role in ("reward model", "judge"))
     except AccordError as error:
         raise TamperedError(f"the {role} {subject.reference} is not as it was evaluated: {error}") from None
     for name in sorted(weights.keys() | subject.weights.keys()):

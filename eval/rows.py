@@ -40,6 +40,13 @@ class MeasuredAnswer(Answer):
         return float(getattr(self, metric))
 
 
+class Judgement(Row):
+    """What the judge says of the two answers to one prompt."""
+
+    candidate_is_better: float | None
+    """The probability, averaged over both orders; None if a reply could not be read."""
+
+
 class Sample(Row):
     """One row of samples.jsonl: a prompt, and what each model answered with the same seed."""
 
@@ -50,6 +57,8 @@ class Sample(Row):
     """Of the prompt, for the differences by group."""
     baseline: MeasuredAnswer
     candidate: MeasuredAnswer
+    judgement: Judgement | None = None
+    """None without a judge."""
 
 
 class Outcome(Row):

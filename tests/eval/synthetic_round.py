@@ -14,7 +14,7 @@ from accord.runs import DataFile, Run, Runs, Source
 from eval.answers import distinct_bigrams, read_prompts
 from eval.config import EvalConfig
 from eval.evaluate import conclude
-from eval.gate import SUITE
+from eval.gate import SUITE, Compared
 from eval.log_likelihood import LogLikelihood
 from eval.rows import MeasuredAnswer, Outcome, Sample, SuiteItem
 from eval.suites.kinds.sentence_pairs import KIND
@@ -172,7 +172,7 @@ def make_round(
                     candidate=Outcome(id=pair.id, scores=after, values=dict(KIND.values(pair, after))),
                 )
             )  # fmt: skip
-        conclude(config, run, runs, samples, items, model(sft), model(dpo), model(reward))
+        conclude(config, run, runs, samples, items, Compared(model(sft), model(dpo), model(reward)))
     return run, runs
 
 

@@ -22,7 +22,16 @@ from accord.report import number, percent
 from accord.runs import DataFile, Run, Runs, file_digest
 from eval.config import EvalConfig
 from eval.evaluate import conclude
-from eval.gate import SIGNATURE, SUITE, Subject, Verdict, read_verdict, weights_digests, write_verdict
+from eval.gate import (
+    SIGNATURE,
+    SUITE,
+    Compared,
+    Subject,
+    Verdict,
+    read_verdict,
+    weights_digests,
+    write_verdict,
+)
 from eval.model_card import code, file_name, one_line, table
 from eval.promotion import (
     PromotionRefusedError,
@@ -343,9 +352,8 @@ def test_a_later_report_says_that_its_baseline_was_an_override(tmp_path: Path) -
     with runs.begin("eval", config, {**swapped, "reward_model": parents["reward_model"], **files}) as run:
         samples = read_jsonl(first.path / "samples.jsonl", Sample)
         items = read_jsonl(first.path / "suites.jsonl", SuiteItem)
-        conclude(
-            config, run, runs, samples, items, models["candidate"], models["baseline"], models["reward_model"]
-        )
+        compared = Compared(models["candidate"], models["baseline"], models["reward_model"])
+        conclude(config, run, runs, samples, items, compared)
     behind = read_verdict(run).baseline_override
     assert behind is not None and (behind.reason, behind.outcome, behind.verdict) == (
         REASON,
