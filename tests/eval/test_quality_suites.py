@@ -1,16 +1,25 @@
 """Quality suites: checks at their boundaries, overlaps against worked numbers, likelihoods by hand."""
 
 import json
+import math
+import subprocess
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from accord.errors import DataError
-from accord.records import read_jsonl
+from accord.errors import DataError, UsageError
+from accord.models import Model, load_policy, load_tokenizer
+from accord.records import Message, Row, read_jsonl
+from eval.log_likelihood import LogLikelihood, log_likelihoods
 from eval.suites.kind import Ratio, Reply
-from eval.suites.kinds import instructions
+from eval.suites.kinds import choices, instructions, labelled, text
+from eval.suites.kinds.choices import ChoiceRow
 from eval.suites.kinds.instructions import CHECKS, InstructionRow, is_met
+from eval.suites.kinds.labelled import LabelledRow, normalised, token_f1
+from eval.suites.kinds.text import TextRow
 
 DATA = Path(instructions.__file__).parent.parent / "data"
 
@@ -106,3 +115,159 @@ def test_the_suite_of_instructions() -> None:
     assert len({row.id for row in rows}) == len({row.prompt for row in rows}) == 90
     used = {check["check"] for row in rows for check in row.checks}
     assert used == set(CHECKS)  # none is there that no prompt needs
+
+
+def scored(*nats: float) -> list[list[LogLikelihood]]:
+    return [[LogLikelihood(nats=each, tokens=1, greedy=False) for each in nats]]
+
+
+def no_template(messages: Sequence[Message]) -> tuple[int, ...]:
+    raise AssertionError("texts are scored as plain text")
+
+
+def labelled_values(answer: str, reference: str | list[str]) -> dict[str, Any]:
+    row = LabelledRow(id="a", prompt="A", reference=reference)
+    return dict(labelled.KIND.values(row, [reply(answer)]))
+
+
+def test_normalisation_as_squad_does_it() -> None:
+    assert normalised(" The  U.S. president's an  old-timer! ") == "us presidents oldtimer"
+
+
+def test_token_f1_by_hand() -> None:
+    """3 of the answer's 4 words are among the reference's 6: P = 3/4, R = 1/2, F1 = 2 * 3/8 / (5/4) = 0.6."""
+    assert token_f1("red red blue dog", "red red red blue cat cow") == pytest.approx(0.6)
+    assert token_f1("The", "a") == 1.0
+    assert token_f1("", "red") == 0.0
+
+
+def test_bleu_and_rouge_by_hand() -> None:
+    """Runs of 1 to 4 words in common: 5 of 6, 3 of 5, 2 of 4, 1 of 3, and both have 6 words, so BLEU is 100 times the
+    fourth root of the product. The longest common sequence, "the cat sat on mat", has 5 of either's 6 words."""
+    pytest.importorskip("sacrebleu")
+    values = labelled_values("the cat sat on the mat", "the cat sat on a mat")
+    assert values["bleu"] == pytest.approx(100 * (5 / 6 * 3 / 5 * 2 / 4 * 1 / 3) ** 0.25)
+    assert values["rouge_l"] == pytest.approx(5 / 6)
+    assert (
+        values["exact_match"] == values["f1"] == 1.0
+    )  # SQuAD drops the articles, in which alone they differ
+    assert (values["bleu"] + labelled_values("yes", "yes")["bleu"]) / 2 == pytest.approx(76.9, abs=0.05)
+
+
+def test_corpus_bleu_in_the_docstring() -> None:
+    bleu = pytest.importorskip("sacrebleu").metrics.BLEU()
+    corpus = bleu.corpus_score(["the cat sat on the mat", "yes"], [["the cat sat on a mat", "yes"]])
+    assert corpus.score == pytest.approx(54.1, abs=0.05)
+
+
+def test_the_best_reference_counts() -> None:
+    pytest.importorskip("sacrebleu")
+    values = labelled_values("Thirty days.", ["30 days", "thirty days"])
+    assert values["exact_match"] == values["f1"] == values["rouge_l"] == 1.0
+    assert labelled_values("Thirty days.", "30 days")["f1"] == pytest.approx(0.5)
+    assert labelled_values("", "30 days") == {"exact_match": 0.0, "f1": 0.0, "bleu": 0.0, "rouge_l": 0.0}
+
+
+def test_a_prompt_is_a_message_or_a_conversation() -> None:
+    turns = [
+        Message(role="system", content="Be short."),
+        Message(role="user", content="Name a prime."),
+    ]
+    assert labelled.KIND.prompts(LabelledRow(id="a", prompt=turns, reference="7")) == [turns]
+    one = labelled.KIND.prompts(LabelledRow(id="a", prompt="Name a prime.", reference="7"))
+    assert one == [[Message(role="user", content="Name a prime.")]]
+
+
+def test_missing_packages_say_how_to_install_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sacrebleu.metrics", None)  # Python's way to say: not installed
+    labelled._overlap_scorers.cache_clear()
+    with pytest.raises(UsageError, match="pip install sacrebleu rouge-score"):
+        labelled_values("a", "b")
+
+
+def test_overlap_packages_are_imported_only_where_they_score() -> None:
+    code = (
+        "import sys, eval.suites.kinds.labelled; assert not {'sacrebleu', 'rouge_score'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_bits_per_byte_by_hand() -> None:
+    """log 2 nats are one bit, and "é" has two bytes: 10 bits and 90 bits, over 10 and 30 bytes."""
+    one, other = TextRow(id="a", text="é" * 5), TextRow(id="b", text="x" * 30)
+    parts = [
+        text.KIND.values(row, scored(-bits * math.log(2)))["bits_per_byte"]
+        for row, bits in ((one, 10), (other, 90))
+    ]
+    assert [tuple(part) for part in parts if isinstance(part, Ratio)] == [
+        (pytest.approx(10), 10),
+        (pytest.approx(90), 30),
+    ]
+
+
+def test_uniform_predictions_of_bytes_cost_as_many_bits_as_there_are_tokens(tiny_model: Model) -> None:
+    """With its head at zero, the byte-level model gives each of its V tokens 1/V: log2 V bits for each byte."""
+    policy, tokenizer = load_policy(tiny_model).eval(), load_tokenizer(tiny_model)
+    policy.get_output_embeddings().weight.data.zero_()
+    row = TextRow(id="a", text="Any text at all, naïve or not.")
+    value = text.KIND.values(row, [log_likelihoods(policy, tokenizer, text.KIND.items(row, no_template))[0]])
+    bits, size = value["bits_per_byte"]  # type: ignore[misc]
+    assert bits / size == pytest.approx(math.log2(policy.config.vocab_size))
+
+
+def choice(**changes: Any) -> ChoiceRow:
+    fields = {"id": "a", "question": "Which one?", "answers": ["\u00e9", "ok"], "label": 0}
+    return ChoiceRow(**(fields | changes))
+
+
+def test_a_choice_by_nats_and_by_byte() -> None:
+    """-3 nats for "ok" and -2.5 for three bytes more: the sum favours the latter by 0.5, a byte -1.5 and -0.5."""
+    row = choice(answers=["ok", "okays"], label=1)
+    values = choices.KIND.values
+    assert values(row, scored(-3, -2.5)) == {"accuracy": 1.0, "accuracy_by_byte": 1.0, "margin": 0.5}
+    assert values(row, scored(-3, -5)) == {"accuracy": 0.0, "accuracy_by_byte": 1.0, "margin": -2.0}
+    assert values(row, scored(-3, -3)) == {"accuracy": 0.0, "accuracy_by_byte": 1.0, "margin": 0.0}
+
+
+def test_bytes_and_characters_as_in_the_docstring() -> None:
+    assert choices.KIND.values(choice(), scored(-2, -3))["accuracy_by_byte"] == 1.0
+    per_character = [-2 / len("\u00e9"), -3 / len("ok")]
+    assert max(per_character) == per_character[1]
+
+
+def test_the_margin_is_to_the_best_wrong_answer() -> None:
+    row = choice(answers=["a", "b", "c"], label=0)
+    assert choices.KIND.values(row, scored(-2, -7, -4))["margin"] == 2.0
+
+
+def test_a_question_and_a_prefix_become_text() -> None:
+    assert choices.KIND.items(choice(), no_template)[0].prefix == "Question: Which one?\nAnswer:"
+    going_on = choices.KIND.items(choice(question=None, prefix="She left because"), no_template)[0]
+    assert (going_on.prefix, going_on.continuations) == ("She left because", (" \u00e9", " ok"))
+
+
+@pytest.mark.parametrize(
+    ("row", "fields", "message"),
+    [
+        (ChoiceRow, {"question": "Q", "prefix": "P", "answers": ["a", "b"], "label": 0}, "question: "),
+        (ChoiceRow, {"answers": ["a", "b"], "label": 0}, "question: "),
+        (ChoiceRow, {"question": "Q", "answers": ["a", "b"], "label": 2}, "label: is 2"),
+        (ChoiceRow, {"question": "Q", "answers": ["a", "a"], "label": 0}, "answers: two"),
+        (ChoiceRow, {"question": "Q", "answers": ["a"], "label": 0}, "answers"),
+        (LabelledRow, {"prompt": "A", "reference": []}, "reference"),
+        (LabelledRow, {"prompt": "A", "reference": [" "]}, "reference: is empty"),
+        (
+            LabelledRow,
+            {"prompt": [{"role": "assistant", "content": "A"}], "reference": "B"},
+            "prompt: the last",
+        ),
+        (TextRow, {"text": ""}, "text"),
+    ],
+)
+def test_a_bad_row_names_file_line_and_field(
+    row: type[Row], fields: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "items.jsonl"
+    file.write_text(json.dumps({"id": "a", **fields}))
+    with pytest.raises(DataError, match=rf"items\.jsonl.*1.*{message}"):
+        read_jsonl(file, row)
