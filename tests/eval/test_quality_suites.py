@@ -271,3 +271,18 @@ def test_a_bad_row_names_file_line_and_field(
     file.write_text(json.dumps({"id": "a", **fields}))
     with pytest.raises(DataError, match=rf"items\.jsonl.*1.*{message}"):
         read_jsonl(file, row)
+
+
+def test_the_suite_of_choices_favours_no_place() -> None:
+    rows = read_jsonl(DATA / "retention_choices" / "items.jsonl", ChoiceRow)
+    assert len({row.id for row in rows}) == len({row.question for row in rows}) == 120
+    assert {len(row.answers) for row in rows} == {4}
+    assert Counter(row.label for row in rows) == dict.fromkeys(range(4), 30)
+    assert set(Counter(row.group for row in rows).values()) == {20}
+
+
+def test_the_suite_of_texts() -> None:
+    rows = read_jsonl(DATA / "retention_text" / "items.jsonl", TextRow)
+    assert len({row.id for row in rows}) == len({row.text for row in rows}) == 60
+    assert list(Counter(row.group for row in rows).values()) == [6] * 10
+    assert all(55 <= len(row.text.split()) <= 120 for row in rows)
