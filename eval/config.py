@@ -10,6 +10,8 @@ from accord.errors import AccordError
 from eval.metrics import METRICS, Direction, Metric
 from eval.suites.suite import find_suite
 
+JUDGED = frozenset({"judge_win_rate", "judge_win_rate_length_controlled"})
+
 
 class Margin(Config):
     """How much worse the candidate may be in one metric; declared before the candidate is seen.
@@ -99,6 +101,11 @@ class EvalConfig(Config):
                 raise ValueError(f"unknown metric '{name}'; {hint}")
             if margin.direction is None and known[name].direction is None:
                 raise ValueError(f"{name}: say which direction is better: higher, lower or closer_to_zero")
+        if JUDGED & gate.keys() and "judge_unparsed" not in gate:
+            raise ValueError(
+                "pairs that the judge leaves undecided count as ties, so a gate on its win rate needs a margin for "
+                "'judge_unparsed', too"
+            )
         return {
             name: margin.model_copy(update={"direction": margin.direction or known[name].direction})
             for name, margin in gate.items()

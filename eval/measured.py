@@ -40,13 +40,13 @@ def measured_answers(samples: Sequence[Sample]) -> dict[str, Measured]:
     if len(rewards) == len(samples):
         wins = win_values(*zip(*rewards, strict=True))
         found |= _win_rates("win_rate", samples, wins)
-    judged = [(s, s.judgement.candidate_is_better) for s in samples if s.judgement is not None]
+    judged = [s.judgement.candidate_is_better for s in samples if s.judgement is not None]
     if judged:
-        unparsed = [float(better is None) for _, better in judged]
-        found["judge_unparsed"] = _against_reference("judge_unparsed", [s for s, _ in judged], unparsed)
-        read = [(s, better) for s, better in judged if better is not None]
-        if read:
-            found |= _win_rates("judge_win_rate", [s for s, _ in read], [better for _, better in read])
+        unparsed = [float(better is None) for better in judged]
+        found["judge_unparsed"] = _against_reference("judge_unparsed", samples, unparsed)
+        # What the judge did not decide counts as a tie; how much that is, `judge_unparsed` says.
+        wins = [0.5 if better is None else better for better in judged]
+        found |= _win_rates("judge_win_rate", samples, wins)
     return found
 
 

@@ -108,7 +108,7 @@ METRICS: dict[str, Metric] = {
             "Pairs the judge left undecided",
             "share",
             PROMPTS,
-            "how often the judge's reply could not be read, asked twice; such pairs are in no win rate of the judge's",
+            "how often the judge's reply could not be read, asked twice; such pairs count as ties",
             QUALITY,
             ends=(0.0, 1.0),
             direction="lower",

@@ -11,6 +11,7 @@ from accord.models import Model
 from accord.records import Message, read_jsonl
 from accord.runs import Runs
 from eval.answers import judge_answers
+from eval.comparison import compare
 from eval.config import EvalConfig
 from eval.evaluate import evaluate
 from eval.gate import read_verdict
@@ -38,7 +39,7 @@ def sample(
 
 
 def test_win_rates_by_hand() -> None:
-    """Scores 1:2, 3:3, 5:4, 0:9: won, tied, lost, won, which is 2.5 of 4; the judge read three of four pairs."""
+    """Scores 1:2, 3:3, 5:4, 0:9: won, tied, lost, won, which is 2.5 of 4; the judge left one pair undecided."""
     samples = [
         sample("a", 1, 2, 0.9),
         sample("b", 3, 3, 0.5),
@@ -48,11 +49,7 @@ def test_win_rates_by_hand() -> None:
     found = measured_answers(samples)
     assert found["win_rate"].after == [1.0, 0.5, 0.0, 1.0] and found["win_rate"].before == [0.5] * 4
     assert found["win_rate_length_controlled"].after == [1.0, 0.5, 0.0, 1.0]  # all of one length
-    assert found["judge_win_rate"].after == [0.9, 0.5, 0.1] and found["judge_win_rate"].clusters == [
-        "a",
-        "b",
-        "d",
-    ]
+    assert found["judge_win_rate"].after == [0.9, 0.5, 0.5, 0.1]
     assert (found["judge_unparsed"].before, found["judge_unparsed"].after) == (
         [0.0] * 4,
         [0.0, 0.0, 1.0, 0.0],
@@ -106,3 +103,22 @@ def test_a_judge_decides_and_is_part_of_the_verdict(tiny_model: Model, runs: Run
     assert verdict.judge is not None and verdict.judge.reference == judged.judge
     assert check_verdict(run, Runs(runs.root), any_outcome=True) == verdict
     assert str(judged.judge) in (run.path / "report.html").read_text()
+
+
+def test_a_judge_that_says_nothing_fails_the_gate_by_its_own_metric() -> None:
+    gate: Any = {"judge_win_rate": {"margin": 0.2}}
+    with pytest.raises(ValueError, match="needs a margin for 'judge_unparsed'"):
+        EvalConfig(gate=gate)
+    config = EvalConfig(gate=gate | {"judge_unparsed": {"margin": 0.1}})
+    silent = [sample(str(i), None, None, None) for i in range(40)]
+    by_name = {metric.name: metric for metric in compare(measured_answers(silent), config)}
+    assert by_name["judge_unparsed"].verdict == "FAIL"
+    assert by_name["judge_unparsed"].candidate == 1.0
+
+    def half(i: int) -> float | None:
+        return None if i % 20 == 0 else 0.4 + 0.2 * (i % 2)
+
+    # two of 40 undecided, 5%: not certain to be below 10%
+    some = [sample(str(i), None, None, half(i)) for i in range(40)]
+    by_name = {metric.name: metric for metric in compare(measured_answers(some), config)}
+    assert by_name["judge_unparsed"].verdict == "INCONCLUSIVE" and by_name["judge_win_rate"].verdict == "PASS"
