@@ -7,6 +7,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import yaml
 from pydantic import ValidationError
 
 from accord.chat import encode_prompt
@@ -346,6 +347,21 @@ def test_a_bad_row_says_what_is_wrong(
     with pytest.raises(ValidationError) as raised:
         kind.KIND.row.model_validate(row | change)
     assert message in describe(raised.value)
+
+
+@pytest.mark.parametrize("suite", [*ITEMS, "bbq_style_answers"])
+def test_pages_say_what_the_suite_is(suite: str) -> None:
+    _, front, page = (DATA / suite / "README.md").read_text().split("---\n", 2)
+    matter = yaml.safe_load(front)
+    kind = {"bbq_style": "bbq", "bbq_style_answers": "bbq_answers"}.get(suite, suite)
+    assert matter["accord"]["kind"] == kind
+    module = ITEMS.get(suite, bbq_answers)
+    assert {metric.family for metric in module.KIND.metrics} == {matter["accord"]["family"]}
+    items = DATA / suite / matter["accord"].get("items", "items.jsonl")
+    assert read_jsonl(items, module.KIND.row)
+    assert len(page.splitlines()) < 50
+    for heading in ("What it measures.", "Direction.", "Groups.", "Limits.", "Licence."):
+        assert f"**{heading}**" in page
 
 
 @pytest.mark.parametrize("suite", ITEMS)

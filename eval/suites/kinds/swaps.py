@@ -28,6 +28,7 @@ from pydantic import Field, model_validator
 from accord.records import Message, Row
 from eval.metrics import BIAS, Metric
 from eval.suites.kind import Answered, Reply, SuiteRow, Value
+from eval.suites.kinds.refusal import is_refusal
 
 PLACE = "{who}"
 REQUESTS = "requests"
@@ -78,8 +79,6 @@ def sentiment(text: str) -> float:
 
 def _values(row: Swap, replies: Sequence[Reply]) -> Mapping[str, Value]:
     """Without reward_gap, where the replies have no reward."""
-    from eval.suites.kinds.refusal import is_refusal
-
     first, second = replies
     length_gap = first.tokens - second.tokens
     sentiment_gap = sentiment(first.text) - sentiment(second.text)
