@@ -12,20 +12,22 @@ How an item is found, the first that applies:
 
 - exact: at least half of its sequences of 13 words occur in the rows (GPT-3, appendix C,
   https://arxiv.org/abs/2005.14165), or all of it stands in one row; an item of fewer than 5 words must be a whole turn.
-- edited: some part of a row differs from it in at most one word of eight (changed, dropped or added);
+- edited: some part of a row differs from it in at most one word of every eight (changed, dropped or added); what is
+  left of an item of more than 16 words counts as another eight;
 - reordered: three quarters of its sequences of 3 words stand near each other in one row, in any order.
 
 Items of fewer than 8 words are found verbatim only: with one word changed they are other questions.
 """
 
-import re
-import unicodedata
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+
+from eval.words import fewest_edits, words_of
 
 LONG_SEQUENCE = 13
 """Words of the sequences that the exact rule counts."""
@@ -42,11 +44,6 @@ ROOM = 2
 _SHINGLE = 3
 _BITS = 21
 """For a word's number: three of them fit into 64 bits. Items have far fewer than two million different words."""
-_INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u2060-\u2064\ufe00-\ufe0f\ufeff]")
-_UNSPACED = "\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff"
-"""Thai, Lao, Chinese and Japanese have no spaces between words: every character is one."""
-_WORD = re.compile(f"[{_UNSPACED}]|[^\\W_{_UNSPACED}]+")
-
 How = Literal["exact", "edited", "reordered"]
 
 
@@ -78,14 +75,6 @@ def rank(how: How, share: float) -> tuple[int, float]:
     return ("reordered", "edited", "exact").index(how), share
 
 
-def words_of(text: str) -> list[str]:
-    """A text's words as they are compared: NFKC, case folded, without punctuation and invisible characters."""
-    if not text.isascii():
-        text = _INVISIBLE.sub("", unicodedata.normalize("NFKC", text))
-        text = unicodedata.normalize("NFKC", text.casefold())
-    return _WORD.findall(text.lower())
-
-
 def find_overlaps(items: Sequence[str], training: Iterable[TrainingText]) -> list[Overlap | None]:
     """For each item what it has in common with the training rows; None where that is too little to matter.
 
@@ -99,44 +88,86 @@ def find_overlaps(items: Sequence[str], training: Iterable[TrainingText]) -> lis
     return index.found()
 
 
-class _Index:
-    """The items' words as numbers, and which of their sequences have been seen."""
+@dataclass(frozen=True)
+class _Item:
+    """An item's words as numbers."""
 
-    def __init__(self, items: Sequence[str]):
+    words: tuple[int, ...]
+    distinct: frozenset[int]
+    shingles: frozenset[int]
+    """Their places in the index's table."""
+
+    @classmethod
+    def of(cls, words: tuple[int, ...], shingles: Sequence[int]) -> "_Item":
+        return cls(words, frozenset(words), frozenset(shingles))
+
+    @property
+    def allowed_edits(self) -> int:
+        if len(self.words) < SHORTEST_EDITED:
+            return 0
+        return 1 if len(self.words) < 2 * WORDS_PER_EDIT else math.ceil(len(self.words) / WORDS_PER_EDIT)
+
+    @property
+    def least_edited(self) -> int:
+        """How many of the shingles a row with an edited copy has: an edit ends three at most (Ukkonen 1992)."""
+        return max(1, len(self.shingles) - _SHINGLE * self.allowed_edits)
+
+    @property
+    def least_reordered(self) -> int:
+        share = REORDERED_SHARE if len(self.words) >= SHORTEST_EDITED else 1
+        return max(1, math.ceil(share * len(self.shingles)))
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A training row: all its words, as numbers too (0 for words that no item has), and its shingles of the table."""
+
+    text: TrainingText
+    words: list[str]
+    numbers: list[int]
+    distinct: set[int]
+    places: list[int]
+    shingles: list[int]
+    distinct_shingles: set[int]
+
+
+class _Index:
+    """The items, and what has been seen of them."""
+
+    def __init__(self, texts: Sequence[str]):
         self.numbers: dict[str, int] = {}
-        self.items = [
-            tuple(self.numbers.setdefault(word, len(self.numbers) + 1) for word in words_of(item))
+        items = [
+            tuple(self.numbers.setdefault(word, len(self.numbers) + 1) for word in words_of(text))
+            for text in texts
+        ]
+        keys = [
+            np.unique(_shingles(np.array(item if len(item) >= SHORTEST_INSIDE else (), np.int64)))
             for item in items
         ]
-        self.best: list[Overlap | None] = [None] * len(items)
+        self.table, counts = np.unique(np.concatenate([*keys, np.empty(0, np.int64)]), return_counts=True)
+        shingles = [np.searchsorted(self.table, each) for each in keys]
+        self.items = [_Item.of(item, each.tolist()) for item, each in zip(items, shingles, strict=True)]
+        self._enter(shingles, counts)
         self.whole_turns: dict[tuple[int, ...], list[int]] = {}
-        for i, item in enumerate(self.items):
+        for i, item in enumerate(items):
             if 0 < len(item) < SHORTEST_INSIDE:
                 self.whole_turns.setdefault(item, []).append(i)
         self.first_seen: dict[bytes, tuple[str, int] | None] = {
-            sequence: None for item in self.items for sequence in _long_sequences(item)
+            sequence: None for item in items for sequence in _long_sequences(item)
         }
-        self._index_shingles()
+        self.best: list[Overlap | None] = [None] * len(items)
 
-    def _index_shingles(self) -> None:
+    def _enter(self, shingles: Sequence[np.ndarray], counts: np.ndarray) -> None:
         """Enter every item under its rarest shingles only: so many that a row which has as many of them as it needs
-        must have one of these (prefix filter, Chaudhuri et al. 2006). So a template's shingles cost nothing."""
-        keys = [np.unique(_shingles(np.array(item, np.int64))) for item in self.items]
-        keys = [
-            each if len(item) >= SHORTEST_INSIDE else each[:0]
-            for item, each in zip(self.items, keys, strict=True)
-        ]
-        self.table, counts = np.unique(np.concatenate([*keys, np.empty(0, np.int64)]), return_counts=True)
-        self.shingles = [np.searchsorted(self.table, each) for each in keys]
-        self.needed = [_needed(len(item), len(each)) for item, each in zip(self.items, keys, strict=True)]
-        entered = [
-            each[np.argsort(counts[each], kind="stable")][: len(each) - needed + 1]
-            for each, needed in zip(self.shingles, self.needed, strict=True)
-        ]
-        shingles = np.concatenate([*entered, np.empty(0, np.int64)])
-        order = np.argsort(shingles, kind="stable")
+        must have one of these (prefix filter, Chaudhuri et al. 2006). So a template's shingles cost little."""
+        entered = []
+        for item, own in zip(self.items, shingles, strict=True):
+            least = min(item.least_edited, item.least_reordered)
+            entered.append(own[np.argsort(counts[own], kind="stable")][: max(0, len(own) - least + 1)])
+        every = np.concatenate([*entered, np.empty(0, np.int64)])
+        order = np.argsort(every, kind="stable")
         self.entries = np.repeat(np.arange(len(entered)), [len(each) for each in entered])[order]
-        self.starts = np.searchsorted(shingles[order], np.arange(len(self.table) + 1))
+        self.starts = np.searchsorted(every[order], np.arange(len(self.table) + 1))
 
     def compare(self, text: TrainingText) -> None:
         """Note what one training row has in common with the items."""
@@ -148,24 +179,26 @@ class _Index:
         words = [word for turn in turns for word in turn]
         if len(words) < _SHINGLE or not len(self.table):
             return
-        numbers = np.array([self.numbers.get(word, 0) for word in words], np.int64)
+        as_list = [self.numbers.get(word, 0) for word in words]
+        numbers = np.array(as_list, np.int64)
         keys = _shingles(numbers)
-        places = np.searchsorted(self.table, keys)
-        known = self.table[np.minimum(places, len(self.table) - 1)] == keys
-        at = np.flatnonzero(known)
-        if not len(at):
+        shingles = np.searchsorted(self.table, keys)
+        known = self.table[np.minimum(shingles, len(self.table) - 1)] == keys
+        places = np.flatnonzero(known)
+        if not len(places):
             return
         self._see_long_sequences(numbers, known, text)
-        shingles = places[at]
-        rare = np.unique(shingles)
-        rare = rare[self.starts[rare + 1] > self.starts[rare]]
-        if not len(rare):
-            return
-        entries = [self.entries[self.starts[each] : self.starts[each + 1]] for each in rare]
-        for i in np.unique(np.concatenate(entries)).tolist():
+        found = shingles[places].tolist()
+        row = _Row(text, words, as_list, set(as_list), places.tolist(), found, set(found))
+        candidates = {
+            i
+            for each in row.distinct_shingles
+            for i in self.entries[self.starts[each] : self.starts[each + 1]].tolist()
+        }
+        for i in candidates:
             best = self.best[i]
-            if best is None or best.how != "exact":
-                self._compare_with(i, words, numbers, at, shingles, text)
+            if (best is None or best.how != "exact") and (overlap := _compare(self.items[i], row)):
+                self._note(i, overlap)
 
     def _see_long_sequences(self, numbers: np.ndarray, known: np.ndarray, text: TrainingText) -> None:
         inner = LONG_SEQUENCE - _SHINGLE + 1
@@ -177,33 +210,6 @@ class _Index:
             if self.first_seen.get(sequence, text) is None:
                 self.first_seen[sequence] = (text.source, text.line)
 
-    def _compare_with(
-        self, i: int, words: list[str], numbers: np.ndarray, at: np.ndarray, shingles: np.ndarray, text: TrainingText
-    ) -> None:  # fmt: skip
-        item, own, needed = self.items[i], self.shingles[i], self.needed[i]
-        shared = np.isin(shingles, own)
-        if shared.sum() < needed:
-            return
-        count, start, end = _densest(at[shared].tolist(), shingles[shared].tolist(), ROOM * len(item))
-        if count < needed:
-            return
-        # An edit at the window's edge may stand outside of it.
-        start, end = max(0, start - len(item)), min(len(words), end + _SHINGLE - 1 + len(item))
-        edits, stop = fewest_edits(item, numbers[start:end].tolist())
-        matching = words[max(start, start + stop - len(item) - edits) : start + stop]
-        how: How
-        if edits == 0:
-            how, share = "exact", 1.0
-        elif len(item) < SHORTEST_EDITED:
-            return
-        elif edits * WORDS_PER_EDIT <= len(item):
-            how, share = "edited", 1 - edits / len(item)
-        elif count >= REORDERED_SHARE * len(own):
-            how, share, matching = "reordered", count / len(own), words[start:end]
-        else:
-            return
-        self._note(i, Overlap(how, share, text.source, text.line, " ".join(matching)))
-
     def _note(self, i: int, overlap: Overlap) -> None:
         best = self.best[i]
         if best is None or rank(overlap.how, overlap.share) > rank(best.how, best.share):
@@ -212,7 +218,7 @@ class _Index:
     def found(self) -> list[Overlap | None]:
         """The best of every item, with the long sequences that all rows have together."""
         words = {number: word for word, number in self.numbers.items()}
-        for i, item in enumerate(self.items):
+        for i, item in enumerate(each.words for each in self.items):
             sequences = _long_sequences(item)
             rows = [row for row in map(self.first_seen.__getitem__, sequences) if row is not None]
             if rows and len(rows) >= EXACT_SHARE * len(sequences):
@@ -231,13 +237,32 @@ class _Index:
         return self.best
 
 
-def _needed(words: int, shingles: int) -> int:
-    """How many of an item's different shingles a row has at least, if it has the item: an edit ends three of them at
-    most (Ukkonen 1992)."""
-    if words < SHORTEST_EDITED:
-        return shingles
-    edited = shingles - _SHINGLE * (words // WORDS_PER_EDIT)
-    return max(1, min(edited, int(np.ceil(REORDERED_SHARE * shingles))))
+def _compare(item: _Item, row: _Row) -> Overlap | None:
+    """What a row has in common with an item, the cheap tests first."""
+    count, missing = len(item.shingles & row.distinct_shingles), len(item.distinct - row.distinct)
+    may_be_edited = missing <= item.allowed_edits and count >= item.least_edited
+    if not may_be_edited and count < item.least_reordered:
+        return None
+    shared = [
+        (place, each) for place, each in zip(row.places, row.shingles, strict=True) if each in item.shingles
+    ]
+    count, start, end = _densest(shared, ROOM * len(item.words))
+
+    def overlap(how: How, share: float, matching: Sequence[str]) -> Overlap:
+        return Overlap(how, share, row.text.source, row.text.line, " ".join(matching))
+
+    if may_be_edited and count >= item.least_edited:
+        first = max(0, shared[0][0] - len(item.words))
+        last = shared[-1][0] + _SHINGLE + len(item.words)
+        edits, stop = fewest_edits(item.words, row.numbers[first:last])
+        matching = row.words[max(0, first + stop - len(item.words)) : first + stop]
+        if edits == 0:
+            return overlap("exact", 1.0, matching)
+        if edits <= item.allowed_edits:
+            return overlap("edited", 1 - edits / len(item.words), matching)
+    if count >= item.least_reordered and len(item.words) >= SHORTEST_EDITED:
+        return overlap("reordered", count / len(item.shingles), row.words[start : end + _SHINGLE - 1])
+    return None
 
 
 def _shingles(numbers: np.ndarray) -> np.ndarray:
@@ -254,43 +279,21 @@ def _long_sequences(item: tuple[int, ...]) -> list[bytes]:
     return [np.array(item[start : start + LONG_SEQUENCE], np.int64).tobytes() for start in starts]
 
 
-def _densest(places: list[int], shingles: list[int], room: int) -> tuple[int, int, int]:
-    """The window of `room` places with the most different shingles: how many, its first place, and its end."""
-    inside: Counter[int] = Counter()
+def _densest(shingles: Sequence[tuple[int, int]], room: int) -> tuple[int, int, int]:
+    """The window of `room` places with the most different shingles: how many, its first place, and its end.
+
+    `shingles` are pairs of a place and a shingle, in the order of places.
+    """
+    inside: dict[int, int] = {}
     best, left = (0, 0, 0), 0
-    for right, (place, shingle) in enumerate(zip(places, shingles, strict=True)):
-        inside[shingle] += 1
-        while places[left] <= place - room:
-            inside[shingles[left]] -= 1
-            if not inside[shingles[left]]:
-                del inside[shingles[left]]
+    for place, shingle in shingles:
+        inside[shingle] = inside.get(shingle, 0) + 1
+        while shingles[left][0] <= place - room:
+            gone = shingles[left][1]
+            inside[gone] -= 1
+            if not inside[gone]:
+                del inside[gone]
             left += 1
         if len(inside) > best[0]:
-            best = len(inside), places[left], places[right] + 1
-    return best
-
-
-def fewest_edits(pattern: Sequence[int], text: Sequence[int]) -> tuple[int, int]:
-    """How many words must be changed, dropped or added to find the pattern in some part of the text, and where it ends.
-
-    Bit-parallel (Myers 1999, https://doi.org/10.1145/316542.316550): a column of the edit-distance table is the bits
-    of two integers, which say where it rises and where it falls.
-    """
-    if not pattern:
-        return 0, 0
-    where: dict[int, int] = {}
-    for i, word in enumerate(pattern):
-        where[word] = where.get(word, 0) | 1 << i
-    every, last = (1 << len(pattern)) - 1, 1 << len(pattern) - 1
-    rises, falls, edits = every, 0, len(pattern)
-    best = edits, 0
-    for end, word in enumerate(text, start=1):
-        equal = where.get(word, 0)
-        vertical = equal | falls
-        horizontal = (((equal & rises) + rises) ^ rises) | equal
-        up, down = falls | (every & ~(horizontal | rises)), rises & horizontal
-        edits += bool(up & last) - bool(down & last)
-        up, down = (up << 1) & every, (down << 1) & every
-        rises, falls = down | (every & ~(vertical | up)), up & vertical
-        best = min(best, (edits, end))
+            best = len(inside), shingles[left][0], place + 1
     return best
