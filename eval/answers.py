@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean, pstdev
 
 from accord.chat import answer, decode_response, encode_prompt
 from accord.errors import DataError
@@ -74,7 +75,12 @@ def score_answers(
     """The scorer's score of every answer."""
     # A message must not be empty; an empty answer is scored as a blank.
     conversations = [[*prompts[a.prompt_id], *answer(a.text or " ")] for a in answers]
-    return [Reward(reward=value) for value in scorer.score(conversations)]
+    if scorer.score_by_head is None:
+        return [Reward(reward=value) for value in scorer.score(conversations)]
+    return [
+        Reward(reward=fmean(heads), disagreement=pstdev(heads) if len(heads) > 1 else None)
+        for heads in scorer.score_by_head(conversations)
+    ]
 
 
 def measure_answers(
@@ -86,7 +92,8 @@ def measure_answers(
     return [
         MeasuredAnswer(
             **a.model_dump(), utility=utility(prompts[a.prompt_id], a.text),
-            reward=rewards[i].reward if rewards else None, distinct_bigrams=distinct_bigrams(a.text),
+            reward=rewards[i].reward if rewards else None,
+            disagreement=rewards[i].disagreement if rewards else None, distinct_bigrams=distinct_bigrams(a.text),
         )
         for i, a in enumerate(answers)
     ]  # fmt: skip

@@ -69,6 +69,8 @@ class EvalConfig(Config):
     """What else both models go through: names of accord's suites, folders of your own, `public:<name>`."""
     max_suite_items: int | None = Field(default=None, ge=2)
     """Use only so many items of each suite, the first ones of its file."""
+    max_contaminated_share: float = Field(default=0.01, ge=0, le=1)
+    """A suite with more of its items in the candidate's training data cannot pass; `prompts` counts as a suite."""
     gate: dict[str, Margin] = Field(min_length=1)
     """The metrics that decide. The others are measured and shown, and decide nothing."""
 

@@ -5,7 +5,7 @@ prompts; what counts as the same text is eval/overlap.py's business. All rows th
 only chose the model (a held-out file for early stopping): a model that was chosen on an item has seen it.
 
     report = contamination(candidate, runs, {"prompts": [("h001", "Why is the sky blue?"), ...]})
-    blocks(report, threshold=0.01)      # [] or, in words, why the evaluation is not to be trusted
+    blocks(report, threshold=0.01)      # {} or, in words, why a suite is not to be trusted
 
 A file is read only if it is still the recorded one, to the byte. What is gone or changed is `unchecked`, and what a
 model from outside was trained on is `unknown`; neither is left out silently.
@@ -24,8 +24,12 @@ from accord.errors import AccordError, DataError
 from accord.models import Model
 from accord.runs import Run, Runs, file_digest
 from eval.overlap import How, TrainingText, find_overlaps, rank
+from eval.rows import Sample, SuiteItem
 
 WORST_SHOWN = 10
+PROMPTS = "prompts"
+WORDS_OF_A_TEXT = 5
+"""Of a column that counts as a text by itself; an item with shorter ones only is all of them together."""
 OUTPUTS = ("comparisons.jsonl", "preferences.jsonl")
 """The files that a feedback run makes and that others are trained on."""
 NOT_TRAINED_ON = ("guidelines", "gold", "reward_function")
@@ -147,20 +151,34 @@ def overlap(
     )  # fmt: skip
 
 
-def blocks(report: Contamination, threshold: float) -> list[str]:
-    """Why the evaluation is not to be trusted, a sentence for each suite with too many contaminated items; or nothing.
+def blocks(report: Contamination, threshold: float) -> dict[str, str]:
+    """Why a suite is not to be trusted, in a sentence, for each that has too many contaminated items.
 
     Args:
         report: from `contamination`.
         threshold: the largest share of a suite's items that may be in the training data.
     """
-    return [
-        f"{suite.exact + suite.near} of the {suite.items} items of {suite.suite} ({suite.rate:.1%}) are in the "
+    return {
+        suite.suite: f"{suite.exact + suite.near} of its {suite.items} items ({suite.rate:.1%}) are in the "
         f"candidate's training data, and {threshold:.1%} may be: {suite.exact} word for word and {suite.near} nearly; "
         f"the worst is {suite.worst[0].item}, in {suite.worst[0].source}, line {suite.worst[0].line}"
         for suite in report.suites
         if suite.rate > threshold
-    ]
+    }
+
+
+def evaluated_texts(
+    samples: Sequence[Sample], items: Sequence[SuiteItem]
+) -> dict[str, list[tuple[str, str]]]:
+    """What the candidate must not have been trained on: by suite, each item's texts; held-out prompts as "prompts"."""
+    found: dict[str, list[tuple[str, str]]] = {
+        PROMPTS: [(sample.id, sample.prompt[-1].content) for sample in samples if sample.sample == 0]
+    }
+    for item in items:
+        columns = [value for value in item.item.values() if isinstance(value, str)]
+        texts = [value for value in columns if len(value.split()) >= WORDS_OF_A_TEXT] or [" ".join(columns)]
+        found.setdefault(item.suite, []).extend((item.id, text) for text in texts)
+    return found
 
 
 def training_data(candidate: Model, runs: Runs, files: Iterable[Path] = ()) -> TrainingData:

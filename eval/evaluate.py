@@ -12,7 +12,7 @@ with its signature, `metrics.json` and the page `report.html`. A killed evaluati
 
 import functools
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -33,11 +33,15 @@ from eval.answers import (
     sample_answers,
     score_answers,
 )
+from eval.audit import Independent, audit, training_kl
 from eval.comparison import check_prompt_slices, check_slices, compare, slices
 from eval.config import EvalConfig
+from eval.contamination import blocks, contamination, evaluated_texts
+from eval.findings import Audit
 from eval.gate import SUITE, Compared, make_verdict, write_verdict
+from eval.judgement import distrust
 from eval.likelihood_cache import LIKELIHOODS
-from eval.measured import measured_answers, measured_suites
+from eval.measured import Measured, linear, measured_answers, measured_suites
 from eval.promotion import override_behind
 from eval.report import write_report
 from eval.rows import Answer, Judgement, MeasuredAnswer, Outcome, Reward, Sample, SuiteItem
@@ -152,12 +156,14 @@ def conclude(
     write_jsonl(run.path / "samples.jsonl", samples)
     write_jsonl(run.path / "suites.jsonl", items)
     measured = measured_answers(samples) | measured_suites(items)
-    metrics = compare(measured, config)
+    overlaps = contamination(compared.candidate, runs, evaluated_texts(samples, items))
+    metrics = distrust(compare(measured, config), blocks(overlaps, config.max_contaminated_share))
     override = override_behind(compared.baseline, runs)
     by_group = slices(measured, config)
     count = Counter(item.suite for item in items)
     suites = {reference: count[find_suite(reference).name] for reference in config.suites}
-    verdict = make_verdict(run, runs, metrics, by_group, compared, suites, override)
+    findings = _audit(config, runs, samples, measured, compared)
+    verdict = make_verdict(run, runs, metrics, by_group, compared, suites, overlaps, findings, override)
     write_verdict(run.path / "verdict.json", verdict)
     write_report(run, runs)
     figures: dict[str, object] = {
@@ -167,6 +173,39 @@ def conclude(
         for part in ("baseline", "candidate", "difference", "low", "high"):
             figures["_".join(filter(None, (metric.name, metric.slice, part)))] = getattr(metric, part)
     run.finish(figures)
+
+
+def _audit(
+    config: EvalConfig,
+    runs: Runs,
+    samples: Sequence[Sample],
+    measured: Mapping[str, Measured],
+    compared: Compared,
+) -> Audit:
+    """The reward-hacking audit, with all that was measured without the reward model's part."""
+    of_judge = {"judge_win_rate": "The judge's preference"} if "judge_win_rate" in measured else {}
+    checked = {
+        name: metric.label
+        for name, metric in config.metrics.items()
+        if name.endswith("/followed") and name in measured
+    }
+    independent = [
+        Independent(
+            name, label, linear(measured[name].before), linear(measured[name].after), measured[name].clusters,
+            of_samples=name in of_judge,
+        )
+        for name, label in (of_judge | checked).items()
+    ]  # fmt: skip
+    heads = [
+        [each.disagreement for each in side if each.disagreement is not None]
+        for side in ([s.baseline for s in samples], [s.candidate for s in samples])
+    ]
+    run = compared.candidate.run_id
+    kl, target = training_kl(runs.load(run)) if run else (None, None)
+    return audit(
+        samples, independent, (heads[0], heads[1]) if len(heads[0]) == len(samples) else None, kl, target,
+        config.confidence_level, config.bootstrap_resamples, config.seed,
+    )  # fmt: skip
 
 
 def _go_through(

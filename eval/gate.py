@@ -23,6 +23,8 @@ from accord.errors import AccordError, TamperedError, UsageError
 from accord.models import Model
 from accord.records import content_id, describe, write_atomically
 from accord.runs import Run, RunRecord, Runs, file_digest
+from eval.contamination import Contamination
+from eval.findings import Audit
 from eval.judgement import MetricResult, Outcome, SliceResult, decide, two_digits
 from eval.signing import canonical, sign
 from eval.suites.suite import find_suite
@@ -100,6 +102,10 @@ class Verdict(BaseModel):
     candidate: Subject
     reward_model: Subject | None
     judge: Subject | None = None
+    contamination: Contamination
+    """What the candidate was trained on, compared with what it was evaluated on."""
+    audit: Audit
+    """Signs that the candidate pleases its reward model rather than people; they decide nothing."""
     files: dict[str, str]
     """Of the prompts, and of every suite's items as `suite:<name>`."""
     evidence: dict[str, str]
@@ -154,8 +160,10 @@ class Verdict(BaseModel):
         if self.outcome == "FAIL":
             return f"worse than its margin, with certainty: {labels}"
         movable = [metric.label for metric in self.deciding if metric.cannot_decide is None]
+        stuck = [metric for metric in self.deciding if metric.cannot_decide]
         parts = [
-            f"{metric.label}: {metric.cannot_decide}" for metric in self.deciding if metric.cannot_decide
+            f"{_enumerate([metric.label for metric in stuck if metric.cannot_decide == why])}: {why}"
+            for why in dict.fromkeys(metric.cannot_decide for metric in stuck)
         ]
         if movable:
             needed = f"{self.items_to_decide} would decide"
@@ -205,7 +213,7 @@ def subject(model: Model | Scorer) -> Subject:
 
 def make_verdict(
     run: Run, runs: Runs, metrics: Sequence[MetricResult], slices: Sequence[SliceResult], compared: Compared,
-    suites: Mapping[str, int], baseline_override: Override | None = None,
+    suites: Mapping[str, int], contamination: Contamination, audit: Audit, baseline_override: Override | None = None,
 ) -> Verdict:  # fmt: skip
     """The verdict of the evaluation `run` over these metrics; the evidence is in its folder already.
 
@@ -232,6 +240,8 @@ def make_verdict(
         candidate=subject(compared.candidate),
         reward_model=subject(compared.reward_model) if compared.reward_model else None,
         judge=subject(compared.judge) if compared.judge else None,
+        contamination=contamination,
+        audit=audit,
         files={
             role: digest
             for role, digest in run.record.inputs.items()

@@ -17,7 +17,7 @@ A metric cannot PASS where its items could not have shown a worsening (`why_stuc
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -208,6 +208,22 @@ def correct(metrics: Sequence[MetricResult], alpha: float = ALPHA) -> list[Metri
             if results[i].verdict == "FAIL" and p > alpha / 2 * (1 + 1e-6):
                 results[i] = _undecided(results[i], alpha / len(members))
     return results
+
+
+def distrust(metrics: Sequence[MetricResult], reasons: Mapping[str, str]) -> list[MetricResult]:
+    """The metrics, of which those of suites that are not to be trusted cannot pass; they may still fail.
+
+    Args:
+        metrics: with their verdicts.
+        reasons: why not, by suite; those of the answers to held-out prompts are "prompts".
+    """
+    found = []
+    for metric in metrics:
+        reason = reasons.get(metric.name.split("/")[0] if "/" in metric.name else "prompts")
+        if reason and metric.verdict in ("PASS", "INCONCLUSIVE"):
+            metric = metric.model_copy(update={"verdict": "INCONCLUSIVE", "cannot_decide": reason})
+        found.append(metric)
+    return found
 
 
 def decide(metrics: Sequence[MetricResult]) -> Outcome:

@@ -22,6 +22,8 @@ class Reward(Row):
     """The reward model's score of one answer."""
 
     reward: float
+    disagreement: float | None = None
+    """The standard deviation over an ensemble's heads."""
 
 
 class MeasuredAnswer(Answer):
@@ -29,6 +31,7 @@ class MeasuredAnswer(Answer):
 
     utility: float
     reward: float | None = None
+    disagreement: float | None = None
     distinct_bigrams: float
 
     def value(self, metric: str) -> float:

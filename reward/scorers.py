@@ -44,6 +44,8 @@ class Scorer:
     """Where the scorer is a Python function: PPO tells it more than the conversation."""
     judge: Judge | None = None
     """Where the scorer is a judge: it can compare, too."""
+    score_by_head: Callable[[Conversations], list[list[float]]] | None = None
+    """Where the scorer is a reward model computed here: the scores of all its heads, whose mean is the score."""
 
 
 def scorer_of(reference: str, runs: Runs, conversations_at_a_time: int = 16) -> Scorer:
@@ -85,7 +87,10 @@ def scorer_of_model(reward_model: Model, conversations_per_batch: int = 16) -> S
     """
     check_is_reward_model(reward_model)
     score = functools.partial(_score, reward_model, conversations_per_batch)
-    return Scorer(reward_model.reference, reward_model.digest, score, reward_model.run_id)
+    by_head = functools.partial(_score_by_head, reward_model, conversations_per_batch)
+    return Scorer(
+        reward_model.reference, reward_model.digest, score, reward_model.run_id, score_by_head=by_head
+    )
 
 
 def check_is_reward_model(model: Model) -> None:
@@ -110,6 +115,16 @@ def _score(reward_model: Model, conversations_per_batch: int, conversations: Con
     from reward.score import score
 
     return _finite(reward_model.reference, score(reward_model, conversations, conversations_per_batch))
+
+
+def _score_by_head(
+    reward_model: Model, conversations_per_batch: int, conversations: Conversations
+) -> list[list[float]]:
+    from reward.score import score_by_head
+
+    found = score_by_head(reward_model, conversations, conversations_per_batch)
+    _finite(reward_model.reference, [value for heads in found for value in heads])
+    return found
 
 
 def _served(reference: str, runs: Runs, conversations_at_a_time: int) -> Scorer:

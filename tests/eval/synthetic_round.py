@@ -96,6 +96,8 @@ def make_round(
     runs = Runs(root / "runs")
     demonstrations, file = root / "demonstrations.jsonl", root / "prompts.heldout.jsonl"
     demonstrations.write_text('{"messages": []}\n')
+    asked = root / "prompts.train.jsonl"
+    asked.write_text('{"prompt": [{"role": "user", "content": "Which bread keeps longest in summer?"}]}\n')
     write_jsonl(
         file,
         [
@@ -105,14 +107,14 @@ def make_round(
     )
     sft = stage(
         runs, "sft",
-        StageConfig(demonstrations=[{"path": str(demonstrations), "weight": 1.0}], heldout=str(file)),
-        {"base": Outside(), "demonstrations_0": DataFile(demonstrations), "heldout": DataFile(file)},
+        StageConfig(demonstrations=[{"path": str(demonstrations), "weight": 1.0}]),
+        {"base": Outside(), "demonstrations_0": DataFile(demonstrations)},
         curve("loss", 2.9, 2.3, 38, 1),
         {"demonstrations": 150, "updates": 38, "heldout_loss_before": 2.86, "heldout_loss": 2.31},
         {"duplicate": 2, "too_long": 1},
     )  # fmt: skip
     feedback = stage(
-        runs, "feedback", StageConfig(prompts=str(file)), {"policy": sft, "prompts": DataFile(file)}, [],
+        runs, "feedback", StageConfig(prompts=str(asked)), {"policy": sft, "prompts": DataFile(asked)}, [],
         {
             "annotators_kind": annotators, "annotators": ["careful", "noisy"], "comparisons": 150,
             "rankings_submitted": 600, "rankings_discarded": 3, "pairs": 450, "preferences": 391,

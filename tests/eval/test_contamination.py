@@ -161,7 +161,7 @@ def test_a_file_without_a_path_is_found_by_its_content_or_reported(tmp_path: Pat
     without = contamination(candidate, runs, SUITES)
     assert len(without.unchecked) == 1
     assert f"the preferences of {dpo.id}" in without.unchecked[0]
-    assert blocks(without, threshold=0.0) == []
+    assert blocks(without, threshold=0.0) == {}
     report = contamination(candidate, runs, SUITES, files=[file])
     assert report.unchecked == []
     assert suite(report, "asked").contaminated == ["a1"]
@@ -180,9 +180,9 @@ def test_too_many_contaminated_items_block(tmp_path: Path) -> None:
     report = contamination(
         candidate, runs, {"asked": SUITES["asked"], "clean": [("d1", "What is a sieve for?")]}
     )
-    assert blocks(report, threshold=0.5) == []
-    (reason,) = blocks(report, threshold=0.1)
-    assert reason.startswith("1 of the 2 items of asked (50.0%) are in the candidate's training data")
+    assert blocks(report, threshold=0.5) == {}
+    ((_, reason),) = blocks(report, threshold=0.1).items()
+    assert reason.startswith("1 of its 2 items (50.0%) are in the candidate's training data")
     assert "line 2" in reason
 
 
