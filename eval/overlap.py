@@ -4,9 +4,10 @@
     found[0]        # None, or the training row that is most like the text, how, and how much of it
 
 The items are indexed and the stream is read once, so memory depends on the items alone. Nothing is sampled: each item
-is compared with every row that could be like it. MinHash (Broder 1997) would only estimate the same shares, and a
-Jaccard similarity is small where a short item stands inside a long row, so what is measured is the item's share in the
-row. Texts are compared as words: NFKC, case folded, without punctuation.
+is compared with every row that could be like it. MinHash (Broder 1997) would only estimate the same shares; its LSH
+index is slower here and misses some edited items (benchmarks/contamination.py). And a Jaccard similarity is small where
+a short item stands inside a long row, so what is measured is the item's share in the row. Texts are compared as words:
+NFKC, case folded, without punctuation.
 
 How an item is found, the first that applies:
 
