@@ -1,12 +1,13 @@
-"""Which evaluation items occur in the training rows: processor time and recall against datasketch's MinHash LSH Ensemble.
+"""Which evaluation items occur in the training rows: time and recall against datasketch's MinHash LSH Ensemble.
 
     .venv/bin/python benchmarks/contamination.py [RUNS] [--datasketch FOLDER]
 
 LSH Ensemble (Zhu et al. 2016) is the MinHash index for containment: which of many large sets hold most of a small one.
-Both sides get the same rows and items, on one core and in turn. Of the items, some stand verbatim in a longer row, some
-with one word in eight changed, some with their halves swapped; the others are unrelated. The peer works on sets of
-3-word sequences, with its default of 128 permutations, and only names candidates; accord compares them too, and says
-where. Recall is over planted items. The last line is one JSON object; `ratio` is the peer's time over accord's.
+Both sides get the same rows and items, in turn, and time is processor time. Of the items, some stand verbatim in a
+longer row, some with one word in eight changed, some with their halves swapped; the others are unrelated. The peer
+works on sets of 3-word sequences, with its default of 128 permutations, and only names candidates; accord compares them
+too, and says where. Recall is over planted items. The last line is one JSON object; `ratio` is the peer's time over
+accord's.
 """
 
 import argparse
