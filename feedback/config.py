@@ -1,4 +1,4 @@
-"""The feedback stage's configuration."""
+"""Settings of the feedback stage and of reviews: who judges answers, how, and where."""
 
 from typing import Literal, Self
 
@@ -7,29 +7,10 @@ from pydantic import Field, model_validator
 from accord.config import Config
 
 
-class FeedbackConfig(Config):
-    """Which answers are sampled, who judges them, how, and where."""
+class JudgingConfig(Config):
+    """Who judges answers, how, and where: what the feedback stage and reviews have in common."""
 
     not_identity = frozenset({"port"})
-
-    prompts: str
-    """JSON Lines file of prompts that the policy answers."""
-    max_prompts: int | None = Field(default=None, ge=1)
-    """Use only so many prompts, the first ones of the file."""
-    responses_per_prompt: int = Field(default=3, ge=2, le=8)
-    """Answers in one record, which are judged against each other."""
-    max_response_tokens: int = Field(default=96, ge=1)
-    """Longer answers are cut off here."""
-    temperature: float = Field(default=1.0, gt=0)
-    """Of sampling; 1 is the policy's own distribution."""
-
-    selection: Literal["random", "length_balanced", "uncertainty"] = "random"
-    """How the comparisons to ask about are chosen where `max_comparisons` is less than the number of prompts:
-    each as likely; short and long differences in length alike; or those that a reward model is unsure of."""
-    max_comparisons: int | None = Field(default=None, ge=1)
-    """Ask about only so many comparisons."""
-    selection_reward_model: str | None = None
-    """For `uncertainty`: the reward model, as `run:<id>` or a folder."""
 
     task: Literal["ranking", "pairwise", "rating"] = "ranking"
     """Rank all answers; choose between two, with strength and tie; or rate each from 1 to 5 on every criterion."""
@@ -62,18 +43,69 @@ class FeedbackConfig(Config):
     port: int = Field(default=6900, ge=1, le=65535)
     """Port of the embedded Argilla on the loopback interface."""
     seed: int = 0
-    """Of the sampled answers, the choice and assignment of records, and the simulated annotators."""
+    """Of everything drawn: sampled answers, choice, order and assignment of records, simulated annotators."""
+
+    @model_validator(mode="after")
+    def _judges_fit_together(self) -> Self:
+        if not self.criteria or not all(criterion.isidentifier() for criterion in self.criteria):
+            raise ValueError("criteria: give at least one, each a single word")
+        if self.annotators == "simulated" and (self.users or self.adjudicators):
+            raise ValueError("users and adjudicators: need annotators: human")
+        return self
+
+
+class FeedbackConfig(JudgingConfig):
+    """Which answers are sampled, who judges them, how, and where."""
+
+    prompts: str
+    """JSON Lines file of prompts that the policy answers."""
+    max_prompts: int | None = Field(default=None, ge=1)
+    """Use only so many prompts, the first ones of the file."""
+    responses_per_prompt: int = Field(default=3, ge=2, le=8)
+    """Answers in one record, which are judged against each other."""
+    max_response_tokens: int = Field(default=96, ge=1)
+    """Longer answers are cut off here."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Of sampling; 1 is the policy's own distribution."""
+
+    selection: Literal["random", "length_balanced", "uncertainty"] = "random"
+    """How the comparisons to ask about are chosen where `max_comparisons` is less than the number of prompts:
+    each as likely; short and long differences in length alike; or those that a reward model is unsure of."""
+    max_comparisons: int | None = Field(default=None, ge=1)
+    """Ask about only so many comparisons."""
+    selection_reward_model: str | None = None
+    """For `uncertainty`: the reward model, as `run:<id>` or a folder."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if self.task == "pairwise" and self.responses_per_prompt != 2:
             raise ValueError("task: a pairwise choice needs responses_per_prompt: 2")
-        if not self.criteria or not all(criterion.isidentifier() for criterion in self.criteria):
-            raise ValueError("criteria: give at least one, each a single word")
         if (self.selection == "uncertainty") != (self.selection_reward_model is not None):
             raise ValueError("selection_reward_model: goes with selection: uncertainty")
         if self.selection != "random" and self.max_comparisons is None:
             raise ValueError("max_comparisons: says how many comparisons the selection chooses")
-        if self.annotators == "simulated" and (self.users or self.adjudicators):
-            raise ValueError("users and adjudicators: need annotators: human")
         return self
+
+
+class ReviewConfig(JudgingConfig):
+    """Which answers of an evaluation are reviewed; see feedback/review.py."""
+
+    task: Literal["pairwise"] = "pairwise"
+    items: int = Field(default=40, ge=1)
+    """How many pairs of answers are asked about, at most."""
+    random_share: float = Field(default=0.5, ge=0, le=1)
+    """Of them, the share that is drawn by chance; the others are those that got worst or are most uncertain."""
+
+    @model_validator(mode="after")
+    def _draw_tells_something(self) -> Self:
+        if self.random_share and self.random_items < 2:
+            raise ValueError(
+                f"random_share: {self.random_share:g} of {self.items} items leaves fewer than 2 to draw, from which "
+                "nothing can be estimated; review more items, or draw none (0)"
+            )
+        return self
+
+    @property
+    def random_items(self) -> int:
+        """How many of `items` are drawn by chance."""
+        return round(self.random_share * self.items)

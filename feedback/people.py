@@ -20,7 +20,7 @@ from accord.config import Config
 from accord.errors import DataError, UsageError
 from accord.records import describe
 from feedback.client import WORKSPACE, Client, new_password, workspace_of
-from feedback.config import FeedbackConfig
+from feedback.config import JudgingConfig
 from feedback.simulate import SIMULATED_ANNOTATORS
 
 
@@ -48,7 +48,7 @@ class Team(Config):
         return users
 
 
-def people_of(config: FeedbackConfig) -> list[Person]:
+def people_of(config: JudgingConfig) -> list[Person]:
     """Everybody who needs an account: the users file or `human_annotators`, and the adjudicators.
 
     Raises:
@@ -60,15 +60,27 @@ def people_of(config: FeedbackConfig) -> list[Person]:
     return people + [person for person in _persons(config.adjudicators) if person.name not in known]
 
 
-def annotator_names(config: FeedbackConfig) -> list[str]:
-    """Those among whom records are distributed: everybody with the role of an annotator but the adjudicators."""
+def annotator_names(config: JudgingConfig) -> list[str]:
+    """Those among whom records are distributed: everybody with the role of an annotator but the adjudicators.
+
+    Raises:
+        DataError: the users file is missing or bad.
+        UsageError: a name cannot be an account's, or records are to be assigned to more annotators than there are.
+    """
     if config.annotators == "simulated":
-        return [annotator.username for annotator in SIMULATED_ANNOTATORS]
-    names = [person.name for person in people_of(config) if person.role == "annotator"]
-    return [name for name in names if name not in config.adjudicators]
+        names = [annotator.username for annotator in SIMULATED_ANNOTATORS]
+    else:
+        names = [person.name for person in people_of(config) if person.role == "annotator"]
+        names = [name for name in names if name not in config.adjudicators]
+    if config.assignment == "balanced" and len(names) < config.annotators_per_record:
+        raise UsageError(
+            f"feedback.annotators_per_record is {config.annotators_per_record}, but there are only {len(names)} "
+            "annotators to assign records to"
+        )
+    return names
 
 
-def set_up_people(config: FeedbackConfig, client: Client) -> dict[str, str]:
+def set_up_people(config: JudgingConfig, client: Client) -> dict[str, str]:
     """Make the accounts that do not exist yet, and return the new passwords by name.
 
     An account that exists keeps its password. Everybody becomes a member of the workspaces that the records to

@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 
 from accord.errors import DataError
 from accord.records import Comparison, Message, Response, Row, content_id, read_jsonl
-from feedback.config import FeedbackConfig
+from feedback.config import JudgingConfig
 
 
 class Gold(Row):
@@ -36,7 +36,7 @@ class Gold(Row):
 
 
 def plan(
-    config: FeedbackConfig, comparisons: Sequence[Comparison], gold: Path | None, annotators: Sequence[str]
+    config: JudgingConfig, comparisons: Sequence[Comparison], gold: Path | None, annotators: Sequence[str]
 ) -> list[Comparison]:
     """Every record to push, in the order in which it is pushed.
 
@@ -72,7 +72,7 @@ def plan(
     ]
     checks: list[Comparison] = []
     if gold is not None:
-        rows = _gold_comparisons(chance, gold, config.responses_per_prompt)
+        rows = _gold_comparisons(chance, gold, len(comparisons[0].responses))
         wanted = min(len(rows), max(1, round(config.gold_rate * len(records))))
         checks = [_in_random_order(chance, each) for each in chance.sample(rows, wanted)]
         if config.assignment == "balanced":

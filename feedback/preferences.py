@@ -58,7 +58,7 @@ def pairwise_preferences(
     counts = Counter(kept=0, tied=0, undecided=0, identical=0, empty=0, unranked=0, probe=0)
     for comparison in comparisons:
         texts = [response.text.strip() for response in comparison.responses]
-        adjudicator = _adjudication(comparison)
+        adjudicator = adjudication(comparison)
         own = [ranking for ranking in comparison.rankings if is_counted(ranking)]
         submitted = own or ([adjudicator] if adjudicator else [])
         for first, second in combinations(range(len(texts)), 2):
@@ -125,7 +125,7 @@ def needs_adjudication(
     """
     distance: dict[str, float] = {}
     for comparison in comparisons:
-        if comparison.is_probe or _adjudication(comparison):
+        if comparison.is_probe or adjudication(comparison):
             continue
         texts = [response.text.strip() for response in comparison.responses]
         submitted = [ranking for ranking in comparison.rankings if is_counted(ranking)]
@@ -142,8 +142,8 @@ def needs_adjudication(
     return sorted(distance, key=lambda id_: distance[id_])
 
 
-def _adjudication(comparison: Comparison) -> Ranking | None:
-    """The last ranking that was given to settle the comparison."""
+def adjudication(comparison: Comparison) -> Ranking | None:
+    """The last ranking that was given to settle the comparison, which decides alone; None where there is none."""
     given = [
         ranking
         for ranking in comparison.rankings

@@ -17,7 +17,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ from accord.sampling.shared import SharedSampler
 from feedback.agreement import Agreement, measure_agreement
 from feedback.client import Client, connect
 from feedback.collect import changes, pull, push, status
-from feedback.config import FeedbackConfig
+from feedback.config import FeedbackConfig, JudgingConfig
 from feedback.people import annotator_names, set_up_people
 from feedback.plan import plan
 from feedback.preferences import needs_adjudication, pairwise_preferences
@@ -85,45 +85,84 @@ def gather_preferences(
         WaitingForAnnotatorsError: people have not answered everything yet; the page stays up for them.
         DataError: the prompts, gold records or users file are bad.
     """
-    sources: dict[str, Source] = {"policy": policy, "prompts": DataFile(data_path(config.prompts))}
-    for role, file in (("gold", config.gold), ("guidelines", config.guidelines)):
-        if file:
-            sources[role] = DataFile(data_path(file))
+    prompts = DataFile(data_path(config.prompts))
+    sources: dict[str, Source] = {"policy": policy, "prompts": prompts, **files_of(config)}
     if selection_model:
         sources["selection_reward_model"] = selection_model
     with runs.begin("feedback", config, sources) as run:
         if run.is_done:
             return run
         names = annotator_names(config)
-        if config.assignment == "balanced" and len(names) < config.annotators_per_record:
-            raise UsageError(
-                f"feedback.annotators_per_record is {config.annotators_per_record}, but there are only {len(names)} "
-                "annotators to assign records to"
-            )
         queue = _planned(config, run, _sampled(config, run, policy, sampler), names, score)
-        with open_argilla(config, runs.root, keep=config.annotators == "human") as client:
-            try:
-                judged = _judged(config, client, run, queue, wait)
-            except WaitingForAnnotatorsError:
-                _measured(config, run, read_jsonl(run.path / "comparisons.jsonl", Comparison))
-                raise
-        agreement, preferences, pairs = _measured(config, run, judged)
-        write_jsonl(run.path / "preferences.jsonl", preferences)
-        run.finish(
-            _figures(config, judged, agreement, preferences, pairs),
-            {f"pairs_{reason}": count for reason, count in pairs.items() if reason != "kept"},
-        )
-    process.stop(argilla_home(runs.root))
+        have_judged(config, runs, run, queue, wait)
     return run
 
 
+def files_of(config: JudgingConfig) -> dict[str, Source]:
+    """The files that the judging reads, by role."""
+    files = {"gold": config.gold, "guidelines": config.guidelines}
+    return {role: DataFile(data_path(file)) for role, file in files.items() if file}
+
+
+def have_judged(
+    config: JudgingConfig,
+    runs: Runs,
+    run: Run,
+    queue: list[Comparison],
+    wait: bool,
+    more: Mapping[str, Any] | None = None,
+) -> None:
+    """Have the planned records judged, and finish the run with what follows from the judgements.
+
+    Args:
+        config: who judges, how, and where.
+        runs: where the run is kept.
+        run: the run, begun.
+        queue: the records, as `plan` makes them.
+        wait: look again until people have answered, instead of leaving.
+        more: further figures of the run.
+
+    Raises:
+        WaitingForAnnotatorsError: people have not answered everything yet; the page stays up for them.
+    """
+    with open_argilla(config, runs.root, keep=config.annotators == "human") as client:
+        try:
+            judged = _judged(config, client, run, queue, wait)
+        except WaitingForAnnotatorsError:
+            _measured(run, read_jsonl(run.path / "comparisons.jsonl", Comparison), config.seed)
+            raise
+    conclude(run, judged, config.annotators, config.seed, more)
+    if not any(each.record.stage == "feedback" and each.record.status == "waiting" for each in runs.all()):
+        process.stop(argilla_home(runs.root))  # nobody needs the page any more
+
+
+def conclude(
+    run: Run, judged: list[Comparison], kind: str, seed: int, more: Mapping[str, Any] | None = None
+) -> None:
+    """Make preferences of finished judgements, and finish the run.
+
+    Args:
+        run: the run, begun.
+        judged: every comparison with its rankings.
+        kind: of the annotators, "human" or "simulated".
+        seed: of the resampling behind the agreement's intervals.
+        more: further figures of the run.
+    """
+    agreement, preferences, pairs = _measured(run, judged, seed)
+    write_jsonl(run.path / "preferences.jsonl", preferences)
+    run.finish(
+        {**_figures(kind, judged, agreement, preferences, pairs), **(more or {})},
+        {f"pairs_{reason}": count for reason, count in pairs.items() if reason != "kept"},
+    )
+
+
 def _measured(
-    config: FeedbackConfig, run: Run, judged: list[Comparison]
+    run: Run, judged: list[Comparison], seed: int
 ) -> tuple[Agreement, list[Preference], dict[str, int]]:
     """What the answers so far say of annotators and pairs; keeps it as agreement.json and as a page."""
     reliability = fit_reliability(judged)
     preferences, pairs = pairwise_preferences(judged, reliability)
-    agreement = measure_agreement(judged, reliability, config.seed)
+    agreement = measure_agreement(judged, reliability, seed)
     evidence = (judged, agreement, reliability, preferences, pairs)
     found = json.dumps(figures(*evidence), indent=1, allow_nan=False) + "\n"
     write_atomically(run.path / "agreement.json", found)
@@ -137,7 +176,7 @@ def argilla_home(runs_root: Path) -> Path:
 
 
 @contextmanager
-def open_argilla(config: FeedbackConfig, runs_root: Path, keep: bool) -> Iterator[Client]:
+def open_argilla(config: JudgingConfig, runs_root: Path, keep: bool) -> Iterator[Client]:
     """The Argilla of this configuration: the given URL, or the embedded server, started where it does not run.
 
     A server started here ends with the `with`, unless `keep` says that people still need it.
@@ -237,7 +276,7 @@ def _planned(
 
 
 def _judged(
-    config: FeedbackConfig, client: Client, run: Run, queue: list[Comparison], wait: bool
+    config: JudgingConfig, client: Client, run: Run, queue: list[Comparison], wait: bool
 ) -> list[Comparison]:
     """The records with every answer, once everybody has answered, and with what adjudicators say to them."""
     passwords = set_up_people(config, client) if config.annotators == "human" else {}
@@ -286,7 +325,7 @@ def _judged(
 
 
 def _answered(
-    config: FeedbackConfig,
+    config: JudgingConfig,
     client: Client,
     dataset_name: str,
     records: list[Comparison],
@@ -341,7 +380,7 @@ def _wait_for_people(client: Client, dataset_name: str, records: list[Comparison
 
 
 def _figures(
-    config: FeedbackConfig,
+    kind: str,
     comparisons: list[Comparison],
     agreement: Agreement,
     preferences: list[Preference],
@@ -352,7 +391,7 @@ def _figures(
     submitted = [r for r in rankings if r.status == "submitted" and r.ranks is not None]
     utilities = [utility(c.prompt, r.text) for c in asked for r in c.responses]
     return {
-        "annotators_kind": config.annotators,
+        "annotators_kind": kind,
         "annotators": sorted(agreement.annotators),
         "comparisons": len(asked),
         "gold_records": agreement.gold_records,

@@ -1,0 +1,176 @@
+"""Back to people: they compare the answers of an evaluation's two models, blind, without being told which is whose.
+
+    accord feedback review eval-0123456789ab configs/mine.yaml --items 40 --random-share 0.5
+
+The review is a feedback run whose parent is the evaluation, so waiting, pulling, agreement, adjudication, export and
+the next round's reward model treat it like any other. Its `items.jsonl` holds every pair of answers of the evaluation
+as a comparison of [baseline, candidate] whose `part` says why it is asked about, or not:
+
+    same      both models said the same: a tie, known without asking
+    chosen    it got worst, or what measures it disagrees most about it
+    drawn     drawn by chance from all the others, each as likely
+    unasked   not drawn
+
+What is chosen is no fair sample: it was chosen for being bad. What is drawn stands for what is unasked, and all of them
+together say what share of the candidate's answers people prefer (eval/adjudicated.py).
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from itertools import chain, zip_longest
+from typing import Literal
+
+import numpy as np
+
+from accord.bundled import data_path
+from accord.errors import UsageError
+from accord.records import Comparison, Message, Response, Row, read_jsonl, write_jsonl
+from accord.runs import Run, Runs, Source
+from feedback.config import ReviewConfig
+from feedback.people import annotator_names
+from feedback.plan import plan
+from feedback.select import select_random
+from feedback.stage import files_of, have_judged
+
+ITEMS = "items.jsonl"
+ROLES = ("baseline", "candidate")
+"""In the order of a comparison's responses; annotators see them in an order drawn for each record."""
+
+
+class Answer(Row):
+    """What a review needs of a model's answer in an evaluation's samples.jsonl."""
+
+    text: str
+    seed: int
+    finish: str
+    utility: float
+    reward: float | None = None
+
+
+class Item(Row):
+    """What a review needs of a row of samples.jsonl: a prompt, and what either model answered."""
+
+    id: str
+    sample: int
+    prompt: list[Message]
+    group: str | None = None
+    baseline: Answer
+    candidate: Answer
+
+
+class ReviewItem(Comparison):
+    """A row of items.jsonl: a pair of answers as a comparison, and which part of the review it is."""
+
+    part: Literal["same", "chosen", "drawn", "unasked"]
+
+
+def review(config: ReviewConfig, runs: Runs, evaluation: Run, wait: bool = False) -> Run:
+    """Have people compare answers of a finished evaluation, and make preferences of what they say.
+
+    Args:
+        config: how many items, how many of them by chance, and who judges them where.
+        runs: where the run is kept.
+        evaluation: the evaluation; its files are checked against their hashes first.
+        wait: look again until people have answered, instead of leaving.
+
+    Raises:
+        UsageError: the evaluation is not finished or is none, or both models always said the same.
+        TamperedError: the evaluation's files are not the recorded ones.
+        WaitingForAnnotatorsError: people have not answered everything yet; the page stays up for them.
+    """
+    if evaluation.record.stage != "eval":
+        raise UsageError(
+            f"{evaluation.id} is no evaluation; `accord runs list` shows which are, as eval-<id>"
+        )
+    samples = evaluation.output("samples.jsonl")
+    runs.check(evaluation)
+    sources: dict[str, Source] = {"evaluation": evaluation, **files_of(config)}
+    with runs.begin("feedback", config, sources) as run:
+        if run.is_done:
+            return run
+        names = annotator_names(config)
+        if not (run.path / ITEMS).exists():
+            models = [evaluation.record.parents.get(role, role) for role in ROLES]
+            write_jsonl(run.path / ITEMS, choose(read_jsonl(samples, Item), config, models))
+        items = read_jsonl(run.path / ITEMS, ReviewItem)
+        path = run.path / "queue.jsonl"
+        if not path.exists():
+            asked = [_asked(item) for item in items if item.part in ("chosen", "drawn")]
+            if not asked:
+                raise UsageError(
+                    f"both models of {evaluation.id} said the same to every prompt; there is nothing to review"
+                )
+            write_jsonl(path, plan(config, asked, data_path(config.gold) if config.gold else None, names))
+        parts = Counter(item.part for item in items)
+        have_judged(
+            config, runs, run, read_jsonl(path, Comparison), wait,
+            {"items": len(items), **{f"items_{part}": parts[part] for part in ("same", "chosen", "drawn", "unasked")}},
+        )  # fmt: skip
+    return run
+
+
+def choose(items: Sequence[Item], config: ReviewConfig, models: Sequence[str]) -> list[ReviewItem]:
+    """Every item of an evaluation with its part in the review, in the order given.
+
+    At most `items` items are asked about: `random_items` of them are drawn, the others chosen, where there are so many.
+    Chosen are, by turns, the item that got worst and the one that what measures it disagrees most about. Both
+    follow from the changes of utility and of reward from baseline to candidate, each divided by its root mean square
+    over all items: the worst has the smallest mean of the two, the most uncertain the largest distance between them.
+    Without rewards all are the worst by utility. Each item keeps the probability with which it was to be asked about,
+    as `selection_probability`; that of an unasked one is None.
+
+    Args:
+        items: the evaluation's.
+        config: the numbers of items, and the seed of the draw.
+        models: what the two models are called, baseline first.
+    """
+    comparisons = [_comparison(item, models) for item in items]
+    differ = [i for i, item in enumerate(items) if item.baseline.text.strip() != item.candidate.text.strip()]
+    asked = min(config.items, len(differ))
+    drawn = min(config.random_items, asked)
+    chosen = set(_worst_or_most_uncertain(items, differ)[: asked - drawn])
+    rest = [comparisons[i] for i in differ if i not in chosen]
+    chances = (
+        {each.id: each.selection_probability for each in select_random(rest, drawn, config.seed)}
+        if drawn
+        else {}
+    )
+    found = []
+    for i, each in enumerate(comparisons):
+        part, chance = ("drawn", chances[each.id]) if each.id in chances else ("unasked", None)
+        if i in chosen:
+            part, chance = "chosen", 1.0
+        elif i not in differ:
+            part, chance = "same", 1.0
+        found.append(ReviewItem.model_validate({**dict(each), "part": part, "selection_probability": chance}))
+    return found
+
+
+def _comparison(item: Item, models: Sequence[str]) -> Comparison:
+    responses = [
+        Response(text=each.text, run=model, seed=each.seed, truncated=each.finish == "length")
+        for model, each in zip(models, (item.baseline, item.candidate), strict=True)
+    ]
+    group = {"group": item.group} if item.group is not None else {}
+    return Comparison(id=f"{item.id}:{item.sample}", prompt=item.prompt, responses=responses, **group)
+
+
+def _asked(item: ReviewItem) -> Comparison:
+    """The item as a comparison to ask about: reviewers' preferences carry no mark of why they were asked for."""
+    return Comparison.model_validate({key: value for key, value in dict(item).items() if key != "part"})
+
+
+def _worst_or_most_uncertain(items: Sequence[Item], among: Sequence[int]) -> list[int]:
+    """The places of the items among which to choose, by turns from the worst and from the most uncertain."""
+    changes = np.array([[item.candidate.utility - item.baseline.utility for item in items]])
+    if all(answer.reward is not None for item in items for answer in (item.baseline, item.candidate)):
+        rewards = [(item.candidate.reward or 0) - (item.baseline.reward or 0) for item in items]
+        changes = np.vstack([changes, rewards])
+    sizes = np.sqrt((changes**2).mean(axis=1, keepdims=True))
+    changes = changes / np.where(sizes > 0, sizes, 1.0)
+    worst = sorted(among, key=lambda i: changes[:, i].mean())
+    if len(changes) == 1:
+        return worst
+    uncertain = sorted(among, key=lambda i: -abs(changes[0, i] - changes[1, i]))
+    turns = chain.from_iterable(zip_longest(worst, uncertain))
+    return list(dict.fromkeys(i for i in turns if i is not None))
