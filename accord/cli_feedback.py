@@ -138,6 +138,42 @@ def _feedback(config: Path, overrides: tuple[str, ...], wait: bool) -> None:
 
 
 @feedback.command()
+@click.argument("evaluation")
+@CONFIG
+@OVERRIDES
+@click.option(
+    "--items", default=40, show_default=True, help="How many pairs of answers to ask about, at most."
+)
+@click.option(
+    "--random-share", default=0.5, show_default=True,
+    help="Of them, the share drawn by chance; the others got worst or are most uncertain.",
+)  # fmt: skip
+@click.option("--wait", is_flag=True, help="Stay until everything is judged.")
+def review(
+    evaluation: str, config: Path, overrides: tuple[str, ...], items: int, random_share: float, wait: bool
+) -> None:
+    """Have the people of a configuration compare an evaluation's answers, blind; exit code 75 until they have.
+
+    EVALUATION is the run's id. Who judges, how many a record, and where, is what CONFIG's feedback section says.
+    """
+    from pydantic import ValidationError
+
+    from accord.records import describe
+    from feedback.config import JudgingConfig, ReviewConfig
+    from feedback.review import review as have_reviewed
+
+    section = _feedback_config(config, overrides)
+    people = {name: getattr(section, name) for name in JudgingConfig.model_fields if name != "task"}
+    try:
+        settings = ReviewConfig(items=items, random_share=random_share, **people)
+    except ValidationError as error:
+        raise UsageError(describe(error)) from None
+    runs = runs_of_command()
+    run = have_reviewed(settings, runs, runs.load(evaluation), wait)
+    click.echo(f"review: {run.path}\n{json.dumps(run.metrics, indent=2)}")
+
+
+@feedback.command()
 @RUN
 @AS_JSON
 def status(run: str, as_json: bool) -> None:
@@ -146,7 +182,7 @@ def status(run: str, as_json: bool) -> None:
 
     from accord.records import Comparison, read_jsonl
     from feedback.collect import status as look
-    from feedback.config import FeedbackConfig
+    from feedback.config import FeedbackConfig, ReviewConfig
     from feedback.stage import ADJUDICATION, open_argilla
 
     runs = runs_of_command()
@@ -157,7 +193,8 @@ def status(run: str, as_json: bool) -> None:
     pushed = {name: found.path / file for name, file in queues.items() if (found.path / file).exists()}
     if not pushed:
         raise UsageError(f"{found.id} has not sampled its answers yet; run its command again")
-    with open_argilla(FeedbackConfig(**found.record.config), runs.root, keep=False) as client:
+    settings = ReviewConfig if "evaluation" in found.record.parents else FeedbackConfig
+    with open_argilla(settings(**found.record.config), runs.root, keep=False) as client:
         states = {
             name: asdict(look(client, name, read_jsonl(path, Comparison))) for name, path in pushed.items()
         }

@@ -15,13 +15,15 @@ import rl.dpo
 import rl.online
 import rl.trackers
 import sft.train
+from accord.bundled import data_path
 from accord.errors import UsageError
 from accord.models import Model, resolve
-from accord.records import Comparison, Message
+from accord.records import Comparison, Message, read_jsonl
 from accord.round_config import RoundConfig, StageName
 from accord.runs import DataFile, Run, Runs
 from accord.sampling.shared import SharedSampler
-from eval.evaluate import evaluate
+from eval.evaluate import evaluate, read_prompts
+from feedback.join import join_feedback
 from feedback.stage import gather_preferences
 from reward.score import score
 from reward.train import train_reward_model
@@ -60,6 +62,8 @@ def run_round(config: RoundConfig, runs: Runs, until: StageName = "eval", wait: 
             "change the algorithm"
         )
 
+    earlier = _earlier_feedback(config, runs)
+
     with SharedSampler(config.sampling, log=runs.root / "vllm.log") as sampler:
         # The base model learns the form of good answers from demonstrations.
         policy = resolve(config.model, runs)
@@ -78,10 +82,12 @@ def run_round(config: RoundConfig, runs: Runs, until: StageName = "eval", wait: 
             preferences = gather_preferences(
                 config.feedback, runs, policy, sampler, wait, selection_model, scorer
             )
+            if earlier:
+                preferences = join_feedback(runs, [preferences, earlier])
             if until == "feedback":
                 return preferences
         else:
-            preferences = DataFile(Path(str(config.preferences)))
+            preferences = earlier or DataFile(Path(str(config.preferences)))
 
         # A reward model learns from the rankings which answers people prefer.
         previous = resolve(config.reward.previous, runs) if config.reward.previous else None
@@ -110,6 +116,29 @@ def run_round(config: RoundConfig, runs: Runs, until: StageName = "eval", wait: 
             candidate=resolve(f"run:{new_policy_run.id}", runs),
             reward_model=resolve(f"run:{reward_run.id}", runs),
         )
+
+
+def _earlier_feedback(config: RoundConfig, runs: Runs) -> Run | None:
+    """The finished feedback run that `preferences` names; None where it names a file, or nothing.
+
+    Raises:
+        UsageError: there is no such run, it is no feedback or not finished, or it judged prompts of the evaluation.
+    """
+    if not config.preferences or not config.preferences.startswith("run:"):
+        return None
+    run = runs.load(config.preferences)
+    if run.record.stage != "feedback":
+        raise UsageError(f"preferences: {run.id} is no feedback run; `accord runs list` shows which are")
+    comparisons = read_jsonl(run.output("comparisons.jsonl"), Comparison)
+    judged = {each.prompt[-1].content for each in comparisons if not each.is_probe}
+    runs.check(run)
+    prompts = list(read_prompts(data_path(config.eval.prompts)).values())[: config.eval.max_prompts]
+    if seen := sum(prompt[-1].content in judged for prompt in prompts):
+        raise UsageError(
+            f"{seen} of the evaluation's {len(prompts)} prompts were judged in {run.id}, so training would see what "
+            "the gate measures; give eval.prompts a file without them"
+        )
+    return run
 
 
 def _scores(reward_model: Model, comparisons: Sequence[Comparison]) -> list[list[float]]:

@@ -33,7 +33,8 @@ class RoundConfig(Config):
     """Left out: the base model is the policy that is aligned."""
     feedback: FeedbackConfig | None = None
     preferences: str | None = None
-    """A file of preferences, in place of the feedback stage."""
+    """A file of preferences, or a finished feedback run such as a review as `run:<id>`, in place of the feedback stage.
+    A run beside a feedback section adds its judgements to those that the round collects."""
     reward: RewardConfig
     rl: Annotated[
         Annotated[DPOConfig, Tag("dpo")]
@@ -47,6 +48,7 @@ class RoundConfig(Config):
 
     @model_validator(mode="after")
     def _has_one_source_of_preferences(self) -> Self:
-        if (self.feedback is None) == (self.preferences is None):
+        is_run = bool(self.preferences and self.preferences.startswith("run:"))
+        if (self.feedback is None) == (self.preferences is None) and not is_run:
             raise ValueError("give either a feedback section or a preferences file")
         return self

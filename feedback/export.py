@@ -40,10 +40,13 @@ def export_data_set(run: Run, runs: Runs, output: Path, with_names: bool = False
         with_names: keep the annotators' names.
 
     Raises:
-        UsageError: the folder holds something already.
+        UsageError: the folder holds something already, or the run only joins others.
         TamperedError: the run's files are not the recorded ones.
     """
     runs.check(run)
+    if "task" not in run.record.config:
+        parts = ", ".join(run.record.parents.values())
+        raise UsageError(f"{run.id} joins the judgements of {parts}; export each of these")
     if output.exists() and any(output.iterdir()):
         raise UsageError(f"{output} is not empty; give a new folder")
     comparisons = read_jsonl(run.path / "comparisons.jsonl", Comparison)
@@ -101,6 +104,7 @@ def data_card(run: Run, comparisons: list[Comparison], preferences: int, figures
     }
     dropped = [f"- {label(reason)}: {count}" for reason, count in run.record.dropped.items() if count]
     statuses = Counter(ranking.status for ranking in rankings)
+    selection = config.get("selection", "review")
     guidelines = config["guidelines"]
     text = data_path(guidelines).read_text(encoding="utf-8") if guidelines else None
     people = "SIMULATED annotators (programs whose opinions are a formula)" if is_simulated else "people"
@@ -122,9 +126,9 @@ First answer {moments[0] if moments else "none"}, last {moments[-1] if moments e
 
 ## How
 
-- Task: {config["task"]}; {config["responses_per_prompt"]} answers a record, in random order, models unnamed.
+- Task: {config["task"]}; {len(asked[0].responses)} answers a record, in random order, models unnamed.
 - {config["annotators_per_record"]} annotators wanted for each record; assignment: {config["assignment"]}.
-- Chosen by `{config["selection"]}`; probability of being asked {_range(probabilities)} (`selection_probability`).
+- Chosen by `{selection}`; probability of being asked {_range(probabilities)} (`selection_probability`).
 - Checks mixed in: {sum(each.duplicate_of is not None for each in comparisons)} duplicates in the opposite order,
   {sum(each.gold_ranks is not None for each in comparisons)} gold records. They yield no preferences.
 - Answers: {", ".join(f"{count} {status}" for status, count in sorted(statuses.items()))}.

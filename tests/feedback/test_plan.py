@@ -83,7 +83,8 @@ def test_of_more_gold_responses_than_are_shown_the_best_and_worst_stay(tmp_path:
     path = tmp_path / "gold.jsonl"
     row = {"prompt": [{"role": "user", "content": "?"}], "responses": list("abcd"), "ranks": [2, 1, 4, 3]}
     path.write_text(json.dumps(row))
-    (found,) = [each for each in planned(path, responses_per_prompt=2) if each.gold_ranks]
+    records = plan(FeedbackConfig(prompts="p"), [comparison(1, TEXTS[:2])], path, NAMES)
+    (found,) = [each for each in records if each.gold_ranks]
     assert ([one.text for one in found.responses], found.gold_ranks) == (["b", "c"], [1, 4])
 
 
