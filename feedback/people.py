@@ -10,6 +10,7 @@ A team is a YAML file:
         role: admin             # sees everybody's answers in her workspaces; annotators are the others
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -61,23 +62,24 @@ def people_of(config: JudgingConfig) -> list[Person]:
 
 
 def annotator_names(config: JudgingConfig) -> list[str]:
-    """Those among whom records are distributed: everybody with the role of an annotator but the adjudicators.
+    """Those among whom records are distributed: everybody with the role of an annotator but the adjudicators."""
+    if config.annotators == "simulated":
+        return [annotator.username for annotator in SIMULATED_ANNOTATORS]
+    names = [person.name for person in people_of(config) if person.role == "annotator"]
+    return [name for name in names if name not in config.adjudicators]
+
+
+def check_enough_annotators(config: JudgingConfig, names: Sequence[str]) -> None:
+    """Refuse to assign records to more annotators than there are.
 
     Raises:
-        DataError: the users file is missing or bad.
-        UsageError: a name cannot be an account's, or records are to be assigned to more annotators than there are.
+        UsageError: with both numbers.
     """
-    if config.annotators == "simulated":
-        names = [annotator.username for annotator in SIMULATED_ANNOTATORS]
-    else:
-        names = [person.name for person in people_of(config) if person.role == "annotator"]
-        names = [name for name in names if name not in config.adjudicators]
     if config.assignment == "balanced" and len(names) < config.annotators_per_record:
         raise UsageError(
             f"feedback.annotators_per_record is {config.annotators_per_record}, but there are only {len(names)} "
             "annotators to assign records to"
         )
-    return names
 
 
 def set_up_people(config: JudgingConfig, client: Client) -> dict[str, str]:

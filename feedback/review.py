@@ -27,7 +27,7 @@ from accord.errors import UsageError
 from accord.records import Comparison, Message, Response, Row, read_jsonl, write_jsonl
 from accord.runs import Run, Runs, Source
 from feedback.config import ReviewConfig
-from feedback.people import annotator_names
+from feedback.people import annotator_names, check_enough_annotators
 from feedback.plan import plan
 from feedback.select import select_random
 from feedback.stage import files_of, have_judged
@@ -89,6 +89,7 @@ def review(config: ReviewConfig, runs: Runs, evaluation: Run, wait: bool = False
         if run.is_done:
             return run
         names = annotator_names(config)
+        check_enough_annotators(config, names)
         if not (run.path / ITEMS).exists():
             models = [evaluation.record.parents.get(role, role) for role in ROLES]
             write_jsonl(run.path / ITEMS, choose(read_jsonl(samples, Item), config, models))

@@ -44,7 +44,7 @@ from feedback.agreement import Agreement, measure_agreement
 from feedback.client import Client, connect
 from feedback.collect import changes, pull, push, status
 from feedback.config import FeedbackConfig, JudgingConfig
-from feedback.people import annotator_names, set_up_people
+from feedback.people import annotator_names, check_enough_annotators, set_up_people
 from feedback.plan import plan
 from feedback.preferences import needs_adjudication, pairwise_preferences
 from feedback.reliability import fit_reliability
@@ -93,6 +93,7 @@ def gather_preferences(
         if run.is_done:
             return run
         names = annotator_names(config)
+        check_enough_annotators(config, names)
         queue = _planned(config, run, _sampled(config, run, policy, sampler), names, score)
         have_judged(config, runs, run, queue, wait)
     return run
