@@ -466,6 +466,29 @@ def test_a_review_s_preferences_train_the_next_reward_model(
     assert trained.metrics["pairs"] + trained.metrics["heldout_pairs"] == 12
 
 
+@pytest.mark.slow
+def test_a_round_adds_a_review_to_what_it_collects(
+    runs: Runs, tiny_model: Model, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ARGILLA_API_KEY", server.api_key)
+    write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": [each]} for each in map(dict, asked("Round", 3))])
+    earlier = feedback_run(runs, "review", asked("Reviewed"), "zoe")
+    feedback = {
+        "prompts": str(tmp_path / "prompts.jsonl"), "responses_per_prompt": 2, "max_response_tokens": 4,
+        "argilla_url": server.url,
+    }  # fmt: skip
+    config = {
+        **ROUND, "model": str(tiny_model.folder), "sampling": {"engine": "transformers"}, "feedback": feedback,
+        "preferences": f"run:{earlier.id}",
+    }  # fmt: skip
+    joined = run_round(RoundConfig.model_validate(config), runs, until="feedback")
+    own, reviewed = (runs.load(id_) for id_ in joined.record.parents.values())
+    assert reviewed.id == earlier.id and "policy" in own.record.inputs
+    comparisons = read_jsonl(joined.output("comparisons.jsonl"), Comparison)
+    assert Counter(each.id.split("/")[0] for each in comparisons) == {own.id: 3, earlier.id: 12}
+    assert joined.metrics["annotators_kind"] == "simulated" and "zoe" in joined.metrics["annotators"]
+
+
 def test_what_the_gate_measures_is_kept_out_of_training(runs: Runs, tiny_model: Model) -> None:
     heldout = data_path("bundled:demo/prompts.heldout.jsonl").read_text().splitlines()
     prompts = [Message(**json.loads(line)["prompt"][-1]) for line in heldout[:3]]
