@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from accord.config import Config
 from accord.records import Comparison, read_jsonl, write_jsonl
 from accord.runs import Run, Runs
-from feedback.stage import conclude
+from feedback.judging import conclude
 
 
 class JoinConfig(Config):

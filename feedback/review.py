@@ -27,10 +27,10 @@ from accord.errors import UsageError
 from accord.records import Comparison, Message, Response, Row, read_jsonl, write_jsonl
 from accord.runs import Run, Runs, Source
 from feedback.config import ReviewConfig
+from feedback.judging import files_of, have_judged
 from feedback.people import annotator_names, check_enough_annotators
 from feedback.plan import plan
 from feedback.select import select_random
-from feedback.stage import files_of, have_judged
 
 ITEMS = "items.jsonl"
 ROLES = ("baseline", "candidate")

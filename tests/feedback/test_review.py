@@ -30,11 +30,11 @@ from feedback.client import Client, connect, log_in, request
 from feedback.config import FeedbackConfig, ReviewConfig
 from feedback.export import export_data_set
 from feedback.join import join_feedback
+from feedback.judging import argilla_home, conclude
 from feedback.plan import plan
 from feedback.review import Item, ReviewItem, choose, review
 from feedback.server import process
 from feedback.server.process import Server
-from feedback.stage import argilla_home, conclude
 
 ROOT = Path(__file__).parents[2]
 MODELS = ("sft-0123456789ab", "dpo-ba9876543210")

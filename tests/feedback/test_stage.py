@@ -21,8 +21,9 @@ from accord.sampling.shared import SharedSampler
 from feedback.client import log_in, request
 from feedback.config import FeedbackConfig
 from feedback.export import export_data_set
+from feedback.judging import argilla_home
 from feedback.server import process
-from feedback.stage import argilla_home, gather_preferences
+from feedback.stage import gather_preferences
 
 
 @pytest.fixture

@@ -1,0 +1,277 @@
+"""From planned records to a finished feedback run: push, wait for people, pull, settle disagreements, make preferences.
+
+    have_judged(config, runs, run, queue, wait=False)
+
+Both the feedback stage and reviews end with this. What was pulled is kept at every pull, so a kill, or weeks of waiting
+for annotators, lose nothing.
+"""
+
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from accord.bundled import data_path
+from accord.errors import UsageError, WaitingForAnnotatorsError
+from accord.records import Comparison, Preference, read_jsonl, write_atomically, write_jsonl
+from accord.runs import DataFile, Run, Runs, Source
+from feedback.agreement import Agreement, measure_agreement
+from feedback.client import Client, connect
+from feedback.collect import changes, pull, push, status
+from feedback.config import JudgingConfig
+from feedback.people import set_up_people
+from feedback.preferences import needs_adjudication, pairwise_preferences
+from feedback.reliability import fit_reliability
+from feedback.report import figures, write_report
+from feedback.server import process
+from feedback.simulate import answer_as_simulated, utility
+
+SECONDS_BETWEEN_LOOKS = 3.0
+ADJUDICATION = "-adjudication"
+"""How the dataset's name ends in which disagreements are settled."""
+
+
+def files_of(config: JudgingConfig) -> dict[str, Source]:
+    """The files that the judging reads, by role."""
+    files = {"gold": config.gold, "guidelines": config.guidelines}
+    return {role: DataFile(data_path(file)) for role, file in files.items() if file}
+
+
+def have_judged(
+    config: JudgingConfig,
+    runs: Runs,
+    run: Run,
+    queue: list[Comparison],
+    wait: bool,
+    more: Mapping[str, Any] | None = None,
+) -> None:
+    """Have the planned records judged, and finish the run with what follows from the judgements.
+
+    Args:
+        config: who judges, how, and where.
+        runs: where the run is kept.
+        run: the run, begun.
+        queue: the records, as `plan` makes them.
+        wait: look again until people have answered, instead of leaving.
+        more: further figures of the run.
+
+    Raises:
+        WaitingForAnnotatorsError: people have not answered everything yet; the page stays up for them.
+    """
+    with open_argilla(config, runs.root, keep=config.annotators == "human") as client:
+        try:
+            judged = _judged(config, client, run, queue, wait)
+        except WaitingForAnnotatorsError:
+            _measured(run, read_jsonl(run.path / "comparisons.jsonl", Comparison), config.seed)
+            raise
+    conclude(run, judged, config.annotators, config.seed, more)
+    if not any(each.record.stage == "feedback" and each.record.status == "waiting" for each in runs.all()):
+        process.stop(argilla_home(runs.root))  # nobody needs the page any more
+
+
+def conclude(
+    run: Run, judged: list[Comparison], kind: str, seed: int, more: Mapping[str, Any] | None = None
+) -> None:
+    """Make preferences of finished judgements, and finish the run.
+
+    Args:
+        run: the run, begun.
+        judged: every comparison with its rankings.
+        kind: of the annotators, "human" or "simulated".
+        seed: of the resampling behind the agreement's intervals.
+        more: further figures of the run.
+    """
+    agreement, preferences, pairs = _measured(run, judged, seed)
+    write_jsonl(run.path / "preferences.jsonl", preferences)
+    run.finish(
+        {**_figures(kind, judged, agreement, preferences, pairs), **(more or {})},
+        {f"pairs_{reason}": count for reason, count in pairs.items() if reason != "kept"},
+    )
+
+
+def _measured(
+    run: Run, judged: list[Comparison], seed: int
+) -> tuple[Agreement, list[Preference], dict[str, int]]:
+    """What the answers so far say of annotators and pairs; keeps it as agreement.json and as a page."""
+    reliability = fit_reliability(judged)
+    preferences, pairs = pairwise_preferences(judged, reliability)
+    agreement = measure_agreement(judged, reliability, seed)
+    evidence = (judged, agreement, reliability, preferences, pairs)
+    found = json.dumps(figures(*evidence), indent=1, allow_nan=False) + "\n"
+    write_atomically(run.path / "agreement.json", found)
+    write_report(run.path / "report.html", *evidence, title=f"Feedback · {run.id}")
+    return agreement, preferences, pairs
+
+
+def argilla_home(runs_root: Path) -> Path:
+    """Where the embedded Argilla keeps its database and secrets."""
+    return runs_root / "argilla"
+
+
+@contextmanager
+def open_argilla(config: JudgingConfig, runs_root: Path, keep: bool) -> Iterator[Client]:
+    """The Argilla of this configuration: the given URL, or the embedded server, started where it does not run.
+
+    A server started here ends with the `with`, unless `keep` says that people still need it.
+
+    Raises:
+        UsageError: a URL without ARGILLA_API_KEY.
+        AccordError: the server cannot be started or reached.
+    """
+    if config.argilla_url:
+        key = os.environ.get("ARGILLA_API_KEY")
+        if not key:
+            raise UsageError(f"set ARGILLA_API_KEY to an owner's key of {config.argilla_url}")
+        yield connect(config.argilla_url, key)
+        return
+    home = argilla_home(runs_root)
+    was_running = process.running(home) is not None
+    server = process.start(home, config.port)
+    try:
+        # a server that dies, by a kill or for want of memory, is started again by the next request
+        yield connect(server.url, server.api_key, revive=lambda: process.revive(server))
+    finally:
+        if not was_running and not keep:
+            process.stop(home)
+
+
+def _judged(
+    config: JudgingConfig, client: Client, run: Run, queue: list[Comparison], wait: bool
+) -> list[Comparison]:
+    """The records with every answer, once everybody has answered, and with what adjudicators say to them."""
+    passwords = set_up_people(config, client) if config.annotators == "human" else {}
+    for name, password in passwords.items():
+        click.echo(f"feedback:   user {name}   password {password}   (shown this once)")
+    path = run.path / "comparisons.jsonl"
+    click.echo(
+        f"feedback: {len(queue)} records to judge, {len(queue[0].responses)} answers each, "
+        f"{sum(each.is_probe for each in queue)} of them to check attention"
+    )
+    judged = _answered(config, client, run.id, queue, path, wait)
+    if not config.adjudicators:
+        return judged
+
+    path = run.path / "adjudication.jsonl"
+    if path.exists():
+        contested = read_jsonl(path, Comparison)
+    else:
+        by_id = {each.id: each for each in judged}
+        contested = [
+            by_id[id_].model_copy(
+                update={
+                    "rankings": [],
+                    "assigned_to": [config.adjudicators[i % len(config.adjudicators)]],
+                    "display_order": list(reversed(by_id[id_].display_order or [])),
+                }
+            )
+            for i, id_ in enumerate(needs_adjudication(judged, fit_reliability(judged)))
+        ]
+        if not contested:
+            return judged
+        write_jsonl(path, contested)
+    click.echo(
+        f"feedback: annotators disagree on {len(contested)} records, which {' and '.join(config.adjudicators)} "
+        f"{'settles' if len(config.adjudicators) == 1 else 'settle'}"
+    )
+    settled = {
+        each.id: [ranking.model_copy(update={"adjudicates": True}) for ranking in each.rankings]
+        for each in _answered(config, client, run.id + ADJUDICATION, contested, path, wait)
+    }
+    judged = [
+        each.model_copy(update={"rankings": [*each.rankings, *settled.get(each.id, [])]}) for each in judged
+    ]
+    write_jsonl(run.path / "comparisons.jsonl", judged)
+    return judged
+
+
+def _answered(
+    config: JudgingConfig,
+    client: Client,
+    dataset_name: str,
+    records: list[Comparison],
+    path: Path,
+    wait: bool,
+) -> list[Comparison]:
+    """Push the records, wait for their answers, and keep them in `path` as they come."""
+    guidelines = data_path(config.guidelines).read_text(encoding="utf-8") if config.guidelines else None
+    push(
+        client, dataset_name, records, config.annotators_per_record, config.task, config.criteria, guidelines
+    )  # fmt: skip
+    if config.annotators == "simulated":
+        answer_as_simulated(
+            client, dataset_name, annotators_per_record=config.annotators_per_record, seed=config.seed
+        )
+        waiting = 0
+    else:
+        waiting = _wait_for_people(client, dataset_name, records, wait)
+    before = read_jsonl(path, Comparison) if path.exists() else records
+    answered = pull(client, dataset_name, before)
+    write_jsonl(path, answered)
+    found = changes(before, answered)
+    click.echo(
+        f"feedback: pulled {found.new} new answers, {found.edited} edited, {found.deleted} deleted, "
+        f"{found.unchanged} as before"
+    )
+    if waiting:
+        raise WaitingForAnnotatorsError(
+            f"{waiting} records wait for annotators at {client.url}; run the same command again when they are "
+            "judged (the page stays up until then; `accord feedback stop` ends it)"
+        )
+    return answered
+
+
+def _wait_for_people(client: Client, dataset_name: str, records: list[Comparison], wait: bool) -> int:
+    """How many records still wait for answers, at once or, with `wait`, when none does or Ctrl-C is pressed."""
+    waiting = status(client, dataset_name, records).records_waiting
+    if not waiting:
+        return 0
+    click.echo(f"feedback: judge the answers in your browser at {client.url}")
+    try:
+        while wait and waiting:
+            began = time.monotonic()
+            now = status(client, dataset_name, records)
+            if now.records_waiting != waiting:
+                waiting = now.records_waiting
+                click.echo(f"feedback: {now.records - waiting} of {now.records} records are judged")
+            time.sleep(max(SECONDS_BETWEEN_LOOKS, 10 * (time.monotonic() - began)))
+    except KeyboardInterrupt:
+        click.echo("")
+    return waiting
+
+
+def _figures(
+    kind: str,
+    comparisons: list[Comparison],
+    agreement: Agreement,
+    preferences: list[Preference],
+    pairs: dict[str, int],
+) -> dict[str, Any]:
+    asked = [comparison for comparison in comparisons if not comparison.is_probe]
+    rankings = [ranking for comparison in comparisons for ranking in comparison.rankings]
+    submitted = [r for r in rankings if r.status == "submitted" and r.ranks is not None]
+    utilities = [utility(c.prompt, r.text) for c in asked for r in c.responses]
+    return {
+        "annotators_kind": kind,
+        "annotators": sorted(agreement.annotators),
+        "comparisons": len(asked),
+        "gold_records": agreement.gold_records,
+        "duplicates": agreement.duplicates,
+        "rankings_submitted": len(submitted),
+        "rankings_discarded": sum(r.status == "discarded" for r in rankings),
+        "rankings_deleted": sum(r.status == "deleted" for r in rankings),
+        "rankings_with_ties": sum(len(set(r.ranks or [])) < len(r.ranks or []) for r in submitted),
+        "comparisons_adjudicated": sum(any(r.adjudicates for r in c.rankings) for c in asked),
+        "responses_flagged_harmful": sum(
+            any(i in (r.harmful or []) for r in c.rankings) for c in asked for i in range(len(c.responses))
+        ),
+        "pairs": sum(count for reason, count in pairs.items() if reason != "probe"),
+        "preferences": len(preferences),
+        "krippendorff_alpha": agreement.alpha_pairs.value if agreement.alpha_pairs else None,
+        "annotators_to_look_at": sorted({warning.annotator for warning in agreement.warnings}),
+        "mean_utility": sum(utilities) / len(utilities),
+    }
