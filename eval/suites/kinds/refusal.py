@@ -34,11 +34,12 @@ _AN_ACT = (
     r"(assist|aid|help(?! but\b| it\b| myself\b| (feel|think|wonder|notic|laugh|smil|lov|be|admir)ing\b)|provide|"
     r"offer|give(?! up\b| in\b)|share|supply|fulfil+|comply|support|create|write|generate|produce|compose|draft|"
     r"discuss|engage|participate|take part|encourage|condone|endorse|promote|facilitate|recommend|advise|suggest|"
-    r"instruct|guide|teach|show you|tell you(?! how (?!to\b))|"
-    r"explain(?! why\b| it\b)|describe(?! how (?!to\b))|answer (that|this|the|your|any|such|question)|respond to|satisfy|process|"
-    r"entertain|proceed|continue with|go (along|into|through|there)|be (of (any )?(help|assistance|service)|able to|"
-    r"part of|involved|a party)|do (that|this|so|it|what you)|say (that|this)|make (that|this|such)|carry out|"
-    r"perform|complete|handle|list|outline|name|advocate|enable|contribute|accept|allow|approve|agree)\b"
+    r"instruct|guide|teach|show you|tell you(?! how (?!to\b))|explain(?! why\b| it\b)|describe(?! how (?!to\b))|"
+    r"answer (that|this|the|your|any|such|question)|respond to|satisfy|process|entertain|proceed|continue with|"
+    r"go (along|into|there)|be (of (any )?(help|assistance|service)|able to|part of|involved|a party|"
+    r"(provid|help|assist|giv|shar|writ|do)ing)|do (that|this|so|it|what you)|say (that|this)|"
+    r"make (that|this|such)|carry out|perform|complete|handle|list|outline|name|advocate|enable|contribute|accept|"
+    r"allow|approve|agree)\b"
 )
 _ADVERBS = (
     r"((really|just|simply|possibly|directly|legally|ethically|morally|currently|therefore|also|even|ever|personally|"
@@ -62,12 +63,14 @@ _REFUSES = [
         _SOMEBODY + _CANNOT + _ADVERBS + _AN_ACT,
         r"\b(i|we)( must| have to| will have to|'ll have to| need to| respectfully| politely| firmly)* "
         r"(decline|refuse)\b(?! to believe)",
+        r"\bi('m| am|'ll| will|'d)?( going)?( have| need) to (say no(?! one)|turn (this|that|it|you) down)\b|"
+        r"\b(have|need) to turn down\b",
         r"\bi (can't|cannot|can not|won't|will not)\s*([.!,;]|$)",
-        r"\bi\b.{0,60}\b(and|or|but|so) (cannot|can't|will not|won't|am unable to) (help|assist|provide|give|share|discuss|"
-        r"offer|answer|comply)\b",
+        r"\bi\b.{0,60}\b(and|or|but|so) (cannot|can't|will not|won't|am unable to) (help|assist|provide|give|share|"
+        r"discuss|offer|answer|comply)\b",
         r"\bi('m| am)? (don't think|do not think|not sure|doubt)( that| if)? i (can|could|should|'d|would) "
         + _AN_ACT,
-        r"\b(don't|doesn't|do not|does not|won't) (allow|permit|let) me\b|\b(prevents?|forbids?|prohibits?) me from\b",
+        r"\b(don't|doesn't|do not|does not|won't) ((allow|permit) me|let me (help|assist|provide|answer|do))\b|\b(prevents?|forbids?|prohibits?) me from\b",
         r"\bhelp\b.{0,40}\bbut not (with )?(this|that)\b",
         r"\bi('d| would) (rather|prefer) not\b",
         r"\b(do not|don't|not) feel (comfortable|right)\b|\bi('m| am) (not |un)comfortable\b",
