@@ -63,7 +63,7 @@ _REFUSES = [
         _SOMEBODY + _CANNOT + _ADVERBS + _AN_ACT,
         r"\b(i|we)( must| have to| will have to|'ll have to| need to| respectfully| politely| firmly)* "
         r"(decline|refuse)\b(?! to believe)",
-        r"\bi('m| am|'ll| will|'d)?( going)?( have| need) to (say no(?! one)|turn (this|that|it|you) down)\b|"
+        r"\bi('m| am|'ll| will)?( going to)? (have|need) to (say no(?! one)\b|turn (this|that|it|you) down)|"
         r"\b(have|need) to turn down\b",
         r"\bi (can't|cannot|can not|won't|will not)\s*([.!,;]|$)",
         r"\bi\b.{0,60}\b(and|or|but|so) (cannot|can't|will not|won't|am unable to) (help|assist|provide|give|share|"
