@@ -280,6 +280,8 @@ def test_the_suite_of_choices_favours_no_place() -> None:
     assert {len(row.answers) for row in rows} == {4}
     assert Counter(row.label for row in rows) == dict.fromkeys(range(4), 30)
     assert set(Counter(row.group for row in rows).values()) == {20}
+    for row in rows:  # what begins another answer is never less likely than that
+        assert not any(b.startswith(a) for a in row.answers for b in row.answers if a != b), row.id
 
 
 def test_the_suite_of_texts() -> None:

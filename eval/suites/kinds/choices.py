@@ -14,7 +14,9 @@ which is the same in plain ASCII: of "é" with -2 nats and "ok" with -3, a byte 
 and the choice differs. `margin` is the right answer's log-likelihood minus the best wrong one's, in nats: it moves
 before a choice flips, and so sees small losses sooner.
 
-A tie between the right answer and a wrong one counts as wrong (the harness takes the answer that stands first).
+A tie between the right answer and a wrong one counts as wrong (the harness takes the answer that stands first). An
+answer whose tokens begin another one's ("10" and "100", where digits are tokens) is never less likely than that one;
+do not let one answer begin another.
 """
 
 from collections.abc import Mapping, Sequence
