@@ -154,7 +154,7 @@ def test_any_flipped_bit_of_a_signed_verdict_is_noticed(passed: tuple[Run, Runs]
     ("old", "new"),
     [
         (b'"outcome": "PASS"', b'"outcome":  "PASS"'),
-        (b'{\n  "baseline"', b'{\n  "outcome": "FAIL",\n  "baseline"'),
+        (b'{\n  "audit"', b'{\n  "outcome": "FAIL",\n  "audit"'),
         (b"\n}\n", b"\n}"),
     ],
     ids=["a space", "a key twice", "the last line break"],
