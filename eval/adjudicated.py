@@ -1,6 +1,6 @@
 """What reviewers prefer, as a metric: the share of the candidate's answers that people prefer to the baseline's.
 
-    before, after, clusters, groups = adjudicated(review, samples)
+    measured = adjudicated(review, samples)
 
 An item is worth 1 where reviewers prefer the candidate's answer, 0 where they prefer the baseline's, and 1/2 for a
 tie. A candidate as good as the baseline is worth 1/2 on average, which is what every item is worth `before`.
@@ -34,12 +34,11 @@ from statistics import fmean
 from accord.errors import UsageError
 from accord.records import Comparison, read_jsonl
 from accord.runs import Run
+from eval.measured import Measured
 from eval.rows import Sample
 from feedback.preferences import adjudication
 from feedback.rankings import counts, vote
 from feedback.review import ITEMS, ReviewItem
-
-Values = tuple[list[float], list[float], list[str], list[str | None]]
 
 TIE = 0.5
 """What an item is worth on which neither answer is preferred."""
@@ -47,7 +46,7 @@ BASELINE, CANDIDATE = 0, 1
 """Places of the two answers in a review's comparisons."""
 
 
-def adjudicated(review: Run, samples: Sequence[Sample]) -> Values:
+def adjudicated(review: Run, samples: Sequence[Sample]) -> Measured:
     """Every item's value under the baseline and the candidate, its cluster (the prompt) and its group.
 
     An item's judgement is an adjudicator's, where there is one, and otherwise the mean over the reviewers who
@@ -80,9 +79,9 @@ def adjudicated(review: Run, samples: Sequence[Sample]) -> Values:
         )
     judged = judgements(read_jsonl(review.output("comparisons.jsonl"), Comparison))
     values = expanded([(_part(items[name]), judged.get(name)) for name in names], review.id)
-    return (
+    return Measured(
         [TIE] * len(samples),
-        values,
+        [*values],
         [sample.id for sample in samples],
         [sample.group for sample in samples],
     )

@@ -65,6 +65,9 @@ class EvalConfig(Config):
     judge: str | None = None
     """Says which answers are better, independently of the reward model, which the candidate may have been optimised
     against: `judge:<model reference>` or `judge:https://host/v1#model-name`."""
+    review: str | None = None
+    """A finished review of an evaluation of the same models, as `run:feedback-<id>`: its answers are taken over, and
+    what reviewers prefer is measured as `adjudicated`."""
     suites: list[str] = Field(default_factory=lambda: ["sentence_pairs"])
     """What else both models go through: names of accord's suites, folders of your own, `public:<name>`."""
     max_suite_items: int | None = Field(default=None, ge=2)

@@ -24,6 +24,7 @@ from accord.models import Model
 from accord.records import Row, read_jsonl, write_jsonl
 from accord.runs import DataFile, Run, Runs, Source
 from accord.sampling.shared import SharedSampler
+from eval.adjudicated import adjudicated
 from eval.answers import (
     judge_answers,
     measure_answers,
@@ -44,6 +45,7 @@ from eval.likelihood_cache import LIKELIHOODS
 from eval.measured import Measured, linear, measured_answers, measured_suites
 from eval.promotion import override_behind
 from eval.report import write_report
+from eval.reviewed import reviewed_evaluation, take_over
 from eval.rows import Answer, Judgement, MeasuredAnswer, Outcome, Reward, Sample, SuiteItem
 from eval.signing import signing_key
 from eval.suites.kind import SuiteRow
@@ -103,6 +105,14 @@ def evaluate(
         )
     sources |= {"prompts": DataFile(prompt_file)}
     sources |= {SUITE + suite.name: DataFile(suite.file) for suite, _ in suites}
+    review = earlier = None
+    if config.review:
+        review, earlier = reviewed_evaluation(config, runs, sources)
+        sources["review"] = review
+    elif "adjudicated" in config.gate:
+        raise UsageError(
+            "the gate has a margin for 'adjudicated', so it needs a review; name one in eval.review"
+        )
 
     with runs.begin("eval", config, sources) as run:
         if run.is_done:
@@ -113,6 +123,8 @@ def evaluate(
 
         # measure: every part is written when it is complete, and reused after a kill
         parts = run.path / "checkpoints"
+        if earlier:
+            take_over(earlier, config, sources, parts)
         measured: dict[str, list[MeasuredAnswer]] = {}
         outcomes: dict[str, list[list[Outcome]]] = {}
         for role, model in (("baseline", baseline), ("candidate", candidate)):
@@ -144,7 +156,7 @@ def evaluate(
             for (suite, rows), before, after in zip(suites, *outcomes.values(), strict=True)
             for row, b, c in zip(rows, before, after, strict=True)
         ]  # fmt: skip
-        conclude(config, run, runs, samples, items, Compared(baseline, candidate, scorer, judge))
+        conclude(config, run, runs, samples, items, Compared(baseline, candidate, scorer, judge, review))
     return run
 
 
@@ -156,6 +168,8 @@ def conclude(
     write_jsonl(run.path / "samples.jsonl", samples)
     write_jsonl(run.path / "suites.jsonl", items)
     measured = measured_answers(samples) | measured_suites(items)
+    if compared.review:
+        measured["adjudicated"] = adjudicated(compared.review, samples)
     overlaps = contamination(compared.candidate, runs, evaluated_texts(samples, items))
     metrics = distrust(compare(measured, config), blocks(overlaps, config.max_contaminated_share))
     override = override_behind(compared.baseline, runs)

@@ -48,6 +48,8 @@ class Compared:
     candidate: Model
     reward_model: Model | Scorer | None = None
     judge: Scorer | None = None
+    review: Run | None = None
+    """Of these very answers, by people."""
 
 
 class Subject(BaseModel):

@@ -114,6 +114,16 @@ METRICS: dict[str, Metric] = {
             direction="lower",
             reference=0.0,
         ),
+        Metric(
+            "adjudicated",
+            "Preferred by reviewers",
+            "share",
+            PROMPTS,
+            "how often reviewers prefer the candidate's answer, not told which is whose; a tie counts as half",
+            QUALITY,
+            direction="higher",
+            reference=0.5,
+        ),
         Metric("response_tokens", "Answer length", "tokens", PROMPTS, "how long the answers are", QUALITY),
         Metric(
             "eos_rate",

@@ -293,7 +293,8 @@ def test_a_blind_choice_comes_back_to_the_model_it_was_made_for(
         assert ("otter" in preference.chosen[0].content) == (wanted == "candidate")
         assert not {"part", "display_order"} & set(preference.model_extra or {})
 
-    before, after, clusters, groups = adjudicated(done, samples)
+    measured = adjudicated(done, samples)
+    before, after, clusters, groups = measured.before, measured.after, measured.clusters, measured.groups
     assert before == [0.5] * 30 and clusters == [each.id for each in samples]
     assert groups == [each.group for each in samples]
     part_of = {each.id: each.part for each in read_jsonl(done.path / "items.jsonl", ReviewItem)}
@@ -341,7 +342,7 @@ def test_reviewers_who_differ_average_out_and_an_adjudicator_decides(
                 review(settings, runs, evaluation)
             vera = log_in(server.url, "vera", connect(server.url, server.api_key).set_up_annotator("vera"))
             assert judge(vera, run.id + "-adjudication") > 0
-        values = adjudicated(review(settings, runs, evaluation), samples)[1]
+        values = adjudicated(review(settings, runs, evaluation), samples).after
         if adjudicators:  # everything is asked, so that the values are the judgements
             worth = {"baseline": 0.0, "tie": 0.5, "candidate": 1.0}
             assert values == [0.5 if i % 5 == 4 else worth[opinion(i)] for i in range(12)]
@@ -403,7 +404,7 @@ def test_a_review_that_is_killed_between_push_and_pull_goes_on(
     assert record.status == "done" and len(record.continued_at) == 2
     code, said = again()
     assert code == 0 and runs.load(run.id).record == record
-    assert len(adjudicated(runs.load(run.id), samples)[1]) == 20
+    assert len(adjudicated(runs.load(run.id), samples).after) == 20
 
 
 # --- into the next round

@@ -1,0 +1,87 @@
+"""A gate with reviewers' labels: the evaluation that they reviewed is taken over, not measured again.
+
+    accord gate ... --config gate.yaml review=run:feedback-0123456789ab
+
+The labels are about certain answers, so the new evaluation has to have these very answers: it takes them, their scores
+and the suites' outcomes from the reviewed run, as the parts that a killed evaluation would have left.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+
+from accord.errors import UsageError
+from accord.records import read_jsonl, write_jsonl
+from accord.runs import Run, Runs, Source
+from eval.config import EvalConfig
+from eval.rows import Answer, MeasuredAnswer, Outcome, Reward, Sample, SuiteItem
+
+SAMPLING = (
+    "prompts", "max_prompts", "prompt_group", "samples_per_prompt", "max_response_tokens", "temperature", "seed"
+)  # fmt: skip
+"""The settings that the answers depend on."""
+ROLES = ("baseline", "candidate")
+
+
+def reviewed_evaluation(config: EvalConfig, runs: Runs, sources: Mapping[str, Source]) -> tuple[Run, Run]:
+    """The review that the configuration names, and the evaluation that was reviewed.
+
+    Args:
+        config: with `review`.
+        runs: where both are.
+        sources: of the new evaluation; models, prompts and scorer have to be those of the reviewed one.
+
+    Raises:
+        UsageError: it is no finished review, or the reviewed evaluation is of other models, prompts or settings.
+    """
+    name = str(config.review).removeprefix("run:")
+    review = runs.load(name)
+    if "evaluation" not in review.record.parents or not review.is_done:
+        raise UsageError(
+            f"eval.review: {name} is no finished review; make one with `accord feedback review EVAL_RUN CONFIG`"
+        )
+    earlier = runs.load(review.record.parents["evaluation"])
+    earlier.check_outputs()
+    known = earlier.record.config | earlier.record.inputs | earlier.record.parents
+    for key in SAMPLING:
+        if known.get(key) != getattr(config, key) and key != "prompts":
+            raise UsageError(
+                f"eval.review: {earlier.id}, which was reviewed, has {key}: {known.get(key)}, and this evaluation "
+                f"{getattr(config, key)}; the answers would be others"
+            )
+    for role in (*ROLES, "prompts", "reward_model"):
+        now = sources.get(role)
+        then = earlier.record.parents.get(role) or earlier.record.inputs.get(role)
+        if (now.run_id or now.digest if now else None) != then:
+            raise UsageError(
+                f"eval.review: {earlier.id}, which was reviewed, has another {role.replace('_', ' ')}; name the one "
+                "that was reviewed, or have this evaluation reviewed"
+            )
+    return review, earlier
+
+
+def take_over(earlier: Run, config: EvalConfig, sources: Mapping[str, Source], parts: Path) -> None:
+    """Write the earlier evaluation's measurements where those of a killed one would be."""
+    samples = read_jsonl(earlier.output("samples.jsonl"), Sample)
+    for role in ROLES:
+        measured: list[MeasuredAnswer] = [getattr(sample, role) for sample in samples]
+        write_jsonl(
+            parts / f"answers.{role}.jsonl", [Answer.model_validate(_only(a, Answer)) for a in measured]
+        )
+        if sources.get("reward_model"):
+            rewards = [Reward.model_validate(_only(a, Reward)) for a in measured]
+            write_jsonl(parts / f"rewards.{role}.jsonl", rewards)
+    if earlier.record.config["max_suite_items"] != config.max_suite_items:
+        return
+    outcomes: dict[tuple[str, str], list[Outcome]] = defaultdict(list)
+    for item in read_jsonl(earlier.output("suites.jsonl"), SuiteItem):
+        for role in ROLES:
+            outcomes[item.suite, role].append(getattr(item, role))
+    for (suite, role), its in outcomes.items():
+        source = sources.get(f"suite:{suite}")
+        if source and source.digest == earlier.record.inputs.get(f"suite:{suite}"):
+            write_jsonl(parts / f"suite.{suite}.{role}.jsonl", its)
+
+
+def _only(row: MeasuredAnswer, kind: type[Answer] | type[Reward]) -> dict[str, object]:
+    return {name: getattr(row, name) for name in kind.model_fields}
