@@ -6,8 +6,8 @@
 Nothing is sampled and nothing is estimated: each score is the sum of the model's own token log-probabilities. Only what
 is read more than once is saved. A text's last token is predicted but never read, so it is cut off; texts that are
 equal then, or begin with each other, are one sequence ("Answer: A", "Answer: B" and "Answer: C" are); the sequences are
-sorted, so that those that begin alike stand in one row, where their common front is computed once (accord.packing);
-the output layer sees scored places only, each of them once.
+sorted, so that those that begin alike stand in one row, a tree in which what any of them have in common is computed
+once (eval.token_trees); the output layer sees scored places only, each of them once.
 
 How exact. Products of matrices sum in an order that depends on their shapes, so what else is in a row changes a score
 by rounding. Promised, in float32 and for one number of threads: the same items in any order, to the last bit; with
@@ -17,8 +17,7 @@ between two continuations that are further apart than that times their tokens ne
 
 import bisect
 import itertools
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -26,15 +25,16 @@ from pydantic import BaseModel, ConfigDict
 
 from accord.chat import start_of_text
 from accord.errors import DataError
+from eval.token_trees import States, common_front, read_padded, read_tree, reads_trees
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-SCORER_VERSION = 1
+SCORER_VERSION = 2
 """Raise it with every change to what a score is: kept scores are named by it."""
-TOKENS_PER_ROW = 1024
-PLACES_PER_CHUNK = {"cpu": 64, "cuda": 1024}
+TOKENS_PER_ROW = 384
+PLACES_PER_CHUNK = {"cpu": 128, "cuda": 1024}
 """At how many places the logits exist at a time; few enough on a CPU that they stay in its cache."""
 
 
@@ -91,8 +91,8 @@ def log_likelihoods(
         policy: with its head, in the dtype to score in; its attention is the same afterwards.
         tokenizer: the policy's.
         items: what to score.
-        tokens_per_row: about how many tokens are computed at a time. Models whose attention cannot be packed compute
-            padded rows of so many tokens.
+        tokens_per_row: about how many tokens are computed at a time. Models that take no mask compute padded rows of
+            so many tokens.
 
     Raises:
         DataError: a continuation has no token of its own, or is too long for the model.
@@ -111,29 +111,19 @@ def log_likelihoods(
                     f"'{text[:60]}' and its prefix are {len(whole)} tokens, and the model reads {longest}; shorten it"
                 )
             scored_from[whole] = min(its.scored_from, scored_from.get(whole, its.scored_from))
-    sequences, place_of = _sequences(scored_from)
+    sequences, served = _sequences(scored_from)
     found: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
-    with torch.inference_mode(), _packed_if_possible(policy) as packs:
-        read = _read_packed if packs else _read_padded
-        for row in _rows(sequences, tokens_per_row, shared=packs):
-            states, places, head = read(policy, sequences[row.start : row.stop])
-            wholes = [whole for i in row for whole in place_of[i]]
-            rows, positions, tokens = (
-                torch.tensor(values, device=states.device)
-                for values in zip(
-                    *(
-                        (i - row.start, p - 1, whole[p])
-                        for i in row
-                        for whole in place_of[i]
-                        for p in range(scored_from[whole], len(whole))
-                    ),
-                    strict=True,
-                )
-            )
-            lengths = [len(whole) - scored_from[whole] for whole in wholes]
-            each = _score(states, places(rows, positions), tokens, head)
+    with torch.inference_mode(), reads_trees(policy, max(map(len, sequences), default=0)) as trees:
+        read = read_tree if trees else read_padded
+        for row in _rows(sequences, tokens_per_row, shared=trees):
+            states = read(policy, sequences[row.start : row.stop])
+            wholes = [(whole, states.paths[i - row.start]) for i in row for whole in served[i]]
+            places = [path[p - 1] for whole, path in wholes for p in range(scored_from[whole], len(whole))]
+            tokens = [token for whole, _ in wholes for token in whole[scored_from[whole] :]]
+            each = _score(states, places, tokens)
+            lengths = [len(whole) - scored_from[whole] for whole, _ in wholes]
             parts = zip(*(values.cpu().split(lengths) for values in each), strict=True)
-            found |= dict(zip(wholes, parts, strict=True))
+            found |= {whole: part for (whole, _), part in zip(wholes, parts, strict=True)}
 
     def score(whole: tuple[int, ...], its: Encoded) -> LogLikelihood:
         log_p, likeliest = (values[its.scored_from - scored_from[whole] :] for values in found[whole])
@@ -163,7 +153,7 @@ def encode(tokenizer: "PreTrainedTokenizerBase", items: Sequence[Item]) -> list[
         else:
             prefix = item.prefix
             wholes = [(*prefix, *next(ids)) for _ in item.continuations]
-        boundary = min([len(prefix), *(_common(prefix, whole) for whole in wholes)])
+        boundary = min([len(prefix), *(common_front(prefix, whole) for whole in wholes)])
         for text, whole in zip(item.continuations, wholes, strict=True):
             if not 0 < boundary < len(whole):
                 raise DataError(
@@ -177,12 +167,6 @@ def _texts(item: Item) -> list[str]:
     if isinstance(item.prefix, str):
         return [item.prefix, *(item.prefix + text for text in item.continuations)]
     return list(item.continuations)
-
-
-def _common(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many tokens two sequences have in common at their front."""
-    pairs = enumerate(zip(one, other, strict=False))
-    return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 def _sequences(
@@ -203,14 +187,16 @@ def _sequences(
 
 
 def _rows(sequences: Sequence[tuple[int, ...]], tokens_per_row: int, shared: bool) -> Iterator[range]:
-    """Cut sorted sequences into rows, in the last quarter of each where neighbours have the least in common."""
-    common = [0, *(_common(a, b) if shared else 0 for a, b in itertools.pairwise(sequences))]
+    """Cut sorted sequences into rows, in the last quarter of each where neighbours have the least in common.
+
+    A row that begins with a long sequence may be twice as long, for those that share a long front with it.
+    """
+    common = [0, *(common_front(a, b) if shared else 0 for a, b in itertools.pairwise(sequences))]
     begin = 0
     while begin < len(sequences):
         end, tokens = begin + 1, len(sequences[begin])
-        while (
-            end < len(sequences) and (tokens := tokens + len(sequences[end]) - common[end]) <= tokens_per_row
-        ):
+        most = max(tokens_per_row, 2 * tokens)
+        while end < len(sequences) and (tokens := tokens + len(sequences[end]) - common[end]) <= most:
             end += 1
         if end < len(sequences):
             end = min(range(end - (end - begin) // 4, end + 1), key=lambda cut: (common[cut], -cut))
@@ -218,72 +204,25 @@ def _rows(sequences: Sequence[tuple[int, ...]], tokens_per_row: int, shared: boo
         begin = end
 
 
-@contextmanager
-def _packed_if_possible(policy: "PreTrainedModel") -> Iterator[bool]:
-    """Let the model compute packed rows for a while; False where it does not, or changes its logits after its head."""
-    import torch
-
-    from accord.packing import body_of, compute_packed_rows
-
-    policy.eval()
-    body, head = body_of(policy), policy.get_output_embeddings()
-    before = body.config._attn_implementation
-    probe = torch.tensor([[5, 6, 7]], device=body.device) % body.config.get_text_config().vocab_size
-    logits = policy(probe, use_cache=False).logits
-    plain = head is not None and torch.allclose(
-        head(body(probe, use_cache=False).last_hidden_state), logits, atol=1e-3, rtol=1e-3
-    )
-    packs = plain and compute_packed_rows(policy)
-    try:
-        yield packs
-    finally:
-        if packs:
-            body.set_attn_implementation(before)
-
-
-Read = tuple["Tensor", Callable[["Tensor", "Tensor"], "Tensor"], Callable[["Tensor"], "Tensor"]]
-"""States [N, d]; at which of them a sequence's position is; and the logits [T, V] of some states [T, d]."""
-
-
-def _read_packed(policy: "PreTrainedModel", sequences: Sequence[tuple[int, ...]]) -> Read:
-    from accord.packing import Packed, body_of, hidden_states
-
-    body = body_of(policy)
-    packed = Packed.of(sequences, body.device)
-    return hidden_states(body, packed), packed.place, policy.get_output_embeddings()
-
-
-def _read_padded(policy: "PreTrainedModel", sequences: Sequence[tuple[int, ...]]) -> Read:
-    """Padding stands on the right, where causal attention cannot see it."""
-    import torch
-
-    width = max(map(len, sequences))
-    ids = torch.tensor([[*each, *[0] * (width - len(each))] for each in sequences], device=policy.device)
-    lengths = torch.tensor([len(each) for each in sequences], device=policy.device)
-    attended = (torch.arange(width, device=policy.device) < lengths[:, None]).long()  # BL
-    logits = policy(ids, attention_mask=attended, use_cache=False).logits
-    return logits.flatten(0, 1), lambda row, position: row * width + position, lambda these: these
-
-
-def _score(
-    states: "Tensor", places: "Tensor", tokens: "Tensor", head: "Callable[[Tensor], Tensor]"
-) -> "tuple[Tensor, Tensor]":
-    """log p of tokens [T] predicted at places [T], float64, and whether none is likelier.
+def _score(states: States, at: Sequence[int], tokens: Sequence[int]) -> "tuple[Tensor, Tensor]":
+    """log p of T tokens predicted by the states at T places, float64, and whether none is likelier.
 
     log p_y = (z_y - max z) - log sum exp(z - max z): with the largest logit taken off first, float32 loses nothing
     that the logits have, and the sums over tokens are float64's.
     """
     import torch
 
-    places, which = places.unique(return_inverse=True)
-    log_p = torch.empty(len(tokens), dtype=torch.float64, device=states.device)
-    likeliest = torch.empty(len(tokens), dtype=torch.bool, device=states.device)
-    size = PLACES_PER_CHUNK.get(states.device.type, 256)
+    device = states.values.device
+    targets = torch.tensor(tokens, device=device)
+    places, which = torch.tensor(at, device=device).unique(return_inverse=True)
+    log_p = torch.empty(len(tokens), dtype=torch.float64, device=device)
+    likeliest = torch.empty(len(tokens), dtype=torch.bool, device=device)
+    size = PLACES_PER_CHUNK.get(device.type, 256)
     for begin in range(0, len(places), size):
-        logits = head(states[places[begin : begin + size]]).float()  # PV
+        logits = states.head(states.values[places[begin : begin + size]]).float()  # PV
         logits -= logits.amax(dim=-1, keepdim=True)
         here = (which // size == begin // size).nonzero().squeeze(1)
-        own = logits[which[here] - begin, tokens[here]]
+        own = logits[which[here] - begin, targets[here]]
         normaliser = logits.exp_().sum(dim=-1).double().log()
         log_p[here] = own.double() - normaliser[which[here] - begin]
         likeliest[here] = own == 0

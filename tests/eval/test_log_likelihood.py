@@ -16,6 +16,7 @@ from accord.models import Model, load_policy, load_tokenizer
 from eval.likelihood_cache import score_once
 from eval.log_likelihood import Item, LogLikelihood, encode, log_likelihoods
 from eval.suites.suite import find_suite, read_items
+from eval.token_trees import reads_trees
 
 ITEMS = [
     Item("The nurse was late because", (" she overslept.", " he overslept.", " of the bus.")),
@@ -48,12 +49,14 @@ def assert_close(some: list[list[LogLikelihood]], others: list[list[LogLikelihoo
         assert (one.tokens, one.greedy, one.moved) == (other.tokens, other.greedy, other.moved)
 
 
-@pytest.mark.parametrize("packs", [True, False])
-def test_equals_the_definition(tiny_model: Model, packs: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With one token a byte, a continuation has as many tokens as bytes."""
-    if not packs:
-        monkeypatch.setattr("accord.packing.compute_packed_rows", lambda model: False)
+@pytest.mark.parametrize("trees", [True, False])
+def test_equals_the_definition(tiny_model: Model, trees: bool) -> None:
+    """With one token a byte, a continuation has as many tokens as bytes. A short window rules trees out."""
     policy, tokenizer = load_policy(tiny_model).eval(), load_tokenizer(tiny_model)
+    if not trees:
+        policy.config.sliding_window = 3  # what it reads is not changed by it: a Llama has no window
+    with reads_trees(policy, longest=4) as found:
+        assert found == trees
     scores = log_likelihoods(policy, tokenizer, ITEMS, tokens_per_row=100)
     for item, its in zip(ITEMS, scores, strict=True):
         start = start_of_text(tokenizer)
@@ -98,20 +101,46 @@ def test_the_model_can_be_used_as_before(tiny_model: Model) -> None:
     assert torch.equal(policy(torch.tensor([[5, 6, 7]])).logits, before)
 
 
-def test_what_is_common_is_read_once(tiny_model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One token a byte: the start, "Answer:", the space; of A, B and C none is read, as nothing follows them."""
-    from accord import packing
-
-    read = []
-    monkeypatch.setattr(
-        packing, "hidden_states", lambda body, packed, of=packing.hidden_states: read.append(packed) or of(body, packed)
-    )  # fmt: skip
+def test_what_is_common_is_read_once(tiny_model: Model) -> None:
+    """One token a byte. Of the last tokens, as A, B and C, none is read, since nothing follows them."""
     policy, tokenizer = load_policy(tiny_model).eval(), load_tokenizer(tiny_model)
-    log_likelihoods(policy, tokenizer, [Item("Answer:", (" A", " B", " C"))])
-    assert [packed.input_ids.numel() for packed in read[1:]] == [1 + len("Answer: ")]
-    read.clear()
-    log_likelihoods(policy, tokenizer, [Item("Answer:", (" yes", " no"))])
-    assert [packed.input_ids.numel() for packed in read[1:]] == [1 + len("Answer: ") + len("ye") + len("n")]
+    read: list[int] = []
+    policy.model.register_forward_pre_hook(
+        lambda _, args, kwargs: read.append(kwargs["input_ids"].numel()), with_kwargs=True
+    )
+    start, tried_out = 1, [12, 7]
+    for item, tokens in (
+        (Item("Answer:", (" A", " B", " C")), start + len("Answer: ")),
+        (Item("Answer:", (" yes", " no")), start + len("Answer: ") + len("ye") + len("n")),
+        (
+            Item("", ("one two.", "one three.", "four.", "one two three.")),
+            start + len("one t") + len("wo") + len("hree") + len(" three") + len("four"),
+        ),
+    ):
+        read.clear()
+        log_likelihoods(policy, tokenizer, [item])
+        assert read == [*tried_out, tokens]
+
+
+def test_models_that_take_no_mask_or_change_their_logits_are_found_out(tiny_model: Model) -> None:
+    """As a model with soft-capped logits, and one whose code overlooks the mask, do."""
+    policy = load_policy(tiny_model).eval()
+    with reads_trees(policy, longest=10) as found:
+        assert found and policy.model.config._attn_implementation == "sdpa"
+    assert policy.model.config._attn_implementation == "eager"
+
+    def cap(module: Any, given: Any, output: Any) -> None:
+        output.logits = output.logits.tanh()
+
+    capped = policy.register_forward_hook(cap)
+    with reads_trees(policy, longest=10) as found:
+        assert not found
+    capped.remove()
+    policy.model.register_forward_pre_hook(
+        lambda _, args, kwargs: (args, {**kwargs, "attention_mask": None}), with_kwargs=True
+    )
+    with reads_trees(policy, longest=10) as found:
+        assert not found and policy.model.config._attn_implementation == "eager"
 
 
 def test_token_ids_stand_as_they_are(tiny_model: Model) -> None:
