@@ -1,0 +1,81 @@
+"""`accord eval ...`: compare two models, and list or install what they are measured by."""
+
+import json
+from pathlib import Path
+
+import click
+
+from accord import parallel
+from accord.cli_shared import AS_JSON, CONFIG, OVERRIDES, run_until
+
+
+class _CompareByDefault(click.Group):
+    """Takes a first word that is a file's name, and no command's, as that of `compare`'s configuration."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        word = args[0]
+        names_a_file = Path(word).is_file() or Path(word).suffix != "" or "/" in word
+        if self.get_command(ctx, word) is None and names_a_file:
+            args = ["compare", *args]
+        return super().resolve_command(ctx, args)
+
+
+@click.group("eval", cls=_CompareByDefault, subcommand_metavar="CONFIG | COMMAND [ARGS]...")
+def evaluation() -> None:
+    """Compare two models, or see what they are measured by.
+
+    `accord eval CONFIG [key=value]...` is short for `accord eval compare CONFIG [key=value]...`.
+    """
+
+
+@evaluation.command()
+@CONFIG
+@OVERRIDES
+def compare(config: Path, overrides: tuple[str, ...]) -> None:
+    """Compare the new policy with the one before, and give a verdict. The stages it builds on must be finished."""
+    from accord.cli import finish_with_verdict
+
+    run = run_until("eval", config, overrides, alone=True)
+    if parallel.is_first():
+        click.echo(f"eval: {run.path}\n{json.dumps(run.metrics, indent=2)}")
+    finish_with_verdict(run)
+
+
+@evaluation.command("install-suites")
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+def install_suites(names: tuple[str, ...]) -> None:
+    """Install published data sets, by their names without `public:`; all of them if none is named.
+
+    Their packages go into a folder of the environment that nothing imports from, without what they depend on. A data
+    set that is there already is checked and not installed again.
+    """
+    from eval.suites.public.install import install_suites
+
+    install_suites(names, click.echo)
+
+
+@evaluation.command()
+@AS_JSON
+def suites(as_json: bool) -> None:
+    """List all suites and what they measure; those called public: are published data sets."""
+    from eval.suites.suite import PUBLIC, find_suite, shipped
+
+    from eval.suites.public.adapters import ADAPTERS
+
+    found = [find_suite(name) for name in [*shipped(), *(f"{PUBLIC}{name}" for name in sorted(ADAPTERS))]]
+    rows = [
+        {
+            "name": f"{PUBLIC}{suite.name}" if suite.is_public else suite.name, "title": suite.title,
+            "family": suite.family, "measures": suite.measures, "metrics": sorted(suite.metrics),
+            "license": suite.license, "installed": suite.file.is_file(),
+        }
+        for suite in found
+    ]  # fmt: skip
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+        return
+    for row in rows:
+        missing = "" if row["installed"] else "  (not installed: accord eval install-suites)"
+        click.echo(f"{row['name']}  [{row['family']}]{missing}\n    {row['measures']}")
