@@ -2,11 +2,15 @@
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from accord import parallel
 from accord.cli_shared import AS_JSON, CONFIG, OVERRIDES, run_until
+
+if TYPE_CHECKING:
+    from accord.runs import Run
 
 
 class _CompareByDefault(click.Group):
@@ -35,12 +39,22 @@ def evaluation() -> None:
 @OVERRIDES
 def compare(config: Path, overrides: tuple[str, ...]) -> None:
     """Compare the new policy with the one before, and give a verdict. The stages it builds on must be finished."""
-    from accord.cli import finish_with_verdict
-
     run = run_until("eval", config, overrides, alone=True)
     if parallel.is_first():
         click.echo(f"eval: {run.path}\n{json.dumps(run.metrics, indent=2)}")
     finish_with_verdict(run)
+
+
+def finish_with_verdict(run: "Run") -> None:
+    """Say what an evaluation found and what to do next, and leave with the verdict's exit code."""
+    from eval.gate import read_verdict
+
+    verdict = read_verdict(run)
+    next_command = f"accord promote {run.id}" if verdict.exit_code == 0 else f"accord runs lineage {run.id}"
+    click.echo(f"\nverdict: {verdict.outcome}: {verdict.reason()}")
+    click.echo(f"report:  {run.path / 'report.html'}")
+    click.echo(f"next:    {next_command}")
+    click.get_current_context().exit(verdict.exit_code)
 
 
 @evaluation.command("install-suites")

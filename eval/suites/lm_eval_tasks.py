@@ -1,0 +1,56 @@
+"""A task of lm-evaluation-harness run on one of our models: `pip install lm-eval[hf]==0.4.13`, no dependency of ours.
+
+Of a user's own tasks only: the harness lists the thousands of its own for half a minute, and most of them download
+their data. Weights are float32; neither its cache of results (which is not named by the model, so that a second model
+gets the first one's) nor its cache of logits (which mixes up places, tests/eval/test_lm_eval.py) is used.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from accord.errors import UsageError
+from accord.models import Model, load_policy, load_tokenizer
+from eval.suites.lm_eval_samples import Sample, samples_of
+
+BATCH_SIZE = 8
+SEED = 0
+
+
+def run_task(model: Model, task: str, folder: Path, limit: int | None = None) -> Mapping[int, Sample]:
+    """The values of every document of one task under one model, as `read_samples` gives them.
+
+    Args:
+        model: to evaluate.
+        task: its name, as its YAML file in `folder` has it.
+        folder: of task files.
+        limit: of documents, the first ones; None for all.
+
+    Raises:
+        UsageError: lm-eval is not installed, or has no such task in the folder.
+        DataError: the task has no metric that is a number for each document.
+    """
+    try:
+        from lm_eval import simple_evaluate
+        from lm_eval.models.huggingface import HFLM
+        from lm_eval.tasks import TaskManager
+    except ImportError as error:
+        raise UsageError(
+            f"lm-eval's tasks need lm-eval, which is not all there ({error}); run: pip install 'lm-eval[hf]==0.4.13'"
+        ) from None
+    if not folder.is_dir():
+        raise UsageError(f"{folder} is no folder; put the task's YAML file into one and name that")
+    tasks = TaskManager(include_path=str(folder), include_defaults=False)
+    if task not in tasks.all_tasks:
+        found = ", ".join(sorted(tasks.all_tasks)) or "none"
+        raise UsageError(f"{folder} has no lm-eval task '{task}'; the tasks found there: {found}")
+    results = simple_evaluate(
+        model=HFLM(
+            pretrained=load_policy(model).eval(), tokenizer=load_tokenizer(model), batch_size=BATCH_SIZE,
+            logits_cache=False,
+        ),
+        tasks=[task], task_manager=tasks, limit=limit, bootstrap_iters=0, log_samples=True, random_seed=SEED,
+        numpy_random_seed=SEED, torch_random_seed=SEED, fewshot_random_seed=SEED,
+    )  # fmt: skip
+    if results is None or task not in results["samples"]:
+        raise UsageError(f"'{task}' is a group of lm-eval tasks; name one of them")
+    return samples_of(results["samples"][task], f"lm-eval task {task}")
