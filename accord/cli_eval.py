@@ -74,9 +74,8 @@ def install_suites(names: tuple[str, ...]) -> None:
 @AS_JSON
 def suites(as_json: bool) -> None:
     """List all suites and what they measure; those called public: are published data sets."""
-    from eval.suites.suite import PUBLIC, find_suite, shipped
-
     from eval.suites.public.adapters import ADAPTERS
+    from eval.suites.suite import PUBLIC, find_suite, shipped
 
     found = [find_suite(name) for name in [*shipped(), *(f"{PUBLIC}{name}" for name in sorted(ADAPTERS))]]
     rows = [
