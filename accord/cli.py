@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from accord import __version__, parallel
+from accord.cli_eval import evaluation, finish_with_verdict
 from accord.cli_feedback import feedback
 from accord.cli_keys import keys
 from accord.cli_reward import reward
@@ -19,7 +20,6 @@ from accord.preload import restart_with_libraries
 
 if TYPE_CHECKING:
     from accord.round_config import StageName
-    from accord.runs import Run
 
 COMPUTE = ("demo", "round", "sft", "reward", "dpo", "ppo", "rloo", "grpo", "eval", "feedback", "gate")
 """The commands that train or sample, and are worth a restart with faster libraries."""
@@ -101,18 +101,7 @@ def round_(config: Path, overrides: tuple[str, ...], wait: bool) -> None:
 
 
 def _round(config: Path, overrides: tuple[str, ...], wait: bool) -> None:
-    _finish_with_verdict(run_until("eval", config, overrides, wait))
-
-
-def _finish_with_verdict(run: "Run") -> None:
-    from eval.gate import read_verdict
-
-    verdict = read_verdict(run)
-    next_command = f"accord promote {run.id}" if verdict.exit_code == 0 else f"accord runs lineage {run.id}"
-    click.echo(f"\nverdict: {verdict.outcome}: {verdict.reason()}")
-    click.echo(f"report:  {run.path / 'report.html'}")
-    click.echo(f"next:    {next_command}")
-    click.get_current_context().exit(verdict.exit_code)
+    finish_with_verdict(run_until("eval", config, overrides, wait))
 
 
 def _stage_command(stage: "StageName", does: str) -> None:
@@ -123,8 +112,6 @@ def _stage_command(stage: "StageName", does: str) -> None:
         run = run_until(stage, config, overrides, alone=True)
         if parallel.is_first():
             click.echo(f"{stage}: {run.path}\n{json.dumps(run.metrics, indent=2)}")
-        if stage == "eval":
-            _finish_with_verdict(run)
 
 
 _stage_command("sft", "Fine-tune the base model on demonstrations.")
@@ -133,7 +120,7 @@ _stage_command("dpo", "Optimise the policy on the round's preferences (rl.algori
 _stage_command("ppo", "Optimise the policy on the reward model's scores (rl.algorithm: ppo).")
 _stage_command("rloo", "Optimise the policy on the reward model's scores (rl.algorithm: rloo).")
 _stage_command("grpo", "Optimise the policy on the reward model's scores (rl.algorithm: grpo).")
-_stage_command("eval", "Compare the new policy with the one before, and give a verdict.")
+main.add_command(evaluation)
 
 
 main.add_command(feedback)
@@ -174,7 +161,7 @@ def gate(
     scorer = scorer_of(reward_model, runs) if reward_model else None
     with SharedSampler(SamplingConfig()) as sampler:
         run = evaluate(config, runs, sampler, models[0], models[1], scorer)
-    _finish_with_verdict(run)
+    finish_with_verdict(run)
 
 
 @main.command()

@@ -7,26 +7,13 @@ from typing import TYPE_CHECKING
 import click
 
 from accord import parallel
-from accord.cli_shared import AS_JSON, CONFIG, OVERRIDES, run_until
+from accord.cli_shared import AS_JSON, CONFIG, OVERRIDES, group_with_default, run_until
 
 if TYPE_CHECKING:
     from accord.runs import Run
 
 
-class _CompareByDefault(click.Group):
-    """Takes a first word that is a file's name, and no command's, as that of `compare`'s configuration."""
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        word = args[0]
-        names_a_file = Path(word).is_file() or Path(word).suffix != "" or "/" in word
-        if self.get_command(ctx, word) is None and names_a_file:
-            args = ["compare", *args]
-        return super().resolve_command(ctx, args)
-
-
-@click.group("eval", cls=_CompareByDefault, subcommand_metavar="CONFIG | COMMAND [ARGS]...")
+@click.group("eval", cls=group_with_default("compare"), subcommand_metavar="CONFIG | COMMAND [ARGS]...")
 def evaluation() -> None:
     """Compare two models, or see what they are measured by.
 

@@ -6,23 +6,10 @@ from pathlib import Path
 import click
 
 from accord import parallel
-from accord.cli_shared import AS_JSON, CONFIG, OVERRIDES, run_until, runs_of_command
+from accord.cli_shared import AS_JSON, CONFIG, OVERRIDES, group_with_default, run_until, runs_of_command
 
 
-class _TrainByDefault(click.Group):
-    """Takes a first word that is a file's name, and no command's, as that of `train`'s configuration."""
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        word = args[0]
-        names_a_file = Path(word).is_file() or Path(word).suffix != "" or "/" in word
-        if self.get_command(ctx, word) is None and names_a_file:
-            args = ["train", *args]
-        return super().resolve_command(ctx, args)
-
-
-@click.group(cls=_TrainByDefault, subcommand_metavar="CONFIG | COMMAND [ARGS]...")
+@click.group(cls=group_with_default("train"), subcommand_metavar="CONFIG | COMMAND [ARGS]...")
 def reward() -> None:
     """Train the reward model, or score answers.
 

@@ -33,3 +33,19 @@ def run_until(
     from accord.round import run_round  # takes seconds to import, which a mistake in the file need not cost
 
     return run_round(round_config, runs_of_command(only=stage if alone else None), until=stage, wait=wait)
+
+
+def group_with_default(default: str) -> type[click.Group]:
+    """A group that takes a first word which is a file's name, and no command's, as the argument of `default`."""
+
+    class Group(click.Group):
+        def resolve_command(
+            self, ctx: click.Context, args: list[str]
+        ) -> tuple[str | None, click.Command | None, list[str]]:
+            word = args[0]
+            names_a_file = Path(word).is_file() or Path(word).suffix != "" or "/" in word
+            if self.get_command(ctx, word) is None and names_a_file:
+                args = [default, *args]
+            return super().resolve_command(ctx, args)
+
+    return Group

@@ -2,12 +2,14 @@
 
 import difflib
 import math
+from collections.abc import Mapping, Sequence
+from typing import Self
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from accord.config import Config
 from accord.errors import AccordError
-from eval.metrics import METRICS, Direction, Metric
+from eval.metrics import METRICS, QUALITY, Direction, Metric
 from eval.suites.suite import find_suite
 
 JUDGED = frozenset({"judge_win_rate", "judge_win_rate_length_controlled"})
@@ -41,6 +43,28 @@ class Margin(Config):
         return value
 
 
+class LmEval(Config):
+    """A task of lm-evaluation-harness: run here (`folder`), or from what `lm_eval --log_samples` wrote elsewhere."""
+
+    metrics: dict[str, Direction] = Field(min_length=1)
+    """Those to compare, as lm-eval names them, and which values are better."""
+    folder: str | None = None
+    """Of task files; the task is run on both models in float32, which needs `pip install 'lm-eval[hf]==0.4.13'`."""
+    limit: int | None = Field(default=None, ge=2)
+    """Use only so many documents, the first ones."""
+    baseline: str | None = None
+    """The baseline's `samples_<task>_<time>.jsonl`."""
+    candidate: str | None = None
+    """The candidate's."""
+
+    @model_validator(mode="after")
+    def _has_one_origin(self) -> Self:
+        files = [self.baseline, self.candidate]
+        if (self.folder is None) != all(files) or (self.folder and any(files)):
+            raise ValueError("give either folder, or the files of both baseline and candidate")
+        return self
+
+
 class EvalConfig(Config):
     """Evaluation of a candidate against the baseline that it would replace, and the margins of the gate."""
 
@@ -70,6 +94,8 @@ class EvalConfig(Config):
     what reviewers prefer is measured as `adjudicated`."""
     suites: list[str] = Field(default_factory=lambda: ["sentence_pairs"])
     """What else both models go through: names of accord's suites, folders of your own, `public:<name>`."""
+    lm_eval: dict[str, LmEval] = Field(default_factory=dict)
+    """Tasks of lm-evaluation-harness as further suites, by the task's name."""
     max_suite_items: int | None = Field(default=None, ge=2)
     """Use only so many items of each suite, the first ones of its file."""
     max_contaminated_share: float = Field(default=0.01, ge=0, le=1)
@@ -98,7 +124,7 @@ class EvalConfig(Config):
     def _knows_metrics(cls, gate: dict[str, Margin], info: ValidationInfo) -> dict[str, Margin]:
         if "suites" not in info.data:
             return gate
-        known = metrics_of(info.data["suites"])
+        known = metrics_of(info.data["suites"], info.data.get("lm_eval"))
         for name, margin in gate.items():
             if name not in known:
                 close = difflib.get_close_matches(name, known, n=1)
@@ -119,11 +145,20 @@ class EvalConfig(Config):
     @property
     def metrics(self) -> dict[str, Metric]:
         """Every metric that these settings measure, by name."""
-        return metrics_of(self.suites)
+        return metrics_of(self.suites, self.lm_eval)
 
 
-def metrics_of(suites: list[str]) -> dict[str, Metric]:
-    """The metrics of the answers and of these suites, by name."""
-    return METRICS | {
+def metrics_of(suites: Sequence[str], lm_eval: Mapping[str, LmEval] | None = None) -> dict[str, Metric]:
+    """The metrics of the answers, of these suites and of these tasks, by name."""
+    of_suites = {
         name: metric for reference in suites for name, metric in find_suite(reference).metrics.items()
     }
+    of_tasks = {
+        f"{task}/{name}": Metric(
+            f"{task}/{name}", f"{task}: {name}", "lm-eval's units", "documents",
+            f"{name} of lm-eval's task {task}, a mean over its documents", QUALITY, direction=direction,
+        )
+        for task, settings in (lm_eval or {}).items()
+        for name, direction in settings.metrics.items()
+    }  # fmt: skip
+    return METRICS | of_suites | of_tasks

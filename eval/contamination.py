@@ -175,6 +175,8 @@ def evaluated_texts(
         PROMPTS: [(sample.id, sample.prompt[-1].content) for sample in samples if sample.sample == 0]
     }
     for item in items:
+        if not item.item:  # a document of lm-eval's, whose text is not at hand
+            continue
         columns = [value for value in item.item.values() if isinstance(value, str)]
         texts = [value for value in columns if len(value.split()) >= WORDS_OF_A_TEXT] or [" ".join(columns)]
         found.setdefault(item.suite, []).extend((item.id, text) for text in texts)

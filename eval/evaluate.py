@@ -39,7 +39,7 @@ from eval.comparison import check_prompt_slices, check_slices, compare, slices
 from eval.config import EvalConfig
 from eval.contamination import blocks, contamination, evaluated_texts
 from eval.findings import Audit
-from eval.gate import SUITE, Compared, make_verdict, write_verdict
+from eval.gate import SUITE, Compared, SuiteSubject, make_verdict, write_verdict
 from eval.judgement import distrust
 from eval.likelihood_cache import LIKELIHOODS
 from eval.measured import Measured, linear, measured_answers, measured_suites
@@ -48,6 +48,7 @@ from eval.report import write_report
 from eval.reviewed import reviewed_evaluation, take_over
 from eval.rows import Answer, Judgement, MeasuredAnswer, Outcome, Reward, Sample, SuiteItem
 from eval.signing import signing_key
+from eval.suites import lm_eval
 from eval.suites.kind import SuiteRow
 from eval.suites.measure import loaded_once, sample_replies, score_items
 from eval.suites.suite import Suite, find_suite, read_items
@@ -105,6 +106,8 @@ def evaluate(
         )
     sources |= {"prompts": DataFile(prompt_file)}
     sources |= {SUITE + suite.name: DataFile(suite.file) for suite, _ in suites}
+    for task, settings in config.lm_eval.items():
+        sources |= {role: DataFile(file) for role, file in lm_eval.files_of(task, settings).items()}
     review = earlier = None
     if config.review:
         review, earlier = reviewed_evaluation(config, runs, sources)
@@ -156,6 +159,9 @@ def evaluate(
             for (suite, rows), before, after in zip(suites, *outcomes.values(), strict=True)
             for row, b, c in zip(rows, before, after, strict=True)
         ]  # fmt: skip
+        for task, settings in config.lm_eval.items():
+            show(f"lm-eval's task {task}")
+            items += lm_eval.items_of(task, settings, baseline, candidate)
         conclude(config, run, runs, samples, items, Compared(baseline, candidate, scorer, judge, review))
     return run
 
@@ -175,7 +181,13 @@ def conclude(
     override = override_behind(compared.baseline, runs)
     by_group = slices(measured, config)
     count = Counter(item.suite for item in items)
-    suites = {reference: count[find_suite(reference).name] for reference in config.suites}
+    suites = [
+        SuiteSubject(
+            name=suite.name, title=suite.title, family=suite.family, license=suite.license, source=suite.source,
+            measures=suite.measures, items=count[suite.name],
+        )
+        for suite in map(find_suite, config.suites)
+    ] + [lm_eval.about(task, count[task]) for task in config.lm_eval]  # fmt: skip
     findings = _audit(config, runs, samples, measured, compared)
     verdict = make_verdict(run, runs, metrics, by_group, compared, suites, overlaps, findings, override)
     write_verdict(run.path / "verdict.json", verdict)

@@ -12,7 +12,7 @@ numbers. `verdict.json` records it with the digests of everything it rests on, a
 candidate through.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -27,7 +27,6 @@ from eval.contamination import Contamination
 from eval.findings import Audit
 from eval.judgement import MetricResult, Outcome, SliceResult, decide, two_digits
 from eval.signing import canonical, sign
-from eval.suites.suite import find_suite
 from reward.scorers import Scorer
 
 EXIT_CODES: dict[Outcome, int] = {"PASS": 0, "FAIL": 10, "INCONCLUSIVE": 11}
@@ -215,28 +214,15 @@ def subject(model: Model | Scorer) -> Subject:
 
 def make_verdict(
     run: Run, runs: Runs, metrics: Sequence[MetricResult], slices: Sequence[SliceResult], compared: Compared,
-    suites: Mapping[str, int], contamination: Contamination, audit: Audit, baseline_override: Override | None = None,
+    suites: Sequence[SuiteSubject], contamination: Contamination, audit: Audit,
+    baseline_override: Override | None = None,
 ) -> Verdict:  # fmt: skip
-    """The verdict of the evaluation `run` over these metrics; the evidence is in its folder already.
-
-    `suites` has the number of items by the suite's reference.
-    """
+    """The verdict of the evaluation `run` over these metrics; the evidence is in its folder already."""
     return Verdict(
         outcome=decide(metrics),
         metrics=list(metrics),
         slices=list(slices),
-        suites=[
-            SuiteSubject(
-                name=suite.name,
-                title=suite.title,
-                family=suite.family,
-                license=suite.license,
-                source=suite.source,
-                measures=suite.measures,
-                items=items,
-            )
-            for suite, items in ((find_suite(reference), items) for reference, items in suites.items())
-        ],
+        suites=list(suites),
         confidence_level=run.record.config["confidence_level"],
         baseline=subject(compared.baseline),
         candidate=subject(compared.candidate),

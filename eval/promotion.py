@@ -19,6 +19,7 @@ from accord.errors import AccordError, TamperedError, UsageError
 from accord.models import Model, resolve
 from accord.records import content_id, describe, write_atomically
 from accord.runs import DataFile, Run, Runs, file_digest
+from eval.config import LmEval
 from eval.gate import (
     EXIT_CODES,
     SIGNATURE,
@@ -36,6 +37,7 @@ from eval.gate import (
 )
 from eval.model_card import model_card, one_line
 from eval.signing import Signature, canonical, public_key, read_signature, sign, signing_key, verify
+from eval.suites import lm_eval
 from eval.suites.suite import find_suite
 from reward.scorers import scorer_of
 
@@ -226,9 +228,11 @@ def check_verdict(run: Run, runs: Runs, any_outcome: bool = False) -> Verdict:
             raise TamperedError(f"run {run.id}: the verdict was reached on another {name}; {again}")
     data_files = {"prompts": data_path(run.record.config["prompts"])}
     data_files |= {SUITE + suite.name: suite.file for suite in map(find_suite, run.record.config["suites"])}
+    for task, settings in run.record.config["lm_eval"].items():
+        data_files |= lm_eval.files_of(task, LmEval.model_validate(settings))
     for role, digest in verdict.files.items():
-        file = data_files[role]
-        if file.exists() and file_digest(file) != digest:
+        file = data_files.get(role)
+        if file and file.exists() and file_digest(file) != digest:
             raise TamperedError(
                 f"the {role.replace(':', ' ')} in {file} were changed after the evaluation; {again}"
             )

@@ -155,3 +155,52 @@ def test_seeds_differ_and_stay() -> None:
     assert len(seeds) == 600
     assert all(0 <= seed < 2**31 for seed in seeds)
     assert seed_for(0, "p0", 0) == seed_for(0, "p0", 0)
+
+
+def test_what_lm_eval_logged_decides_like_any_suite(tiny_model: Model, runs: Runs, prompts: Path) -> None:
+    def logged(name: str, right: range, hash_: str = "h") -> str:
+        rows = [
+            {
+                "doc_id": i,
+                "doc_hash": f"{hash_}{i}",
+                "filter": "none",
+                "metrics": ["acc"],
+                "acc": float(i in right),
+            }
+            for i in range(200)
+        ]
+        path = prompts.with_name(name)
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return str(path)
+
+    sampler: Any = FakeSampler(load_tokenizer(tiny_model))
+
+    def gate(candidate: str) -> Any:
+        task = {
+            "baseline": logged("a.jsonl", range(120)),
+            "candidate": candidate,
+            "metrics": {"acc": "higher"},
+        }
+        settings: Any = {
+            "prompts": str(prompts), "suites": [], "lm_eval": {"arc": task}, "gate": {"arc/acc": {"margin": 0.05}},
+        }  # fmt: skip
+        config = EvalConfig.model_validate(settings)
+        return evaluate(config, runs, sampler, tiny_model, tiny_model, show=lambda line: None)
+
+    run = gate(logged("b.jsonl", range(60)))
+    verdict = read_verdict(run)
+    (metric,) = verdict.deciding
+    assert (verdict.outcome, metric.name, metric.items, metric.baseline, metric.candidate) == (
+        "FAIL", "arc/acc", 200, 0.6, 0.3
+    )  # fmt: skip
+    assert {"suite:arc/baseline", "suite:arc/candidate"} <= verdict.files.keys()
+    assert [suite.name for suite in verdict.suites] == ["arc"] and "arc: acc" in (
+        run.path / "report.html"
+    ).read_text()
+    with pytest.raises(DataError, match="another document"):
+        gate(logged("c.jsonl", range(60), "other"))
+    with pytest.raises(ValueError, match="unknown metric 'arc/acc'"):
+        EvalConfig.model_validate({"gate": {"arc/acc": {"margin": 0.1}}})
+    both: Any = {"arc": {"metrics": {"acc": "higher"}, "folder": ".", "baseline": "a"}}
+    with pytest.raises(ValueError, match="give either folder"):
+        EvalConfig.model_validate({"lm_eval": both, "gate": {"utility": {"margin": 0.1}}})
