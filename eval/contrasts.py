@@ -1,10 +1,7 @@
-"""Intervals of a difference of means over clusters of items. Three kinds of data need three methods:
+"""Intervals of a difference of means over clusters of items, and what they would be in evaluations like this one.
 
 - shares: Tango's score interval (eval/shares.py), over counts divided by the clusters' design effect;
-- other means: the bootstrap-t over clusters (Efron 1981; Davison and Hinkley 1997, Bootstrap Methods and their
-  Application, 2.4 and 3.8), which allows for skewness and for clusters of unequal sizes;
-- where fewer than `FEWEST_TO_RESAMPLE` clusters differ between the models: Student's, with their number less one as
-  its degrees of freedom.
+- other means: Student's with the jackknife's standard error and Hall's correction for skewness (eval/means.py).
 
 benchmarks/gate_simulation.py measures how often they hold the truth.
 """
@@ -14,16 +11,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
-from statsmodels.stats.power import TTestPower
+from scipy import optimize, stats
 
-from eval.shares import design_effect, pass_chance_of_share, tango_limits, tango_statistic
+from eval import means
+from eval.shares import design_effect, expected_pass_chance, pass_chance_of_share, tango_limits
 
-FEWEST_TO_RESAMPLE = 10
-"""Resampling fewer clusters finds few different means; their interval is Student's."""
-
-MOST_ERRORS = 6.0
-"""No limit of the bootstrap-t is farther from the difference than so many standard errors."""
+LEAST_P = 1e-9
+"""P-values are not told apart below this."""
 
 
 @dataclass(frozen=True)
@@ -35,28 +29,33 @@ class Interval:
 
 
 @dataclass(frozen=True)
+class Simulated:
+    """Both limits in many evaluations like the one at hand, whose true difference is known."""
+
+    low: np.ndarray
+    high: np.ndarray
+    mean: np.ndarray | float = math.nan
+    """The difference that each observes."""
+
+
+@dataclass(frozen=True)
 class Contrast:
     """mean(candidate) - sign * mean(baseline), in the metric's units, with its limits at any chance in each tail."""
 
     difference: float
-    deviation: float
-    """Of the clusters' differences."""
-    residuals: np.ndarray
-    """One for each cluster; their standard deviation is `deviation`."""
     limits: Callable[[float], Interval]
-    """Of the chance in each tail."""
-    tails: Callable[[float], tuple[float, float]]
-    """Of a difference: the smallest chances in a tail at which the low limit is above it, and the high one below it."""
-    chance: Callable[[float, float], float]
-    """Of a margin (negative or positive) and the chance in a tail: that the limit clears the margin if the true
-    difference is zero."""
-    width: Callable[[float, float], float]
-    """Of a margin and the chance in a tail: how far from the difference the limit is, where it is near the margin."""
+    """Of the chance in each tail; they move towards the difference as it grows."""
+    simulated: Callable[[np.ndarray | float, float], tuple[Simulated, Simulated]]
+    """Of the true difference to assume and the chance in each tail: evaluations resampled from this one, and from those
+    (`eval.means.simulate`)."""
+    chance: Callable[[float, float], float] | None = None
+    """Of a margin and the chance in a tail: that the limit clears the margin if the true difference is zero. None where
+    it is counted from `simulated`."""
 
 
 def contrast_of(
-    baseline: np.ndarray, candidate: np.ndarray, index: np.ndarray, sizes: np.ndarray, sign: float, resamples: int,
-    seed: int, is_share: bool,
+    baseline: np.ndarray, candidate: np.ndarray, index: np.ndarray, sizes: np.ndarray, sign: float, seed: int,
+    is_share: bool,
 ) -> Contrast:  # fmt: skip
     """The contrast by the method that fits the values.
 
@@ -66,121 +65,88 @@ def contrast_of(
         index: for each item the number of its cluster.
         sizes: for each cluster how many items it has.
         sign: 1 for the difference of the means, -1 for their sum.
-        resamples: of the bootstrap.
-        seed: of the bootstrap.
+        seed: of the simulated evaluations.
         is_share: whether every item is a yes or a no; one whose two values cannot be that is treated as a number.
     """
     change = candidate - sign * baseline
     sums = np.bincount(index, weights=change)
-    difference = float(sums.sum() / sizes.sum())
-    residuals = (sums - difference * sizes) / sizes.mean()
     if is_share and np.isin(change, (-1, 0, 1)).all():
-        return _of_shares(change, difference, residuals)
-    if np.ptp(residuals) <= 1e-12:
-        exact = Interval(difference, difference)
-        return Contrast(
-            difference, 0.0, residuals, lambda _: exact, lambda a: (float(exact.low <= a), float(exact.high >= a)),
-            lambda *_: 1.0, lambda *_: 0.0,
-        )  # fmt: skip
-    differing = int((np.bincount(index, weights=np.abs(change)) > 0).sum())
-    if differing < FEWEST_TO_RESAMPLE:
-        return _by_student(difference, residuals, max(differing - 1, 1))
-    return _by_bootstrap(difference, residuals, sums, sizes, resamples, seed)
+        return _of_shares(change, sums, sizes, seed)
+    return _of_means(sums, sizes, float(np.ptp(np.concatenate([baseline, candidate]))), seed)
 
 
-def _of_shares(change: np.ndarray, difference: float, residuals: np.ndarray) -> Contrast:
+def _of_means(sums: np.ndarray, sizes: np.ndarray, spread: float, seed: int) -> Contrast:
+    count = len(sums)
+    away = np.abs(sums / sizes - np.median(sums / sizes))
+    moved = away > 1e-12 * max(spread, 1e-300)
+    known = means.fit(sums, sizes, moved)
+
+    def limits(tail: float) -> Interval:
+        low, high = means.limits(known, count, spread, tail)
+        return Interval(float(low), float(high))
+
+    def simulated(truth: np.ndarray | float, tail: float) -> tuple[Simulated, Simulated]:
+        def found(known: means.Fit) -> Simulated:
+            known = known._replace(mean=known.mean + truth)
+            return Simulated(*means.limits(known, count, spread, tail), known.mean)
+
+        once, twice = means.simulate(sums, sizes, moved, seed)
+        return found(once), found(twice)
+
+    return Contrast(float(known.mean), limits, simulated)
+
+
+def _of_shares(change: np.ndarray, sums: np.ndarray, sizes: np.ndarray, seed: int) -> Contrast:
     gained, lost = int((change > 0).sum()), int((change < 0).sum())
-    count, deviation = len(residuals), float(residuals.std(ddof=1))
-    if deviation > 1e-12:
-        effect = design_effect(deviation**2 / count, gained, lost, len(change))
-    else:  # nothing varies: as many items as clusters are sure to be independent, and one of them could have differed
-        effect, deviation = len(change) / count, math.sqrt(1 / count)
+    count, difference = len(sums), float(sums.sum() / sizes.sum())
+    residuals = (sums - difference * sizes) / sizes.mean()
+    if np.ptp(residuals) > 1e-12:
+        effect = design_effect(float(residuals.var(ddof=1)) / count, gained, lost, len(change))
+    else:  # nothing varies: only as many items as clusters are sure to be independent
+        effect = len(change) / count
     b, c, items = gained / effect, lost / effect, len(change) / effect
 
     def quantile(tail: float) -> float:
         return float(stats.t.isf(tail, count - 1) if count < len(change) else stats.norm.isf(tail))
 
-    def tails(against: float) -> tuple[float, float]:
-        statistic = float(tango_statistic(b, c, items, min(max(against, -1 + 1e-9), 1 - 1e-9)))
-        law = stats.t(count - 1) if count < len(change) else stats.norm()
-        return float(law.sf(statistic)), float(law.cdf(statistic))
+    def limits(tail: float) -> Interval:
+        low, high = tango_limits(b, c, items, quantile(tail))
+        return Interval(float(low), float(high))
 
     def chance(margin: float, tail: float) -> float:
         differing = max((gained + lost) / len(change), 1 / count)
         alpha = float(stats.norm.sf(quantile(tail)))
-        return pass_chance_of_share(differing, max(round(items), 2), abs(margin), alpha)
+        count_chance = expected_pass_chance if count == len(change) else pass_chance_of_share
+        return count_chance(differing, max(round(items), 2), abs(margin), alpha)
 
-    def width(margin: float, tail: float) -> float:
-        margin = min(max(abs(margin), 1e-6), 1 - 1e-6)
-        half = max((b + c) / 2, 0.5)
-        return quantile(tail) * margin / -float(tango_statistic(half, half, items, margin))
+    def simulated(truth: np.ndarray | float, tail: float) -> tuple[Simulated, Simulated]:
+        # as many items differ as here, and one at least; by how much more in one direction varies as it does here
+        def found(known: means.Fit) -> Simulated:
+            mean = np.clip(known.mean + truth, -1, 1)
+            differing = np.maximum(max(b + c, 1.0), np.abs(mean) * items)
+            both = (differing + mean * items) / 2, (differing - mean * items) / 2
+            return Simulated(*tango_limits(*both, items, quantile(tail)), mean)
 
-    return Contrast(
-        difference, deviation, residuals, lambda tail: Interval(*tango_limits(b, c, items, quantile(tail))), tails,
-        chance, width,
-    )  # fmt: skip
+        once, twice = means.simulate(sums, sizes, np.ones(count, bool), seed)
+        return found(once), found(twice)
 
-
-def _by_student(difference: float, residuals: np.ndarray, freedom: int) -> Contrast:
-    deviation = float(residuals.std(ddof=1))
-    error = deviation / math.sqrt(len(residuals))
-
-    def width(_: float, tail: float) -> float:
-        return float(stats.t.isf(tail, freedom)) * error
-
-    def limits(tail: float) -> Interval:
-        return Interval(difference - width(0, tail), difference + width(0, tail))
-
-    def tails(against: float) -> tuple[float, float]:
-        ratio = (difference - against) / error
-        return float(stats.t.sf(ratio, freedom)), float(stats.t.cdf(ratio, freedom))
-
-    def chance(margin: float, tail: float) -> float:
-        # the power of a t-test over `freedom` + 1 clusters with the same standard error
-        effect = abs(margin) / (error * math.sqrt(freedom + 1))
-        return float(TTestPower().power(effect, freedom + 1, tail, alternative="larger"))
-
-    return Contrast(difference, deviation, residuals, limits, tails, chance, width)
+    return Contrast(difference, limits, simulated, chance)
 
 
-def _by_bootstrap(
-    difference: float, residuals: np.ndarray, sums: np.ndarray, sizes: np.ndarray, resamples: int, seed: int
-) -> Contrast:
-    deviation, count = float(residuals.std(ddof=1)), len(sums)
-    error = deviation / math.sqrt(count)
-    random = np.random.default_rng(seed)
-    parts = []
-    for start in range(0, resamples, 500):
-        drawn = random.integers(0, count, (min(500, resamples - start), count))
-        s, w = sums[drawn], sizes[drawn]
-        mean = s.sum(axis=1) / w.sum(axis=1)
-        spread = ((s - mean[:, None] * w) / w.mean(axis=1)[:, None]).std(axis=1, ddof=1)
-        parts.append((mean - difference, spread / math.sqrt(count)))
-    changes, errors = (np.concatenate(each) for each in zip(*parts, strict=True))
-    # of nearly equal clusters, some resamples have hardly any error, or none, and would reach beyond all reason
-    ratios = np.sort(np.clip(changes / np.maximum(errors, 1e-12), -MOST_ERRORS, MOST_ERRORS))
+def p_values(limits: Callable[[float], Interval], against: float) -> tuple[float, float]:
+    """The smallest chances in a tail at which the low limit is above `against`, and the high one below it.
 
-    def ends(tail: float) -> tuple[float, float]:
-        low, high = np.quantile(ratios, (tail, 1 - tail), method="weibull")
-        return float(low), float(high)
+    These are the one-sided p-values of "the true difference is `against` or less" and "... or more"; 1 where no chance
+    is large enough, and at least `LEAST_P`.
+    """
 
-    def limits(tail: float) -> Interval:
-        low, high = ends(tail)
-        return Interval(difference - high * error, difference - low * error)
+    def smallest(excess: Callable[[Interval], float]) -> float:
+        def at(logarithm: float) -> float:
+            return excess(limits(math.exp(logarithm)))
 
-    def tails(against: float) -> tuple[float, float]:
-        # the inverse of `limits`, and never below 1 / (resamples + 1)
-        places = np.arange(1, resamples + 1) / (resamples + 1)
-        share = float(np.interp((difference - against) / error, ratios, places))
-        return 1 - share, share
+        first, last = math.log(LEAST_P), math.log(0.999)
+        if at(last) <= 0:
+            return 1.0
+        return LEAST_P if at(first) >= 0 else math.exp(optimize.brentq(at, first, last))
 
-    def chance(margin: float, tail: float) -> float:
-        # each resample is an evaluation whose true difference is zero, with the limit it would have had
-        low, high = ends(tail)
-        cleared = changes - high * errors >= margin if margin < 0 else changes - low * errors <= margin
-        return float(cleared.mean())
-
-    def width(_: float, tail: float) -> float:
-        return float(stats.t.isf(tail, count - 1)) * error
-
-    return Contrast(difference, deviation, residuals, limits, tails, chance, width)
+    return smallest(lambda found: found.low - against), smallest(lambda found: against - found.high)

@@ -34,6 +34,12 @@ AT_AN_END = 0.01
 """Items that may lie off the end of the scale while all of them count as stuck there."""
 
 
+FEWEST_UNEQUAL = 30
+"""Effective clusters that a share needs where cluster sizes differ much: with fewer, its interval misses too often."""
+MOST_UNEQUAL = 0.8
+"""Cluster sizes differ much where there are fewer effective clusters than this share of all."""
+
+
 class MetricResult(BaseModel):
     """One metric of both models, over all items or over the group named by `slice`.
 
@@ -172,12 +178,18 @@ def why_stuck(
 
     The rule: no variation at all; or a share whose baseline has no more room to worsen than the margin (or than
     `AT_AN_END`), a floor; or a share that is within `AT_AN_END` of its best value under both models, a ceiling, where
-    the items are too easy to tell models apart. Means that are no shares have no known ends.
+    the items are too easy to tell models apart; or a share of items in few clusters of very unequal sizes, of which no
+    interval is right. Means that are no shares have no known ends.
     """
     if change.is_constant:
         return "every item has the same value under both models, so nothing could be seen; take other items"
     if ends is None:
         return None
+    if change.effective_clusters < min(FEWEST_UNEQUAL, MOST_UNEQUAL * change.clusters):
+        return (
+            f"its {change.clusters} clusters are of very unequal sizes and weigh only as much as "
+            f"{change.effective_clusters:.0f} equal ones: too few to say; take at least {FEWEST_UNEQUAL}, or equal ones"
+        )
     low, high = ends
     both = (change.baseline, change.candidate)
     rooms = {

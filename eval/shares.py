@@ -9,12 +9,12 @@ items has its maximum-likelihood value under the tested difference; it stays hon
 import math
 
 import numpy as np
-from scipy import optimize, stats
+from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar
 
 
 def tango_statistic(
-    gained: np.ndarray | float, lost: np.ndarray | float, items: float, difference: float
+    gained: np.ndarray | float, lost: np.ndarray | float, items: float, difference: np.ndarray | float
 ) -> np.ndarray:
     """The score statistic of "the true difference is `difference`"; standard normal if it is.
 
@@ -36,24 +36,23 @@ def tango_statistic(
     return np.asarray(np.where(b - c == n * t, 0.0, statistic))
 
 
-def tango_limits(gained: float, lost: float, items: float, quantile: float) -> tuple[float, float]:
-    """The differences at which the score statistic is `quantile` and -`quantile`."""
-    observed = (gained - lost) / items
+def tango_limits(
+    gained: np.ndarray | float, lost: np.ndarray | float, items: float, quantile: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """The differences at which the score statistic is `quantile` and -`quantile`, by halving (0 if below it)."""
+    b, c = np.asarray(gained, float), np.asarray(lost, float)
+    observed, end = (b - c) / items, 1 - 1e-9
 
-    def excess(difference: float, target: float) -> float:
-        return float(tango_statistic(gained, lost, items, difference)) - target
+    def limit(sign: int) -> np.ndarray:
+        inside, outside = np.clip(observed, -end, end), np.full(observed.shape, -sign * end)
+        beyond = sign * tango_statistic(b, c, items, outside) <= quantile
+        for _ in range(40):
+            middle = (inside + outside) / 2
+            within = sign * tango_statistic(b, c, items, middle) <= max(quantile, 0.0)
+            inside, outside = np.where(within, middle, inside), np.where(within, outside, middle)
+        return np.where(beyond, -sign, inside)
 
-    end = 1 - 1e-9
-    low, high = -1.0, 1.0
-    if observed > -end and excess(-end, quantile) > 0:
-        low = (
-            optimize.brentq(excess, -end, min(observed, end), args=(quantile,)) if quantile > 0 else observed
-        )
-    if observed < end and excess(end, -quantile) < 0:
-        high = (
-            optimize.brentq(excess, max(observed, -end), end, args=(-quantile,)) if quantile > 0 else observed
-        )
-    return low, high
+    return limit(1), limit(-1)
 
 
 def mcnemar_p(gained: int, lost: int) -> float:
@@ -80,6 +79,17 @@ def pass_chance_of_share(differing: float, items: int, margin: float, alpha: flo
     better = np.maximum(total[:, None] - worse, 0)
     passes = tango_statistic(worse, better, items, margin) <= -stats.norm.isf(alpha)
     return float((chance * passes).sum())
+
+
+def expected_pass_chance(differing: float, items: int, margin: float, alpha: float) -> float:
+    """`pass_chance_of_share` without the bias of its argument, which is itself a share of these items.
+
+    Where the chance bends, its mean over samples is not the chance of their mean. How much that makes is seen by
+    drawing the differing items once more, at nine quantiles of their binomial distribution.
+    """
+    again = np.maximum(stats.binom.ppf((np.arange(9) + 0.5) / 9, items, differing), 1) / items
+    drawn = np.mean([pass_chance_of_share(float(each), items, margin, alpha) for each in again])
+    return float(np.clip(2 * pass_chance_of_share(differing, items, margin, alpha) - drawn, 0, 1))
 
 
 def design_effect(variance: float, gained: int, lost: int, items: int) -> float:
