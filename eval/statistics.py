@@ -20,6 +20,8 @@ from eval.contrasts import Interval, Simulated, contrast_of, p_values
 from eval.planning import POWER, minimum_detectable_effect
 from eval.shares import mcnemar_p
 
+Values = Sequence[float] | np.ndarray
+
 
 @dataclass(frozen=True)
 class PairedDifference:
@@ -56,8 +58,8 @@ class PairedDifference:
 
 
 def paired_difference(
-    baseline: Sequence[float],
-    candidate: Sequence[float],
+    baseline: Values,
+    candidate: Values,
     clusters: Sequence[str],
     confidence_level: float = 0.95,
     resamples: int = 9_999,
@@ -98,8 +100,8 @@ def paired_difference(
 
 
 def paired_difference_of_distances(
-    baseline: Sequence[float],
-    candidate: Sequence[float],
+    baseline: Values,
+    candidate: Values,
     clusters: Sequence[str],
     confidence_level: float = 0.95,
     resamples: int = 9_999,
@@ -142,8 +144,8 @@ def paired_difference_of_distances(
 
 
 def difference_interval(
-    baseline: Sequence[float],
-    candidate: Sequence[float],
+    baseline: Values,
+    candidate: Values,
     clusters: Sequence[str],
     confidence_level: float = 0.95,
     is_share: bool = False,
@@ -177,22 +179,16 @@ def _result(
     simulated: tuple[Simulated, Simulated], p_change: float, against: float | None, tail: float,
 ) -> PairedDifference:  # fmt: skip
     interval = limits(tail)
-    # how far beyond zero the limit reaches on the side that is worse; either side where none is
-    once, twice = (
-        np.maximum(-each.low, each.high)
-        if against is None
-        else -each.low
-        if np.signbit(against)
-        else each.high
-        for each in simulated
-    )
-    p_above, p_below, chance = None, None, None
+    rise = [each.high for each in simulated]
+    fall = [-each.low for each in simulated]
+    p_above, p_below, chance, worse = None, None, None, [rise, fall]
     if against is not None:
+        once, twice = rise if not np.signbit(against) else fall
         # a sample promises too much, by as much as its samples promise more than itself
         chance = float(np.clip(2 * (once <= abs(against)).mean() - (twice <= abs(against)).mean(), 0, 1))
         p_above, p_below = p_values(limits, against)
-    needed, still_more = (float(np.quantile(each, POWER)) for each in (once, twice))
-    needed = needed**2 / still_more if min(needed, still_more) > 0 else max(needed, 0.0)
+        worse = [[once, twice]]
+    needed = max(_detectable(once, twice) for once, twice in worse)
     return PairedDifference(
         baseline=float(b.mean()), candidate=float(c.mean()), difference=difference, low=interval.low,
         high=interval.high, deviation=needed / minimum_detectable_effect(1.0, len(sizes), 2 * tail), items=len(b),
@@ -200,6 +196,12 @@ def _result(
         is_constant=bool(max(np.ptp(b), np.ptp(c), np.ptp(c - b)) == 0 and b[0] == c[0]),
         against=against, p_above=p_above, p_below=p_below, pass_chance=chance,
     )  # fmt: skip
+
+
+def _detectable(once: np.ndarray, twice: np.ndarray) -> float:
+    """The margin that evaluations like this one clear with the chance `POWER`, corrected as the chance to pass is."""
+    first, second = (float(np.quantile(each, POWER)) for each in (once, twice))
+    return first**2 / second if min(first, second) > 0 else max(first, 0.0)
 
 
 def _clusters(b: np.ndarray, c: np.ndarray, clusters: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:

@@ -17,8 +17,7 @@ SMALL = (
 @pytest.mark.parametrize(
     "case", [each for each in SIMULATION["CASES"] if each.name in SMALL], ids=lambda c: c.name
 )
-def test_promises_hold(case: object, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("eval.statistics._exchange_p", lambda *_: 1.0)
+def test_promises_hold(case: object) -> None:
     counts = SIMULATION["simulate"](case, 300, with_peer=False)
     # three standard errors of a coverage of 0.95 over 300 repetitions are 0.038; of a power, twice that
     assert SIMULATION["judge"](case, counts, slack=0.03) == []

@@ -91,8 +91,33 @@ def test_items_of_one_value_cannot_pass() -> None:
     result = judge(ALL["reward"], still, FALL)
     assert (result.verdict, result.clusters_to_decide) == ("INCONCLUSIVE", None)
     assert result.cannot_decide is not None and "same value" in result.cannot_decide
-    moved = paired_difference([3.0, 4.0] * 6, [3.0, 4.0] * 6, [str(i) for i in range(12)], against=-0.1)
-    assert not moved.is_constant and judge(ALL["reward"], moved, FALL).verdict == "PASS"
+
+
+@pytest.mark.parametrize("compared", [paired_difference, paired_difference_of_distances])
+def test_a_model_that_answers_the_same_passes_with_enough_items_and_never_fails(compared: Any) -> None:
+    # the values span 1; 12 items tell 26 points (1 - 0.025^(1/12)), 100 items 3.6
+    for items, verdict in ((12, "INCONCLUSIVE"), (34, "INCONCLUSIVE"), (36, "PASS"), (100, "PASS")):
+        values = [3.0, 4.0] * (items // 2)
+        same = compared(values, values, [str(i) for i in range(items)], resamples=9, against=-0.1)
+        assert not same.is_constant and same.difference == 0
+        result = judge(ALL["reward"], same, FALL)
+        assert result.verdict == verdict
+        assert result.pass_chance == (verdict == "PASS")
+        assert judge(ALL["reward"], same, Margin(direction="higher", margin=0.0)).verdict == "INCONCLUSIVE"
+
+
+def test_a_share_in_few_very_unequal_clusters_cannot_pass() -> None:
+    # (31 * 1 + 31)^2 / (31 + 31^2) = 3.9
+    clusters = [str(i) for i in range(31)] + ["large"] * 31
+    values = [1.0, 1.0, 0.0] * 20 + [1.0, 1.0]
+    unequal = paired_difference(values, values, clusters, resamples=9, is_share=True, against=-0.5)
+    assert unequal.effective_clusters == pytest.approx(62**2 / (31 + 31**2))
+    result = judge(ALL["eos_rate"], unequal, Margin(direction="higher", margin=0.5))
+    assert result.verdict == "INCONCLUSIVE" and "weigh only as much as 4" in str(result.cannot_decide)
+    equal = paired_difference(
+        values, values, [str(i // 2) for i in range(62)], resamples=9, is_share=True, against=-0.5
+    )
+    assert judge(ALL["eos_rate"], equal, Margin(direction="higher", margin=0.5)).verdict == "PASS"
 
 
 def test_the_smallest_margin_passes_with_the_stated_power() -> None:
@@ -107,7 +132,7 @@ def test_the_smallest_margin_passes_with_the_stated_power() -> None:
 @pytest.mark.parametrize("compared", [paired_difference, paired_difference_of_distances])
 def test_p_values_are_the_intervals_turned_around(is_share: bool, compared: Any) -> None:
     chance = np.random.default_rng(0)
-    for _ in range(20):
+    for _ in range(8):
         count = int(chance.integers(24, 70))
         b = chance.normal(0.2, 1, count)
         c = b + chance.normal(0.1, 0.5, count)
@@ -115,11 +140,11 @@ def test_p_values_are_the_intervals_turned_around(is_share: bool, compared: Any)
             b = np.where(chance.random(count) < 0.6, 0.5, -0.5)
             c = np.where(chance.random(count) < 0.3, -b, b)
         clusters = [str(i // 2) for i in range(count)]
-        plain = compared(b, c, clusters, resamples=999, is_share=is_share)
+        plain = compared(b, c, clusters, resamples=9, is_share=is_share)
         for limit, outside in ((plain.low, -1e-6), (plain.high, 1e-6)):
             for side in (1, -1):
                 tested = compared(
-                    b, c, clusters, resamples=999, is_share=is_share, against=limit + side * outside
+                    b, c, clusters, resamples=9, is_share=is_share, against=limit + side * outside
                 )
                 p = tested.p_above if outside < 0 else tested.p_below
                 assert (p < 0.025) == (side == 1) and p == pytest.approx(0.025, abs=0.005)

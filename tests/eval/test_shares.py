@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 from scipy import optimize, stats
 
-from eval.shares import design_effect, mcnemar_p, pass_chance_of_share, tango_limits, tango_statistic
+from eval.shares import (
+    design_effect,
+    expected_pass_chance,
+    mcnemar_p,
+    pass_chance_of_share,
+    tango_limits,
+    tango_statistic,
+)
 
 Z = float(stats.norm.isf(0.025))
 
@@ -90,6 +97,23 @@ def test_pass_chance_by_simulation_and_at_its_ends() -> None:
     assert pass_chance_of_share(0.1, 60, 0.0, 0.025) == 0.0
     assert pass_chance_of_share(0.1, 60, 1.0, 0.025) == 1.0
     assert pass_chance_of_share(0.1, 1508, 0.1, 0.025) == pytest.approx(1.0)
+
+
+def test_expected_pass_chance_is_nearer_the_truth_on_average() -> None:
+    """All outcomes of 60 items of which 10% differ: the mean of what they would print, against the true chance."""
+    differing = np.arange(61)
+    weights = stats.binom.pmf(differing, 60, 0.1)
+    kept = weights > 1e-4
+    means = [
+        sum(
+            w * chance(max(d, 1) / 60, 60, 0.09, 0.025)
+            for w, d in zip(weights[kept], differing[kept], strict=True)
+        )
+        for chance in (pass_chance_of_share, expected_pass_chance)
+    ]
+    truth = pass_chance_of_share(0.1, 60, 0.09, 0.025)
+    assert means[0] > truth + 0.02
+    assert means[1] == pytest.approx(truth, abs=0.01)
 
 
 def test_design_effect_by_hand() -> None:

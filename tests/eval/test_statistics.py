@@ -1,6 +1,7 @@
 """Statistics against arithmetic in view, SciPy's and statsmodels' own tests, and simulation with known truth."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,7 +9,12 @@ from scipy import stats
 from statsmodels.stats.power import TTestPower
 
 from eval.planning import MOST_CLUSTERS, clusters_to_decide, minimum_detectable_effect
-from eval.statistics import paired_difference, paired_difference_of_distances, wilson_interval
+from eval.statistics import (
+    difference_interval,
+    paired_difference,
+    paired_difference_of_distances,
+    wilson_interval,
+)
 
 
 def names(count: int, each: int = 1) -> list[str]:
@@ -20,8 +26,14 @@ def test_means_and_deviation_by_hand() -> None:
     change = paired_difference([0, 0, 0, 0], [1, 3, 5, 7], ["a", "a", "b", "c"])
     assert (change.baseline, change.candidate, change.difference) == (0, 4, 4)
     assert (change.items, change.clusters) == (4, 3)
-    # sums minus mean times size: 4 - 8, 5 - 4, 7 - 4 = -4, 1, 3; divided by the mean size 4/3; variance by 2
-    assert change.deviation == pytest.approx(math.sqrt((3**2 + 0.75**2 + 2.25**2) / 2))
+    assert change.effective_clusters == pytest.approx((2 + 1 + 1) ** 2 / (4 + 1 + 1))
+
+
+def test_deviation_is_that_of_values_that_need_no_correction() -> None:
+    chance = np.random.default_rng(8)
+    after = chance.normal(0, 2, 400)
+    change = paired_difference(np.zeros(400), after, names(400), resamples=9)
+    assert change.deviation == pytest.approx(after.std(ddof=1), rel=0.05)
 
 
 def test_interval_is_near_students_for_normal_data() -> None:
@@ -32,13 +44,6 @@ def test_interval_is_near_students_for_normal_data() -> None:
     low, high = stats.ttest_rel(after, before).confidence_interval(0.95)
     assert change.low == pytest.approx(low, abs=0.005)
     assert change.high == pytest.approx(high, abs=0.005)
-
-
-def test_few_clusters_get_students_interval() -> None:
-    before, after = [0.0, 0.0, 0.0, 0.0], [1.0, 2.0, 4.0, 3.5]
-    change = paired_difference(before, after, names(4))
-    low, high = stats.ttest_rel(after, before).confidence_interval(0.95)
-    assert (change.low, change.high) == pytest.approx((low, high))
 
 
 def test_copies_of_an_item_add_no_certainty() -> None:
@@ -67,7 +72,7 @@ def test_coverage_with_normal_data_in_clusters(clusters: int) -> None:
     for _ in range(repetitions):
         shared = np.repeat(chance.normal(0, 1, clusters), 3)
         after = truth + shared + chance.normal(0, 0.7, 3 * clusters)
-        change = paired_difference(np.zeros(3 * clusters), after, names(clusters, each=3), resamples=999)
+        change = difference_interval(np.zeros(3 * clusters), after, names(clusters, each=3))
         inside += change.low <= truth <= change.high
     # three standard errors of a share of 0.95 over 1,500 repetitions are 0.017
     assert 0.933 <= inside / repetitions <= 0.967
@@ -79,8 +84,8 @@ def test_distance_from_zero_covers_the_truth_even_at_the_corner(before: float, a
     repetitions, low_misses, high_misses = 500, 0, 0
     for _ in range(repetitions):
         b = before + chance.normal(0, 1, 60)
-        change = paired_difference_of_distances(
-            b, after - before + b + chance.normal(0, 0.6, 60), names(60), resamples=999
+        change = difference_interval(
+            b, after - before + b + chance.normal(0, 0.6, 60), names(60), closer_to_zero=True
         )
         low_misses += change.low > abs(after) - abs(before)
         high_misses += change.high < abs(after) - abs(before)
@@ -100,9 +105,26 @@ def test_distance_is_the_plain_difference_where_both_means_are_far_from_zero() -
     assert mirrored.difference == pytest.approx(plain.difference)
 
 
+@pytest.mark.parametrize("compared", [paired_difference, paired_difference_of_distances])
+def test_only_the_interval(compared: Any) -> None:
+    chance = np.random.default_rng(9)
+    before = chance.normal(0.1, 1, 40)
+    after = before + chance.normal(0, 0.5, 40)
+    whole = compared(before, after, names(40), resamples=9)
+    only = difference_interval(
+        before, after, names(40), closer_to_zero=compared is paired_difference_of_distances
+    )
+    assert (only.low, only.high) == (whole.low, whole.high)
+
+
 def test_no_change_at_all() -> None:
+    # none of 3 clusters changed: at a share p of changing ones that has the chance (1 - p)^3 = 2.5%; the values span 2
     change = paired_difference([1, 2, 3], [1, 2, 3], names(3))
-    assert (change.low, change.high) == (0, 0)
+    assert (change.low, change.high) == pytest.approx(
+        (-2 * (1 - 0.025 ** (1 / 3)), 2 * (1 - 0.025 ** (1 / 3)))
+    )
+    shifted = paired_difference([1, 2, 3], [2, 3, 4], names(3))
+    assert (shifted.low + shifted.high) / 2 == pytest.approx(1) and shifted.high > 1.5
     # a share may still change on items that were not seen; Tango's limit is z^2 / (n + z^2), and the exact one, where
     # (1 - x)^80 = 0.025, is near it
     share = paired_difference([1] * 80, [1] * 80, names(80), is_share=True)
