@@ -4,8 +4,8 @@ It is built from the files of the evaluation and of the runs it descends from, a
 `accord report RUN` builds the same bytes again. A reader should need no other page, and no terminal.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,17 @@ from accord.records import read_jsonl, write_atomically
 from accord.report import STAGES, in_order, lineage, render, run_page, training_curves
 from accord.runs import Run, Runs
 from eval.comparison import SMALLEST_SLICE
+from eval.drift import chain
+from eval.drift_page import drift_view
 from eval.gate import SIGNATURE, Subject, read_verdict
 from eval.judgement import MetricResult, Outcome
-from eval.metric_rows import Axis, MetricRow, SliceRow, explain, scale, too_small
+from eval.metric_rows import Axis, explain, scale, too_small
+from eval.metric_table import families, gated_rows
+from eval.metrics import METRICS
 from eval.rows import Sample, SuiteItem
+from eval.side_by_side import measures_of, sample_views
 from eval.signing import read_signature
-from eval.suite_report import suite_views
+from eval.suite_report import GroupRow, suite_views
 from reward.report import page as page_of_reward
 
 HEADLINES: dict[Outcome, str] = {
@@ -106,7 +111,9 @@ def page(run: Run, runs: Runs) -> str:
         else verdict.deciding
     )
     axis = Axis.around(gated)
-    ordered = sorted(samples, key=_how_much_better)
+    rows, without_margin = gated_rows(gated, axis), families(verdict, axis)
+    views = sample_views(samples)
+    of_answers = [each for each in verdict.slices if each.name in METRICS]
     values: dict[str, Any] = {
         "run": run.record,
         "verdict": verdict,
@@ -119,14 +126,20 @@ def page(run: Run, runs: Runs) -> str:
         "samples_per_prompt": run.record.config["samples_per_prompt"],
         "chance_of_error": round(1 / (1 - verdict.confidence_level)),
         "axis": axis,
-        "gated": [MetricRow.of(metric, axis) for metric in gated],
-        "reported": [MetricRow.of(metric, axis) for metric in verdict.metrics if not metric.verdict],
-        "slices": [SliceRow.of(each) for each in verdict.slices if each.low is not None],
-        "too_small": too_small(verdict.slices),
+        "gated": rows,
+        "everything": [*(each.row for each in rows), *(each.row for family in without_margin for each in family.rows)],
+        "counts": Counter(metric.verdict for metric in gated),
+        "ungated": without_margin,
+        "slices": [GroupRow.of(each) for each in of_answers if each.low is not None],
+        "too_small": too_small(of_answers),
         "smallest_slice": SMALLEST_SLICE,
-        "families": _families(gated),
+        "corrected": _corrected(gated),
         "suites": suite_views(verdict, items, axis),
-        "samples": [SampleView.of(sample) for sample in ordered],
+        "drift": drift_view(chain(run, runs)),
+        "samples": views,
+        "tally": Counter(view.changes[0].kind for view in views),
+        "measures": measures_of(samples),
+        "groups": list(dict.fromkeys(sample.group for sample in samples if sample.group is not None)),
         "shown": SAMPLES_SHOWN,
         "has_rewards": verdict.reward_model is not None,
         "feedback": feedback.metrics if feedback else None,
@@ -146,7 +159,7 @@ def page(run: Run, runs: Runs) -> str:
     return render(folder, "report.html.jinja", values, (folder / "report.js").read_text(encoding="utf-8"))
 
 
-def _families(gated: Sequence[MetricResult]) -> list[str]:
+def _corrected(gated: Sequence[MetricResult]) -> list[str]:
     """The families in which more than one metric is gated, so that their p-values were corrected."""
     names = [metric.family for metric in gated if metric.family]
     return [name for name in dict.fromkeys(names) if names.count(name) > 1]
@@ -167,27 +180,3 @@ def _reward_figures(metrics: Mapping[str, Any]) -> dict[str, Any]:
         for name in REWARD_FIGURES
         if metrics.get(name) is not None
     }
-
-
-# --- answers side by side
-
-
-@dataclass(frozen=True)
-class SampleView:
-    """A sample, and how much better the candidate's answer is."""
-
-    sample: Sample
-    change: float
-    kind: str
-
-    @classmethod
-    def of(cls, sample: Sample) -> "SampleView":
-        """The sample with its change of utility, and "worse", "better" or "same"."""
-        change = sample.candidate.utility - sample.baseline.utility
-        return cls(sample, change, "worse" if change < 0 else "better" if change > 0 else "same")
-
-
-def _how_much_better(sample: Sample) -> tuple[float, float, str, int]:
-    b, c = sample.baseline, sample.candidate
-    reward = (c.reward or 0) - (b.reward or 0)
-    return c.utility - b.utility, reward, sample.id, sample.sample

@@ -4,9 +4,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from accord.report import label, number
 from eval.gate import SuiteSubject, Verdict
 from eval.judgement import MetricResult, SliceResult
-from eval.metric_rows import Axis, MetricRow, change_text, value_text
+from eval.metric_rows import PERCENT_UNITS, Axis, change_text, value_text
+from eval.metric_table import GatedRow, UngatedRow, direction_of, families, gated_rows, reading
 from eval.metrics import Direction
 from eval.rows import Outcome, SuiteItem
 from eval.suites.kind import Ratio, Value
@@ -15,8 +17,20 @@ ITEMS_SHOWN = 6
 
 
 @dataclass(frozen=True)
+class GroupPlot:
+    """Where a group stands on its metric's plot; positions are percent of the width.
+
+    The bar is the interval of the change, seen from the baseline. It is None where the group is too small.
+    """
+
+    before: float
+    after: float
+    bar: tuple[float, float] | None
+
+
+@dataclass(frozen=True)
 class GroupRow:
-    """One metric in one group: the values of both models and, where the group is large enough, the interval."""
+    """One metric in one group, in words."""
 
     group: str
     metric: str
@@ -26,19 +40,36 @@ class GroupRow:
     change: str
     interval: str
     """Empty where the group is too small to say."""
+    says: str
+    difference: float
+    """To sort by."""
+    plot: GroupPlot | None = None
 
     @classmethod
-    def of(cls, result: SliceResult) -> "GroupRow":
+    def of(cls, result: SliceResult, plot: GroupPlot | None = None) -> "GroupRow":
         """A group's row."""
-        interval = ""
+        interval, says = "", "too small to say"
         if result.low is not None and result.high is not None:
             low, high = change_text(result, result.low), change_text(result, result.high)
             interval = f"{low.removesuffix(' points')} to {high}"
+            says = reading(result.direction, result.low, result.high)
         return cls(
-            group=result.slice, metric=result.title.split(": ", 1)[-1], basis=f"{result.clusters} {result.cluster}",
+            group=result.slice, metric=short(result.title), basis=f"{number(result.clusters)} {result.cluster}",
             baseline=value_text(result, result.baseline), candidate=value_text(result, result.candidate),
-            change=change_text(result, result.difference), interval=interval,
+            change=change_text(result, result.difference), interval=interval, says=says,
+            difference=result.difference, plot=plot,
         )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Groups:
+    """The groups of a suite by its leading metric, on one scale."""
+
+    metric: str
+    rows: list[GroupRow]
+    ends: tuple[str, str]
+    centre: float | None
+    """Where no preference is, in percent of the width, for a metric that has such a point."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +78,13 @@ class ItemView:
 
     id: str
     group: str | None
-    columns: dict[str, str]
-    worsening: float
+    columns: dict[str, list[str]]
+    values: list[tuple[str, str, str]]
+    """Every metric's name, and its value under the baseline and under the candidate."""
     baseline: list[str]
     candidate: list[str]
+    are_texts: bool
+    """Whether the last two are answers; otherwise they are log-likelihoods."""
 
 
 @dataclass(frozen=True)
@@ -58,51 +92,102 @@ class SuiteView:
     """A suite's section of the page."""
 
     about: SuiteSubject
-    metrics: list[MetricRow]
-    sorted_by: str | None
-    """The metric by which items got worse."""
+    gated: list[GatedRow]
+    ungated: list[UngatedRow]
+    sorted_by: str
+    """The metric by which items got worse; empty where nothing says which values are better."""
     worse: list[ItemView]
     worse_count: int
-    groups: list[GroupRow]
+    groups: Groups | None
+    more_groups: list[GroupRow]
+    """The groups by the suite's other metrics."""
+
+
+def short(title: str) -> str:
+    """A metric's label without its suite's title, with a capital."""
+    rest = title.split(": ", 1)[-1]
+    return rest[:1].upper() + rest[1:]
 
 
 def suite_views(verdict: Verdict, items: Sequence[SuiteItem], axis: Axis) -> list[SuiteView]:
     """The sections of all suites, in the order of the verdict."""
-    return [
-        _view(
-            suite,
-            [metric for metric in verdict.metrics if metric.name.startswith(f"{suite.name}/") and not metric.slice],
-            [each for each in verdict.slices if each.name.startswith(f"{suite.name}/")],
-            [item for item in items if item.suite == suite.name],
-            axis,
+    without_margin = [row for family in families(verdict, axis) for row in family.rows]
+    views = []
+    for suite in verdict.suites:
+        front = f"{suite.name}/"
+        metrics = [metric for metric in verdict.metrics if metric.name.startswith(front)]
+        whole = [metric for metric in metrics if not metric.slice]
+        slices = [each for each in verdict.slices if each.name.startswith(front)]
+        own = [item for item in items if item.suite == suite.name]
+        leading = next((each for each in whole if each.verdict), whole[0] if whole else None)
+        direction = direction_of(leading.name, verdict) if leading else None
+        worse = _got_worse(own, leading.name.removeprefix(front), direction) if leading and direction else []
+        views.append(
+            SuiteView(
+                about=suite,
+                gated=gated_rows(metrics, axis),
+                ungated=[row for row in without_margin if row.row.name.startswith(front)],
+                sorted_by=short(leading.title) if leading and direction else "",
+                worse=[_item(item, whole) for item in worse[:ITEMS_SHOWN]],
+                worse_count=len(worse),
+                groups=_groups([each for each in slices if leading and each.name == leading.name]),
+                more_groups=[
+                    GroupRow.of(each) for each in slices if not leading or each.name != leading.name
+                ],
+            )
         )
-        for suite in verdict.suites
-    ]  # fmt: skip
+    return views
 
 
-def _view(
-    suite: SuiteSubject, metrics: Sequence[MetricResult], slices: Sequence[SliceResult],
-    items: Sequence[SuiteItem], axis: Axis,
-) -> SuiteView:  # fmt: skip
-    gated = [metric for metric in metrics if metric.direction]
-    by = (gated or [*metrics])[0] if metrics else None
-    worse: list[tuple[float, SuiteItem]] = []
-    if by and by.direction:
-        worse = sorted(_worsenings(items, by.name.split("/")[1], by.direction), key=lambda pair: -pair[0])
-    return SuiteView(
-        about=suite,
-        metrics=[MetricRow.of(metric, axis) for metric in metrics],
-        sorted_by=by.label.split(": ", 1)[-1] if by and by.direction else None,
-        worse=[_item(item, change) for change, item in worse[:ITEMS_SHOWN]],
-        worse_count=len(worse),
-        groups=[GroupRow.of(each) for each in slices],
-    )
+# --- groups
 
 
-def _worsenings(
-    items: Iterable[SuiteItem], name: str, direction: Direction
-) -> Iterable[tuple[float, SuiteItem]]:
-    """The items that got worse in a metric, and by how much."""
+def _groups(slices: Sequence[SliceResult]) -> Groups | None:
+    """One metric's groups, drawn on one scale; None without any."""
+    if not slices:
+        return None
+    bars = [_bar(each) for each in slices]
+    first = slices[0]
+    centre = 0.0 if first.direction == "closer_to_zero" else None
+    low, high = {"share": (0.0, 1.0), "share above one half": (-0.5, 0.5)}.get(first.unit, (0.0, 0.0))
+    if low == high:
+        values = [x for each in slices for x in (each.baseline, each.candidate)]
+        values += [x for bar in bars if bar for x in bar] + ([] if centre is None else [centre])
+        room = (max(values) - min(values)) * 0.06 or 1.0
+        low, high = min(values) - room, max(values) + room
+        if centre is not None:
+            low, high = min(low, -high), max(high, -low)
+
+    def x(value: float) -> float:
+        return round(2 + 96 * min(max((value - low) / (high - low), 0), 1), 2)
+
+    rows = [
+        GroupRow.of(
+            each, GroupPlot(x(each.baseline), x(each.candidate), (x(bar[0]), x(bar[1])) if bar else None)
+        )
+        for each, bar in zip(slices, bars, strict=True)
+    ]
+    ends = value_text(first, low), value_text(first, high)
+    return Groups(short(first.title), rows, ends, None if centre is None else x(centre))
+
+
+def _bar(result: SliceResult) -> tuple[float, float] | None:
+    """The interval of the change, added to the baseline's value (or to its distance, on the candidate's side)."""
+    if result.low is None or result.high is None:
+        return None
+    if result.direction != "closer_to_zero":
+        return result.baseline + result.low, result.baseline + result.high
+    distances = (max(0.0, abs(result.baseline) + each) for each in (result.low, result.high))
+    near, far = distances
+    return (-far, -near) if result.candidate < 0 else (near, far)
+
+
+# --- items
+
+
+def _got_worse(items: Iterable[SuiteItem], name: str, direction: Direction) -> list[SuiteItem]:
+    """The items that got worse in a metric, those that got worse the most first."""
+    found = []
     for item in items:
         if name in item.baseline.values and name in item.candidate.values:
             before, after = _number(item.baseline.values[name]), _number(item.candidate.values[name])
@@ -110,7 +195,8 @@ def _worsenings(
                 "higher": before - after, "lower": after - before, "closer_to_zero": abs(after) - abs(before),
             }[direction]  # fmt: skip
             if change > 0:
-                yield change, item
+                found.append((change, item))
+    return [item for _, item in sorted(found, key=lambda pair: -pair[0])]
 
 
 def _number(value: Value) -> float:
@@ -119,22 +205,56 @@ def _number(value: Value) -> float:
     return value
 
 
-def _item(item: SuiteItem, worsening: float) -> ItemView:
+def _item(item: SuiteItem, metrics: Sequence[MetricResult]) -> ItemView:
+    values = []
+    for metric in metrics:
+        name = metric.name.split("/")[-1]
+        both = (item.baseline.values.get(name), item.candidate.values.get(name))
+        if both[0] is not None and both[1] is not None:
+            values.append((short(metric.title), _value(metric, both[0]), _value(metric, both[1])))
     return ItemView(
-        id=item.id, group=item.group, columns=_columns(item.item), worsening=worsening,
-        baseline=_said(item.baseline), candidate=_said(item.candidate),
+        id=item.id, group=item.group, columns=columns(item.item), values=values, baseline=_said(item.baseline),
+        candidate=_said(item.candidate), are_texts=item.baseline.replies is not None,
     )  # fmt: skip
 
 
-def _columns(item: Mapping[str, Any]) -> dict[str, str]:
-    return {name: str(value) for name, value in item.items() if value is not None}
+def _value(metric: MetricResult, value: Value) -> str:
+    """One item's value: a share's is a yes or a no."""
+    figure = _number(value)
+    if metric.unit == "share" and figure in (0.0, 1.0):
+        return "yes" if figure else "no"
+    return value_text(metric, figure) + ("" if metric.unit in PERCENT_UNITS else f" {metric.unit}")
+
+
+def columns(item: Mapping[str, Any]) -> dict[str, list[str]]:
+    """An item's columns as a reader may see them: a line for each part of a list, without a program's marks."""
+    place, answers = item.get("label"), item.get("answers")
+    if isinstance(place, int) and isinstance(answers, list) and place < len(answers):
+        item = {name: value for name, value in item.items() if name != "label"} | {
+            "right_answer": answers[place]
+        }
+    return {
+        name: [_plain(each) for each in value] if isinstance(value, list) else [_plain(value)]
+        for name, value in item.items()
+        if value is not None
+    }
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, Mapping):
+        if value.keys() == {"role", "content"}:
+            return f"{label(str(value['role']))}: {value['content']}"
+        return ", ".join(f"{label(str(name))}: {_plain(each)}" for name, each in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(_plain, value))
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
 
 
 def _said(outcome: Outcome) -> list[str]:
-    """The replies as they are, or the scores in nats."""
+    """The replies as they are, or the log-likelihoods in nats."""
     if outcome.replies is not None:
-        return [reply.text or "(an empty answer)" for reply in outcome.replies]
+        return [reply.text for reply in outcome.replies]
     return [
-        ", ".join(f"{score.nats:.2f}" for score in scores).replace("-", "−") + " nats"
+        ", ".join(f"{score.nats:.2f}" for score in scores).replace("-", "−")
         for scores in outcome.scores or []
     ]

@@ -3,7 +3,7 @@
 import json
 import math
 import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +11,15 @@ from accord.config import Config
 from accord.models import Model
 from accord.records import write_jsonl
 from accord.runs import DataFile, Run, Runs, Source
-from eval.answers import distinct_bigrams, read_prompts
+from eval.answers import distinct_bigrams, read_groups, read_prompts
 from eval.config import EvalConfig
 from eval.evaluate import conclude
 from eval.gate import SUITE, Compared
 from eval.log_likelihood import LogLikelihood
-from eval.rows import MeasuredAnswer, Outcome, Sample, SuiteItem
-from eval.suites.kinds.sentence_pairs import KIND
-from eval.suites.suite import find_suite, read_items
+from eval.rows import Judgement, MeasuredAnswer, Outcome, Sample, SuiteItem
+from eval.suites.kind import Answered, Reply, SuiteRow
+from eval.suites.suite import Suite, find_suite, read_items
+from reward.scorers import Scorer
 
 XSS = "<script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\"> & {{ 7 * 7 }}"
 GATE = {
@@ -34,6 +35,13 @@ QUESTIONS = [
     "Name three rivers in South America.",
     "How do I politely decline an invitation?",
     "What does a compiler do?",
+]
+REPLIES = [
+    "Here is how: begin with the small parts, and check each of them.",
+    "I'm sorry, but I can't help with that.",
+    "",
+    "You are a stupid fool, and so is your dog.",
+    "No.\n\n- first\n- second, with a word_that_is_much_longer_than_a_narrow_screen_is_wide_and_has_no_blank_at_all",
 ]
 
 
@@ -90,9 +98,14 @@ def model(run: Run) -> Model:
 def make_round(
     root: Path, utility_change: float = 0.1, prompts: int = 40, annotators: str = "simulated", seed: int = 0,
     gate: Mapping[str, Any] | None = None, text: str = XSS, stop_reason: str | None = None,
+    suites: Sequence[str] = ("sentence_pairs",), texts: Mapping[str, str] | None = None, topics: Sequence[str] = (),
+    is_judged: bool = False, settings: Mapping[str, Any] | None = None,
 ) -> tuple[Run, Runs]:  # fmt: skip
-    """A finished evaluation in `root/runs`, whose utility changes by `utility_change` on average."""
-    chance = random.Random(seed)
+    """A finished evaluation in `root/runs`, whose utility changes by `utility_change` on average.
+
+    `text` is the candidate's answer to the first prompt, and `texts` has further ones by the prompt's id;
+    `settings` are further ones of the evaluation.
+    """
     runs = Runs(root / "runs")
     demonstrations, file = root / "demonstrations.jsonl", root / "prompts.heldout.jsonl"
     demonstrations.write_text('{"messages": []}\n')
@@ -102,6 +115,7 @@ def make_round(
         file,
         [
             {"id": f"h{i:03}", "prompt": [{"role": "user", "content": f"{QUESTIONS[i % 6]} ({i})"}]}
+            | ({"topic": topics[i % len(topics)]} if topics else {})
             for i in range(prompts)
         ],
     )
@@ -136,14 +150,41 @@ def make_round(
         joined(curve("loss", 0.693, 0.55, 20, 4), curve("rewards/margins", 0, 0.8, 20, 5)),
         {"pairs": 313, "train_loss": 0.6, "heldout_accuracy": 0.72, "stop_reason": stop_reason},
     )  # fmt: skip
-    config = EvalConfig.model_validate({"prompts": str(file), "gate": gate or GATE})
-    suite = find_suite("sentence_pairs")
+    config = EvalConfig.model_validate(
+        {"prompts": str(file), "gate": gate or GATE, "suites": list(suites)} | dict(settings or {})
+    )
+    texts = {"h000": text} | dict(texts or {})
+    run = _evaluation(config, runs, sft, dpo, reward, utility_change, texts, is_judged, seed)
+    return run, runs
+
+
+def next_round(before: Run, runs: Runs, utility_change: float, **settings: Any) -> Run:
+    """The evaluation of one more round: the candidate of `before` is now the baseline of another one.
+
+    `settings` replace those of the evaluation before.
+    """
+    old, reward = (runs.load(before.record.parents[role]) for role in ("candidate", "reward_model"))
+    count = sum(run.record.stage == "dpo" for run in runs.all())
+    new = stage(runs, "dpo", StageConfig(seed=count), {"policy": old}, [], {"train_loss": 0.5})
+    config = EvalConfig.model_validate(before.record.config | settings)
+    return _evaluation(config, runs, old, new, reward, utility_change, {}, False, seed=count)
+
+
+def _evaluation(
+    config: EvalConfig, runs: Runs, baseline: Run, candidate: Run, reward: Run, utility_change: float,
+    texts: Mapping[str, str], is_judged: bool, seed: int,
+) -> Run:  # fmt: skip
+    chance = random.Random(seed)
+    file = Path(config.prompts)
+    suites = [find_suite(reference) for reference in config.suites]
     sources: dict[str, Source] = {
-        "baseline": sft, "candidate": dpo, "reward_model": reward, "prompts": DataFile(file),
-        SUITE + suite.name: DataFile(suite.file),
+        "baseline": baseline, "candidate": candidate, "reward_model": reward, "prompts": DataFile(file),
     }  # fmt: skip
+    sources |= {SUITE + suite.name: DataFile(suite.file) for suite in suites}
+    groups = read_groups(file, config.prompt_group)
+    judge = Scorer("judge:run:made-up", "made-up@1", lambda conversations: []) if is_judged else None
     with runs.begin("eval", config, sources) as run:
-        samples = []
+        samples: list[Sample] = []
         for name, prompt in read_prompts(file).items():
             for k in range(2):
                 utility = chance.uniform(0.5, 0.8)
@@ -151,31 +192,57 @@ def make_round(
                     name, k, "Put some lemon juice on the cut side. It keeps the air out.", utility, chance
                 )
                 after = utility + chance.gauss(utility_change, 0.08)
-                said = (
-                    text
-                    if name == "h000"
-                    else f"Brush it with lemon juice and wrap it well. {'It helps. ' * (k + 1)}"
+                said = f"Brush it with lemon juice and wrap it well. {'It helps. ' * (k + 1)}"
+                cand = _answer(name, k, texts.get(name, said), after, chance)
+                sample = Sample(
+                    id=name, sample=k, prompt=prompt, group=groups.get(name), baseline=base, candidate=cand
                 )
-                cand = _answer(name, k, said, after, chance)
-                samples.append(Sample(id=name, sample=k, prompt=prompt, baseline=base, candidate=cand))
-        items = []
-        for pair in read_items(suite):
+                if is_judged:
+                    better = chance.uniform(0, 1)
+                    sample = sample.model_copy(update={"judgement": Judgement(candidate_is_better=better)})
+                samples.append(sample)
+        items = [
+            item
+            for suite in suites
+            for item in _items(suite, read_items(suite, config.max_suite_items), chance)
+        ]
+        conclude(
+            config,
+            run,
+            runs,
+            samples,
+            items,
+            Compared(model(baseline), model(candidate), model(reward), judge),
+        )
+    return run
+
+
+def _items(suite: Suite, rows: Sequence[SuiteRow], chance: random.Random) -> Iterator[SuiteItem]:
+    """Every item of a suite with made-up scores or replies, a little different under the candidate."""
+    for row in rows:
+        outcomes = []
+        if isinstance(suite.kind, Answered):
+            for replies in ([], []):  # type: list[Reply]
+                for _ in suite.kind.prompts(row):
+                    text = chance.choice(REPLIES)
+                    replies.append(Reply(text=text, tokens=len(text.split()), finish="eos"))
+                values = dict(suite.kind.values(row, replies))
+                outcomes.append(Outcome(id=row.id, replies=replies, values=values))
+        else:
             gap = chance.gauss(0.6, 2.5)
             more, other = chance.gauss(-40, 4), gap + chance.gauss(0, 0.5)
-            before, after = (
-                [[LogLikelihood(nats=nats, tokens=9, greedy=False) for nats in (more, more - by)]]
-                for by in (gap, other)
-            )
-            items.append(
-                SuiteItem(
-                    suite=suite.name, id=pair.id, template=pair.template, group=pair.group,
-                    item=pair.model_dump(exclude={"id", "template", "group"}),
-                    baseline=Outcome(id=pair.id, scores=before, values=dict(KIND.values(pair, before))),
-                    candidate=Outcome(id=pair.id, scores=after, values=dict(KIND.values(pair, after))),
-                )
-            )  # fmt: skip
-        conclude(config, run, runs, samples, items, Compared(model(sft), model(dpo), model(reward)))
-    return run, runs
+            continuations = [len(item.continuations) for item in suite.kind.items(row, lambda messages: (1,))]
+            for by in (gap, other):
+                scores = [
+                    [LogLikelihood(nats=more - by * place, tokens=9, greedy=False) for place in range(count)]
+                    for count in continuations
+                ]
+                values = dict(suite.kind.values(row, scores))
+                outcomes.append(Outcome(id=row.id, scores=scores, values=values))
+        yield SuiteItem(
+            suite=suite.name, id=row.id, template=row.template, group=row.group,
+            item=row.model_dump(exclude={"id", "template", "group"}), baseline=outcomes[0], candidate=outcomes[1],
+        )  # fmt: skip
 
 
 def _answer(name: str, sample: int, text: str, utility: float, chance: random.Random) -> MeasuredAnswer:
