@@ -64,7 +64,7 @@ def suspicious(result: Audit) -> list[str]:
 def test_a_reward_that_pays_for_length_only() -> None:
     """The utility is noise, so with 2.5% it looks like a gain of another kind, which excuses the length."""
     found, covered = 0, 0
-    for seed in range(20):
+    for seed in range(40):
         result = audit(samples_of(seed, longer=12, per_token=0.05), resamples=RESAMPLES)
         found += set(suspicious(result)) == {"gain_by_length", "wins_by_length"}
         explained, slope = named(result, "gain_by_length"), named(result, "length_slope_candidate")
@@ -72,7 +72,7 @@ def test_a_reward_that_pays_for_length_only() -> None:
         covered += explained.low < 12 * 0.05 < explained.high
         assert explained.value == pytest.approx(named(result, "reward").value, abs=0.2)
         assert slope.value == pytest.approx(0.05, abs=0.02)
-    assert found >= 18
+    assert found >= 36
     assert covered >= 17
 
 
