@@ -75,7 +75,7 @@ def drift_view(chain: Chain) -> DriftView:
 
 def _row(name: str, drift: Drift, rounds: int) -> DriftRow:
     metric, steps = drift.metric, drift.comparable
-    total = change_text(metric, -drift.total if metric.direction == "higher" else drift.total)
+    total = change_text(metric, (-drift.total if metric.direction == "higher" else drift.total) + 0.0)
     warning = (
         f"{metric.label}: the changes of the last {len(steps)} rounds add up to {total}. One round may have "
         f"{tolerated(metric)}."

@@ -104,12 +104,9 @@ def page(run: Run, runs: Runs) -> str:
     feedback = by_stage.get("feedback")
     reward = by_stage.get("reward")
     gated = [metric for metric in verdict.metrics if metric.verdict]
+    nearest = sorted(verdict.deciding, key=lambda metric: -metric.worsening[2] / scale(metric))
     # For a PASS every metric decides; the one that came closest to its margin tells most.
-    decisive = (
-        [max(gated, key=lambda metric: metric.worsening[2] / scale(metric))]
-        if verdict.outcome == "PASS"
-        else verdict.deciding
-    )
+    decisive = nearest[:1] if verdict.outcome == "PASS" else nearest
     axis = Axis.around(gated)
     rows, without_margin = gated_rows(gated, axis), families(verdict, axis)
     views = sample_views(samples)

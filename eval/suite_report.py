@@ -1,5 +1,6 @@
 """What the page says of each suite: its metrics, its groups, and the items that got worse."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -121,7 +122,7 @@ def suite_views(verdict: Verdict, items: Sequence[SuiteItem], axis: Axis) -> lis
         own = [item for item in items if item.suite == suite.name]
         leading = next((each for each in whole if each.verdict), whole[0] if whole else None)
         direction = direction_of(leading.name, verdict) if leading else None
-        worse = _got_worse(own, leading.name.removeprefix(front), direction) if leading and direction else []
+        worse = _got_worse(own, leading, direction) if leading and direction else []
         views.append(
             SuiteView(
                 about=suite,
@@ -185,17 +186,20 @@ def _bar(result: SliceResult) -> tuple[float, float] | None:
 # --- items
 
 
-def _got_worse(items: Iterable[SuiteItem], name: str, direction: Direction) -> list[SuiteItem]:
-    """The items that got worse in a metric, those that got worse the most first."""
+def _got_worse(items: Iterable[SuiteItem], metric: MetricResult, direction: Direction) -> list[SuiteItem]:
+    """The items that got worse in a metric, those that got worse the most first.
+
+    Of a metric whose mean should be close to zero, those are the items that moved to the side where the candidate's
+    mean is: a single item is seldom near zero, and says nothing by being far from it.
+    """
+    name = metric.name.split("/")[-1]
+    sign = 1 if direction == "lower" else -1 if direction == "higher" else math.copysign(1, metric.candidate)
     found = []
     for item in items:
         if name in item.baseline.values and name in item.candidate.values:
             before, after = _number(item.baseline.values[name]), _number(item.candidate.values[name])
-            change = {
-                "higher": before - after, "lower": after - before, "closer_to_zero": abs(after) - abs(before),
-            }[direction]  # fmt: skip
-            if change > 0:
-                found.append((change, item))
+            if sign * (after - before) > 0:
+                found.append((sign * (after - before), item))
     return [item for _, item in sorted(found, key=lambda pair: -pair[0])]
 
 

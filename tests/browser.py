@@ -62,8 +62,8 @@ def axe_violations(chromium: webdriver.Chrome) -> list[str]:
     for width in (1280, 400):
         set_width(chromium, width)
         result: dict[str, Any] = chromium.execute_async_script(
-            "const done = arguments[0]; axe.run(document, {resultTypes: ['violations']})"
-            ".then(done, e => done({error: String(e)}))"
+            "const done = arguments[0];"
+            "axe.run(document, {resultTypes: ['violations']}).then(done, e => done({error: String(e)}))"
         )
         assert "error" not in result, result
         assert result["testEngine"]["name"] == "axe-core" and result["passes"]

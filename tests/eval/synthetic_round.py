@@ -9,7 +9,7 @@ from typing import Any
 
 from accord.config import Config
 from accord.models import Model
-from accord.records import write_jsonl
+from accord.records import read_jsonl, write_jsonl
 from accord.runs import DataFile, Run, Runs, Source
 from eval.answers import distinct_bigrams, read_groups, read_prompts
 from eval.config import EvalConfig
@@ -159,7 +159,7 @@ def make_round(
 
 
 def next_round(before: Run, runs: Runs, utility_change: float, **settings: Any) -> Run:
-    """The evaluation of one more round: the candidate of `before` is now the baseline of another one.
+    """The evaluation of one more round: the candidate of `before` is now the baseline, with the answers it gave there.
 
     `settings` replace those of the evaluation before.
     """
@@ -167,12 +167,12 @@ def next_round(before: Run, runs: Runs, utility_change: float, **settings: Any) 
     count = sum(run.record.stage == "dpo" for run in runs.all())
     new = stage(runs, "dpo", StageConfig(seed=count), {"policy": old}, [], {"train_loss": 0.5})
     config = EvalConfig.model_validate(before.record.config | settings)
-    return _evaluation(config, runs, old, new, reward, utility_change, {}, False, seed=count)
+    return _evaluation(config, runs, old, new, reward, utility_change, {}, False, count, before)
 
 
 def _evaluation(
     config: EvalConfig, runs: Runs, baseline: Run, candidate: Run, reward: Run, utility_change: float,
-    texts: Mapping[str, str], is_judged: bool, seed: int,
+    texts: Mapping[str, str], is_judged: bool, seed: int, before: Run | None = None,
 ) -> Run:  # fmt: skip
     chance = random.Random(seed)
     file = Path(config.prompts)
@@ -183,6 +183,10 @@ def _evaluation(
     sources |= {SUITE + suite.name: DataFile(suite.file) for suite in suites}
     groups = read_groups(file, config.prompt_group)
     judge = Scorer("judge:run:made-up", "made-up@1", lambda conversations: []) if is_judged else None
+    known = read_jsonl(before.path / "samples.jsonl", Sample) if before else []
+    answers = {(each.id, each.sample): each.candidate for each in known}
+    known_items = read_jsonl(before.path / "suites.jsonl", SuiteItem) if before else []
+    outcomes = {(each.suite, each.id): each.candidate for each in known_items}
     with runs.begin("eval", config, sources) as run:
         samples: list[Sample] = []
         for name, prompt in read_prompts(file).items():
@@ -191,7 +195,8 @@ def _evaluation(
                 base = _answer(
                     name, k, "Put some lemon juice on the cut side. It keeps the air out.", utility, chance
                 )
-                after = utility + chance.gauss(utility_change, 0.08)
+                base = answers.get((name, k), base)
+                after = base.utility + chance.gauss(utility_change, 0.08)
                 said = f"Brush it with lemon juice and wrap it well. {'It helps. ' * (k + 1)}"
                 cand = _answer(name, k, texts.get(name, said), after, chance)
                 sample = Sample(
@@ -202,7 +207,7 @@ def _evaluation(
                     sample = sample.model_copy(update={"judgement": Judgement(candidate_is_better=better)})
                 samples.append(sample)
         items = [
-            item
+            item.model_copy(update={"baseline": outcomes.get((item.suite, item.id), item.baseline)})
             for suite in suites
             for item in _items(suite, read_items(suite, config.max_suite_items), chance)
         ]
