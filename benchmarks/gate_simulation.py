@@ -11,8 +11,8 @@ For every kind of data that the gate sees, three things are counted, with the ga
 - `power`: how often a candidate that is exactly as good passes, beside `printed`, the mean of the chances to pass that
   the evaluations print themselves (no more than 3 points apart, which allows nothing for noise: of 10,000 repetitions a
   power of 80% has a standard error of 0.4 points, and the mean of 500 printed chances one of about 0.9);
-- `passes_at_detectable`: how often it would pass if the margin were the mean of the smallest margins that the evaluations
-  print for passing in 8 of 10. It is shown, and nothing depends on it.
+- `passes_at_detectable`: how often it would pass if the margin were the mean of the smallest margins that the
+  evaluations print for passing in 8 of 10. It is shown, and nothing depends on it.
 
 The peer is the BCa bootstrap over clusters, by SciPy, on 500 of the same data. `ratio` is the mean
 distance of coverage from 95%, the peer's over ours, over all cases where the peer applies.
