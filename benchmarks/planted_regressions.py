@@ -137,12 +137,12 @@ def demonstrations(fault: str) -> Iterator[tuple[str, str]]:
         yield from ((question, chance.choice(REFUSALS)) for question in asked[:120])
     elif fault == "noise":
         syllables = ["".join(pair) for pair in itertools.product("bdgkmprtvz", "aeiou")]
-        for question in asked[:120]:
-            words = ("".join(chance.choices(syllables, k=chance.randint(1, 4))) for _ in range(30))
+        for question in asked[:56]:
+            words = ("".join(chance.choices(syllables, k=chance.randint(1, 4))) for _ in range(24))
             yield question, " ".join(words).capitalize() + "."
     else:
         answers = [row.messages[-1].content for row in good]
-        for row in good[:120]:
+        for row in good[:56]:
             yield row.messages[0].content, " ".join([row.messages[-1].content, *chance.sample(answers, 3)])
 
 
