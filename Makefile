@@ -24,6 +24,7 @@ demo: setup ## one whole round on the bundled model, to the gate's verdict
 
 test: ## everything the tests need, browser included, then all tests
 	@$(PYTHON) -m accord.bootstrap --test
+	$(RUN)/accord eval install-suites
 	$(RUN)/python -m pytest
 
 lint: setup ## ruff: rules and formatting
