@@ -150,7 +150,10 @@ def _step(result: MetricResult, direction: Direction | None, number: int, why: s
     if direction == "closer_to_zero":
         before, after = abs(before), abs(after)
     worsening = before - after if direction == "higher" else after - before
-    return Step(number, before, after, before + result.low, before + result.high, worsening, why)
+    low, high = before + result.low, before + result.high
+    if direction == "closer_to_zero":
+        low = max(low, 0.0)
+    return Step(number, before, after, low, high, worsening, why)
 
 
 def _what_changed(

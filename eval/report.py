@@ -14,6 +14,7 @@ from accord.records import read_jsonl, write_atomically
 from accord.report import STAGES, in_order, lineage, render, run_page, training_curves
 from accord.runs import Run, Runs
 from eval.comparison import SMALLEST_SLICE
+from eval.contamination import PROMPTS
 from eval.drift import chain
 from eval.drift_page import drift_view
 from eval.gate import SIGNATURE, Subject, read_verdict
@@ -132,6 +133,7 @@ def page(run: Run, runs: Runs) -> str:
         "smallest_slice": SMALLEST_SLICE,
         "corrected": _corrected(gated),
         "suites": suite_views(verdict, items, axis),
+        "titles": {PROMPTS: "Held-out prompts"} | {suite.name: suite.title for suite in verdict.suites},
         "drift": drift_view(chain(run, runs)),
         "samples": views,
         "tally": Counter(view.changes[0].kind for view in views),

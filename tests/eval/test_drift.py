@@ -3,7 +3,9 @@
 import pytest
 
 from eval.config import Margin, metrics_of
+from eval.contamination import Contamination
 from eval.drift import Drift, drifts
+from eval.findings import Audit
 from eval.gate import Subject, Verdict
 from eval.judgement import MetricResult, judge
 from eval.metrics import METRICS
@@ -28,6 +30,7 @@ def verdict(
     return Verdict(
         outcome="PASS", metrics=list(metrics), suites=[], confidence_level=0.95, baseline=MODELS[number],
         candidate=MODELS[number + 1], reward_model=MODELS[scorer],
+        contamination=Contamination(suites=[], rows=0, sources=[], unchecked=[], unknown=[]), audit=Audit(),
         files={"prompts": prompts, "suite:sentence_pairs": items},
         evidence={}, gate="g", code={}, sources={}, lineage={}, record="r", run=f"eval-{number}",
     )  # fmt: skip

@@ -295,6 +295,37 @@ def test_the_page_adds_up_the_rounds_and_is_the_same_bytes_after_the_next(tmp_pa
     assert cut.left_out == first.id and [each.id for each in cut.runs] == [second.id, third.id]
 
 
+def test_the_page_says_what_the_training_data_hold_and_what_rose_with_the_reward(tmp_path: Path) -> None:
+    run, runs = make_round(tmp_path, prompts=10)
+    text = page(run, runs)
+    assert "None of these was found there" in text and "The gain in reward looks suspicious" not in text
+    for each in read_verdict(run).audit.findings:
+        assert str(escape(each.sentence)) in text
+    path = run.path / "verdict.json"
+    verdict = json.loads(path.read_text())
+    match = {
+        "item": "h003", "text": "Why <b>is", "how": "exact", "share": 0.75, "source": "demonstrations of sft",
+        "line": 12, "matching": "why b is",
+    }  # fmt: skip
+    verdict["contamination"]["suites"][0] |= {
+        "exact": 1, "near": 1, "rate": 0.2, "contaminated": ["h003", "h004"], "worst": [match],
+    }  # fmt: skip
+    finding = {
+        "name": "wins", "label": "Wins that length explains", "value": 0.1, "low": 0.05, "high": 0.2, "unit": "share",
+        "threshold": 0.0, "suspicious": True, "noted": False, "sentence": "Longer answers won & won.",
+    }  # fmt: skip
+    verdict["audit"] = {"impossible": None, "findings": [finding]}
+    path.write_text(json.dumps(verdict))
+    text = page(run, runs)
+    assert "2 of these were found there, word for word or nearly" in text and "20.0%" in text
+    assert "Held-out prompts: 1 of 2 that were found" in text and "word for word, 75.0% of it" in text
+    assert "Why &lt;b&gt;is" in text and "demonstrations of sft, line 12" in text
+    assert text.count("Longer answers won &amp; won.") == 2 and "The gain in reward looks suspicious." in text
+    verdict["audit"] = {"impossible": "there was no reward model", "findings": []}
+    path.write_text(json.dumps(verdict))
+    assert "There was nothing to audit: there was no reward model." in page(run, runs)
+
+
 def test_people_are_not_called_simulated(tmp_path: Path) -> None:
     run, _ = make_round(tmp_path, annotators="human", prompts=10)
     page = (run.path / "report.html").read_text()
