@@ -148,7 +148,7 @@ CASES = [
     Case("shares, 1,508 items", 0.025, shares(1508, 0.1), is_share=True),
     Case("shares, 80 clusters of 2", 0.09, clustered_shares(80, 0.1, 0.5, each=2), is_share=True),
     Case("shares, 80 clusters of 1 to 8", 0.09, clustered_shares(80, 0.1, 0.5), is_share=True),
-    Case("shares, 50 clusters of 1 to 8", 0.09, clustered_shares(50, 0.1, 0.5), is_share=True),
+    Case("shares, 64 clusters of 1 to 8", 0.09, clustered_shares(64, 0.1, 0.5), is_share=True),
     Case("shares, 32 clusters of 4", 0.09, clustered_shares(32, 0.1, 0.5, each=4), is_share=True),
     Case("means, normal, 80 items", 0.16, means(80, normal)),
     Case("means, normal, 12 items", 0.45, means(12, normal)),

@@ -34,7 +34,7 @@ AT_AN_END = 0.01
 """Items that may lie off the end of the scale while all of them count as stuck there."""
 
 
-FEWEST_UNEQUAL = 30
+FEWEST_UNEQUAL = 40
 """Effective clusters that a share needs where cluster sizes differ much: with fewer, its interval misses too often."""
 MOST_UNEQUAL = 0.8
 """Cluster sizes differ much where there are fewer effective clusters than this share of all."""
