@@ -85,7 +85,7 @@ class EvalConfig(Config):
     confidence_level: float = Field(default=0.95, gt=0.5, lt=1)
     """Of every interval."""
     bootstrap_resamples: int = Field(default=9_999, ge=999)
-    """Resamples behind an interval, and swaps behind a p-value."""
+    """Swaps behind the p-value of "nothing changed"; intervals are computed without resampling."""
     judge: str | None = None
     """Says which answers are better, independently of the reward model, which the candidate may have been optimised
     against: `judge:<model reference>` or `judge:https://host/v1#model-name`."""

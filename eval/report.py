@@ -94,7 +94,8 @@ def page(run: Run, runs: Runs) -> str:
     samples = read_jsonl(run.path / "samples.jsonl", Sample)
     items = read_jsonl(run.path / "suites.jsonl", SuiteItem) if verdict.suites else []
     ancestors = in_order(run, runs)[:-1]
-    by_stage = {each.record.stage: each for each in ancestors}
+    # a review is feedback on the answers of an evaluation, not what the candidate learned from
+    by_stage = {each.record.stage: each for each in ancestors if "evaluation" not in each.record.parents}
     tags = {
         subject.run: role
         for role, subject in (
