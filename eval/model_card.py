@@ -172,8 +172,9 @@ it is fit for a particular use, or safe. Whoever publishes it completes this sec
 
 ## Evaluation
 
-Both models answered the same held-out prompts with the same random seeds. Intervals are paired, over whole prompts or templates, at
-{confidence} of candidate minus baseline; for a lean, of the distance from its centre. Margins were declared beforehand.
+Both models answered the same held-out prompts with the same random seeds. Intervals are paired, over
+whole prompts or templates, at {confidence} of candidate minus baseline; for a lean, of the distance from its centre.
+Margins were declared beforehand.
 
 {table(head, [_metric(metric) for metric in verdict.metrics])}
 

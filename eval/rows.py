@@ -46,7 +46,7 @@ class MeasuredAnswer(Answer):
 class Judgement(Row):
     """What the judge says of the two answers to one prompt."""
 
-    candidate_is_better: float | None
+    candidate_is_better: float | None = None
     """The probability, averaged over both orders; None if a reply could not be read."""
 
 

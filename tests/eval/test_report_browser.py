@@ -57,9 +57,9 @@ def shown(chromium: webdriver.Chrome, attribute: str = "data-id") -> list[str]:
     return found
 
 
-def amounts(chromium: webdriver.Chrome, by: str) -> list[float]:
-    """The changes of the answers that are shown, by a measure."""
-    found: list[float] = chromium.execute_script(
+def amounts(chromium: webdriver.Chrome, by: str) -> list[float | None]:
+    """The changes of the answers that are shown, by a measure; None where the judge left one undecided."""
+    found: list[float | None] = chromium.execute_script(
         "return [...document.querySelectorAll(`article.sample:not([hidden]) .change[data-by=${arguments[0]}]`)]"
         ".map(e => parseFloat(e.dataset.amount))",
         by,
@@ -113,7 +113,13 @@ def test_answers_are_filtered_and_ordered_by_keyboard(
     ]
     assert len(words) == 8 and all(each.startswith("Reward −") for each in words)
     press(chromium, Keys.ARROW_DOWN)
-    assert amounts(chromium, "judge") == sorted(amounts(chromium, "judge"))
+    judged = amounts(chromium, "judge")
+    read = [amount for amount in judged if amount is not None]
+    assert (
+        read == sorted(read)
+        and judged == [*read, *[None] * (len(judged) - len(read))]
+        and len(read) < len(judged)
+    )
     press(chromium, Keys.HOME)
 
     # the order: best first, longest growth first, by prompt
