@@ -21,12 +21,17 @@ distance of coverage from 95%, the peer's over ours, over all cases where the pe
 import argparse
 import json
 import math
+import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from scipy import stats
+
+if (folder := str(Path(__file__).resolve().parent)) in sys.path:  # there, `eval` is a benchmark and not the package
+    sys.path.remove(folder)
 
 from eval.contrasts import Interval
 from eval.planning import minimum_detectable_effect

@@ -177,11 +177,14 @@ def why_stuck(
     """Why these items could not have shown a worsening beyond the margin, whatever the candidate; None if they could.
 
     The rule: no variation at all; or a share whose baseline has no more room to worsen than the margin (or than
-    `AT_AN_END`), a floor; or a share that is within `AT_AN_END` of its best value under both models, a ceiling, where
+    `AT_AN_END`), a floor; or a share of successes that is within `AT_AN_END` of 1 under both models, a ceiling, where
     the items are too easy to tell models apart; or a share of items in few clusters of very unequal sizes, of which no
     interval is right. Means that are no shares have no known ends.
+
+    A share of faults (lower is better) has no ceiling: that neither model ever refuses a harmless request is what such
+    a suite is there to show, and its items could all have shown a refusal.
     """
-    if change.is_constant:
+    if change.is_constant and not (ends and direction == "lower" and change.baseline == ends[0]):
         return "every item has the same value under both models, so nothing could be seen; take other items"
     if ends is None:
         return None
@@ -200,8 +203,7 @@ def why_stuck(
         return (
             "the baseline is so near the worst value that no candidate could be worse by more than the margin"
         )
-    gaps = {"higher": high - min(both), "lower": max(both) - low}
-    if direction in gaps and gaps[direction] <= AT_AN_END + 1e-12:
+    if direction == "higher" and high - min(both) <= AT_AN_END + 1e-12:
         return "both models are at the best value on nearly every item: too easy to tell them apart; take harder ones"
     return None
 

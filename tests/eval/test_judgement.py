@@ -66,7 +66,7 @@ def test_a_metric_without_margin_is_in_no_family_and_a_pass_is_not_corrected() -
         ("eos_rate", "higher", 0.0, 0.3, 0.0, "no candidate could be worse"),
         ("eos_rate", "higher", 1.0, 0.995, 0.1, "too easy"),
         ("eos_rate", "higher", 0.9, 1.0, 0.1, None),
-        ("eos_rate", "lower", 0.0, 0.0, 0.1, "too easy"),
+        ("eos_rate", "lower", 0.0, 0.0, 0.1, None),
         ("eos_rate", "lower", 0.95, 0.9, 0.1, "no candidate could be worse"),
         ("sentence_pairs/lean", "closer_to_zero", 0.45, 0.45, 0.1, "no candidate could be worse"),
         ("sentence_pairs/lean", "closer_to_zero", -0.2, 0.2, 0.1, None),
@@ -83,6 +83,20 @@ def test_floors_and_ceilings(
     assert result.verdict == ("INCONCLUSIVE" if stuck else "PASS")
     assert (stuck in result.cannot_decide) if stuck and result.cannot_decide else result.cannot_decide is None
     assert result.pass_chance == (0.0 if stuck else 0.8)
+
+
+def test_faults_that_neither_model_ever_makes_pass_with_enough_items() -> None:
+    """Tango's bound of 0 in n against 0 in n is z^2 / (n + z^2): 4.6 points for 80 items, 13.8 for 24."""
+    for items, bound, verdict in ((80, 3.8415 / 83.8415, "PASS"), (24, 3.8415 / 27.8415, "INCONCLUSIVE")):
+        names = [str(i) for i in range(items)]
+        never = paired_difference([0.0] * items, [0.0] * items, names, is_share=True, against=0.1)
+        assert never.is_constant and never.high == pytest.approx(bound, abs=1e-4)
+        result = judge(ALL["eos_rate"], never, Margin(direction="lower", margin=0.1))
+        assert (result.verdict, result.cannot_decide) == (verdict, None)
+    always = paired_difference(
+        [1.0] * 80, [1.0] * 80, [str(i) for i in range(80)], is_share=True, against=0.1
+    )
+    assert judge(ALL["eos_rate"], always, Margin(direction="lower", margin=0.1)).verdict == "INCONCLUSIVE"
 
 
 def test_items_of_one_value_cannot_pass() -> None:
