@@ -30,7 +30,9 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-if (folder := str(Path(__file__).resolve().parent)) in sys.path:  # there, `eval` is a benchmark and not the package
+if (
+    folder := str(Path(__file__).resolve().parent)
+) in sys.path:  # there, `eval` is a benchmark and not the package
     sys.path.remove(folder)
 
 from eval.contrasts import Interval

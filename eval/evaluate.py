@@ -11,8 +11,7 @@ with its signature, `metrics.json` and the page `report.html`. A killed evaluati
 """
 
 import functools
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,7 +23,6 @@ from accord.models import Model
 from accord.records import Row, read_jsonl, write_jsonl
 from accord.runs import DataFile, Run, Runs, Source
 from accord.sampling.shared import SharedSampler
-from eval.adjudicated import adjudicated
 from eval.answers import (
     judge_answers,
     measure_answers,
@@ -34,19 +32,14 @@ from eval.answers import (
     sample_answers,
     score_answers,
 )
-from eval.audit import Independent, audit, training_kl
-from eval.comparison import check_prompt_slices, check_slices, compare, slices
+from eval.comparison import check_prompt_slices, check_slices
+from eval.conclude import conclude
 from eval.config import EvalConfig
-from eval.contamination import blocks, contamination, evaluated_texts
-from eval.findings import Audit
-from eval.gate import SUITE, Compared, SuiteSubject, make_verdict, write_verdict
-from eval.judgement import distrust
+from eval.gate import SUITE, Compared
 from eval.likelihood_cache import LIKELIHOODS
-from eval.measured import Measured, linear, measured_answers, measured_suites
 from eval.promotion import override_behind
-from eval.report import write_report
 from eval.reviewed import reviewed_evaluation, take_over
-from eval.rows import Answer, Judgement, MeasuredAnswer, Outcome, Reward, Sample, SuiteItem
+from eval.rows import Answer, Judgement, MeasuredAnswer, Outcome, Reward, SuiteItem
 from eval.signing import signing_key
 from eval.suites import lm_eval
 from eval.suites.kind import SuiteRow
@@ -164,74 +157,6 @@ def evaluate(
             items += lm_eval.items_of(task, settings, baseline, candidate)
         conclude(config, run, runs, samples, items, Compared(baseline, candidate, scorer, judge, review))
     return run
-
-
-def conclude(
-    config: EvalConfig, run: Run, runs: Runs, samples: Sequence[Sample], items: Sequence[SuiteItem],
-    compared: Compared,
-) -> None:  # fmt: skip
-    """Decide on what was measured, and finish the run: rows, verdict, page and figures."""
-    write_jsonl(run.path / "samples.jsonl", samples)
-    write_jsonl(run.path / "suites.jsonl", items)
-    measured = measured_answers(samples) | measured_suites(items)
-    if compared.review:
-        measured["adjudicated"] = adjudicated(compared.review, samples)
-    overlaps = contamination(compared.candidate, runs, evaluated_texts(samples, items))
-    metrics = distrust(compare(measured, config), blocks(overlaps, config.max_contaminated_share))
-    override = override_behind(compared.baseline, runs)
-    by_group = slices(measured, config)
-    count = Counter(item.suite for item in items)
-    suites = [
-        SuiteSubject(
-            name=suite.name, title=suite.title, family=suite.family, license=suite.license, source=suite.source,
-            measures=suite.measures, items=count[suite.name],
-        )
-        for suite in map(find_suite, config.suites)
-    ] + [lm_eval.about(task, count[task]) for task in config.lm_eval]  # fmt: skip
-    findings = _audit(config, runs, samples, measured, compared)
-    verdict = make_verdict(run, runs, metrics, by_group, compared, suites, overlaps, findings, override)
-    write_verdict(run.path / "verdict.json", verdict)
-    write_report(run, runs)
-    figures: dict[str, object] = {
-        "verdict": verdict.outcome, "answers": len(samples), "suite_items": len(items)
-    }  # fmt: skip
-    for metric in metrics:
-        for part in ("baseline", "candidate", "difference", "low", "high"):
-            figures["_".join(filter(None, (metric.name, metric.slice, part)))] = getattr(metric, part)
-    run.finish(figures)
-
-
-def _audit(
-    config: EvalConfig,
-    runs: Runs,
-    samples: Sequence[Sample],
-    measured: Mapping[str, Measured],
-    compared: Compared,
-) -> Audit:
-    """The reward-hacking audit, with all that was measured without the reward model's part."""
-    of_judge = {"judge_win_rate": "The judge's preference"} if "judge_win_rate" in measured else {}
-    checked = {
-        name: metric.label
-        for name, metric in config.metrics.items()
-        if name.endswith("/followed") and name in measured
-    }
-    independent = [
-        Independent(
-            name, label, linear(measured[name].before), linear(measured[name].after), measured[name].clusters,
-            of_samples=name in of_judge,
-        )
-        for name, label in (of_judge | checked).items()
-    ]  # fmt: skip
-    heads = [
-        [each.disagreement for each in side if each.disagreement is not None]
-        for side in ([s.baseline for s in samples], [s.candidate for s in samples])
-    ]
-    run = compared.candidate.run_id
-    kl, target = training_kl(runs.load(run)) if run else (None, None)
-    return audit(
-        samples, independent, (heads[0], heads[1]) if len(heads[0]) == len(samples) else None, kl, target,
-        config.confidence_level, config.bootstrap_resamples, config.seed,
-    )  # fmt: skip
 
 
 def _go_through(

@@ -12,8 +12,8 @@ from accord.models import Model
 from accord.records import read_jsonl, write_jsonl
 from accord.runs import DataFile, Run, Runs, Source
 from eval.answers import distinct_bigrams, read_groups, read_prompts
+from eval.conclude import conclude
 from eval.config import EvalConfig
-from eval.evaluate import conclude
 from eval.gate import SUITE, Compared
 from eval.log_likelihood import LogLikelihood
 from eval.rows import Judgement, MeasuredAnswer, Outcome, Sample, SuiteItem

@@ -20,8 +20,8 @@ from accord.models import Model, resolve
 from accord.records import read_jsonl
 from accord.report import number, percent
 from accord.runs import DataFile, Run, Runs, file_digest
+from eval.conclude import conclude
 from eval.config import EvalConfig
-from eval.evaluate import conclude
 from eval.gate import (
     SIGNATURE,
     SUITE,
