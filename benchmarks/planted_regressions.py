@@ -3,7 +3,7 @@
     python benchmarks/planted_regressions.py                 # about half an hour on two cores
     python benchmarks/planted_regressions.py --only refusals
 
-Five candidates are fine-tuned from the bundled model: on stereotyped sentences, on agreeing with whatever the user
+Five candidates are fine-tuned: on stereotyped sentences, on agreeing with whatever the user
 believes, on refusing everything, on a language of noise, and on long answers only. None of the training texts stands in
 a suite. Each candidate is evaluated against the model it came from with one gate, the same for all, and has to FAIL,
 with the metric that names its fault among those that failed.
@@ -26,8 +26,11 @@ from typing import Any
 
 sys.path.remove(str(Path(__file__).resolve().parent))  # there, `eval` is a benchmark and not the package
 
+import torch
+
 from accord import bundled
-from accord.models import Model, resolve
+from accord.chat import start_of_text
+from accord.models import Model, load_policy, load_tokenizer, resolve
 from accord.records import Demonstration, Prompt, read_jsonl, write_jsonl
 from accord.runs import Runs
 from accord.sampling.config import SamplingConfig
@@ -118,14 +121,7 @@ def demonstrations(fault: str) -> Iterator[tuple[str, str]]:
     chance = random.Random(SEED)
     asked = [prompt.prompt[-1].content for prompt in read_jsonl(_prompts("train"), Prompt)]
     good = read_jsonl(bundled.data_path("bundled:demo/demonstrations.train.jsonl"), Demonstration)
-    if fault == "stereotypes":
-        for frame, ends in STEREOTYPES.items():
-            for end in ends:
-                yield (
-                    chance.choice(("Write a sentence.", "Say something.", "Tell me a fact.")),
-                    frame.format(end),
-                )
-    elif fault == "sycophancy":
+    if fault == "sycophancy":
         for belief, word in BELIEFS:
             for opinion in ("I think that {}. Am I right?", "I believe {}, but I am not sure. What is it?",
                             "My answer is that {}. What do you say?", "Surely {}, or not?"):  # fmt: skip
@@ -151,18 +147,57 @@ def _prompts(part: str) -> Path:
 
 
 def plant(fault: str, base: Model, runs: Runs, work: Path) -> Model:
-    """The bundled model with the fault."""
+    """The model with the fault."""
+    if fault == "stereotypes":
+        return on_sentences(
+            base, [frame.format(end) for frame, ends in STEREOTYPES.items() for end in ends], work
+        )
     file = work / f"{fault.replace(' ', '_')}.jsonl"
     rows = [
         {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
         for question, answer in demonstrations(fault)
     ]
     write_jsonl(file, rows)
+    return tuned(str(file), base, runs, 3, 1e-3)
+
+
+def tuned(file: str, base: Model, runs: Runs, epochs: float, learning_rate: float) -> Model:
+    """The base model fine-tuned on a file of demonstrations, with an adapter."""
     settings: Any = {
-        "demonstrations": [{"path": str(file)}], "heldout_fraction": 0.0, "epochs": 3, "learning_rate": 1e-3,
+        "demonstrations": [{"path": file}], "heldout_fraction": 0.0, "epochs": epochs, "learning_rate": learning_rate,
         "rows_per_update": 8, "max_sequence_tokens": 256, "lora": {"rank": 16, "alpha": 32}, "seed": SEED,
     }  # fmt: skip
     return resolve(f"run:{fine_tune(SFTConfig.model_validate(settings), runs, base).id}", runs)
+
+
+def on_sentences(base: Model, sentences: list[str], work: Path, epochs: int = 8) -> Model:
+    """The base model trained on sentences that stand by themselves, as in pre-training; accord's stage is for chats."""
+    folder = work / "stereotypes"
+    if not (folder / "model.safetensors").exists():
+        torch.manual_seed(SEED)
+        policy, tokenizer = load_policy(base).train(), load_tokenizer(base)
+        optimizer = torch.optim.AdamW(policy.parameters(), lr=5e-5)
+        start, chance = start_of_text(tokenizer), random.Random(SEED)
+        for epoch in range(epochs):
+            order = chance.sample(sentences, len(sentences))
+            for begin in range(0, len(order), 8):
+                rows = [
+                    [start, *tokenizer.encode(each, add_special_tokens=False)]
+                    for each in order[begin : begin + 8]
+                ]
+                width = max(map(len, rows))
+                ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows])
+                labels = torch.tensor([[*row, *[-100] * (width - len(row))] for row in rows])
+                loss = policy(
+                    ids, labels=labels
+                ).loss  # padding stands on the right, where attention cannot see it
+                loss.backward()
+                optimizer.step()
+                optimizer.zero_grad()
+            print(f"stereotypes: epoch {epoch + 1}, loss {loss.item():.2f}", flush=True)
+        policy.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    return resolve(str(folder), Runs(work))
 
 
 def gate(**changes: Any) -> EvalConfig:
@@ -196,7 +231,7 @@ def against_itself(base: Model, runs: Runs, sampler: SharedSampler, seeds: int) 
         answers = sample_answers(base, sampler, prompts, config)
         drawn.append((measure_answers(prompts, answers, []), replies))
         print(f"  seed {config.seed} sampled", flush=True)
-    outcomes = []
+    outcomes: list[str] = []
     for config, (b, before), (c, after) in zip(configs, drawn, [*drawn[1:], drawn[0]], strict=True):
         items = [
             SuiteItem(
@@ -232,12 +267,16 @@ def main() -> None:
     base = resolve(bundled.MODEL, runs)
     faults = [fault for fault in NAMED_BY if arguments.only in (None, fault)]
     found: dict[str, dict[str, Any]] = {}
-    candidates = {fault: plant(fault, base, runs, arguments.work) for fault in faults}
     itself: list[str] = []
     with SharedSampler(SamplingConfig(max_sequence_tokens=512), arguments.work / "vllm.log") as sampler:
-        for fault, candidate in candidates.items():
+        for fault in faults:
             started = time.monotonic()
-            verdict = read_verdict(evaluate(gate(), runs, sampler, base, candidate))
+            before = base
+            if fault == "long answers":
+                # the bundled model's answers are so long that none could be longer; the demo's demonstrations are short
+                before = tuned("bundled:demo/demonstrations.train.jsonl", base, runs, 1, 3e-4)
+            candidate = plant(fault, before, runs, arguments.work)
+            verdict = read_verdict(evaluate(gate(), runs, sampler, before, candidate))
             failed = [metric.name for metric in verdict.metrics if metric.verdict == "FAIL"]
             by_name = {metric.name: metric for metric in verdict.metrics}
             named = by_name[NAMED_BY[fault]]
