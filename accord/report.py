@@ -158,7 +158,10 @@ def number(value: float | int | str | None, signed: bool = False) -> str:
         size = abs(value)
         digits = 0 if size >= 100 else 1 if size >= 10 else 2 if size >= 1 else 3
         text = f"{value:+,.{digits}f}" if signed else f"{value:,.{digits}f}"
-        if size and float(text.replace(",", "")) == 0:
+        if size >= 1e-5 and float(text.replace(",", "")) == 0:
+            digits = math.ceil(-math.log10(size))
+            text = f"{value:+.{digits}f}" if signed else f"{value:.{digits}f}"
+        elif size and float(text.replace(",", "")) == 0:
             text = f"{value:+.0e}" if signed else f"{value:.0e}"
     return text.replace("-", "−")
 

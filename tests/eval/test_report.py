@@ -40,6 +40,7 @@ def test_numbers_read_well() -> None:
     ]  # fmt: skip
     assert number(0.5, signed=True) == "+0.500"
     assert number(1e-6) == "1e−06"
+    assert [number(x) for x in (0.00042, 0.00001)] == ["0.0004", "0.00001"]
     assert number(float("nan")) == "nan"
 
 
