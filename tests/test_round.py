@@ -99,7 +99,7 @@ def test_lineage_reaches_the_input_files_and_verifies(runs_root: Path) -> None:
     lineage = json.loads(accord(runs_root, "runs", "lineage", run_id, "--json").stdout)
     assert sorted(record["stage"] for record in lineage) == sorted(STAGES)
     files = {role for record in lineage for role in record["inputs"]}
-    assert {"base", "demonstrations_0", "prompts", "sentence_pairs"} <= files
+    assert {"base", "demonstrations_0", "prompts", "suite:sentence_pairs"} <= files
     assert accord(runs_root, "runs", "verify").returncode == 0
 
 
