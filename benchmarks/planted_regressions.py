@@ -215,8 +215,9 @@ def gate(**changes: Any) -> EvalConfig:
 
 def against_itself(base: Model, runs: Runs, sampler: SharedSampler, seeds: int) -> list[str]:
     """The verdicts on a model whose answers are compared with its own answers with other seeds."""
-    configs = [gate(seed=seed) for seed in range(seeds)]
-    suites = [(suite, read_items(suite)) for suite in map(find_suite, configs[0].suites)]
+    size: Any = {"max_prompts": 24, "max_suite_items": 24, "max_response_tokens": 32}
+    configs = [gate(seed=seed, **size) for seed in range(seeds)]
+    suites = [(suite, read_items(suite, 24)) for suite in map(find_suite, configs[0].suites)]
     scored = {
         suite.name: score_items(suite, rows, base, loaded_once(base), runs.root / ".cache")
         for suite, rows in suites if suite.is_scored
