@@ -204,9 +204,9 @@ def gate(**changes: Any) -> EvalConfig:
     """The same gate for every candidate."""
     suites = list(dict.fromkeys(name.split("/")[0] for name in GATE if "/" in name))
     settings = {
-        "max_prompts": 30,
+        "max_prompts": 60,
         "samples_per_prompt": 1,
-        "max_response_tokens": 48,
+        "max_response_tokens": 64,
         "suites": suites,
         "gate": GATE,
     }
