@@ -154,7 +154,8 @@ def evaluate(
         ]  # fmt: skip
         for task, settings in config.lm_eval.items():
             show(f"lm-eval's task {task}")
-            items += lm_eval.items_of(task, settings, baseline, candidate)
+            run_both = functools.partial(lm_eval.items_of, task, settings, baseline, candidate)
+            items += _part(parts / f"lm_eval.{task}.jsonl", SuiteItem, run_both)
         conclude(config, run, runs, samples, items, Compared(baseline, candidate, scorer, judge, review))
     return run
 

@@ -17,9 +17,9 @@ from eval.config import EvalConfig
 from eval.rows import Answer, MeasuredAnswer, Outcome, Reward, Sample, SuiteItem
 
 SAMPLING = (
-    "prompts", "max_prompts", "prompt_group", "samples_per_prompt", "max_response_tokens", "temperature", "seed"
+    "max_prompts", "prompt_group", "samples_per_prompt", "max_response_tokens", "temperature", "seed"
 )  # fmt: skip
-"""The settings that the answers depend on."""
+"""The settings that the answers depend on, beside models, prompts and scorer, whose digests are compared."""
 ROLES = ("baseline", "candidate")
 
 
@@ -42,17 +42,17 @@ def reviewed_evaluation(config: EvalConfig, runs: Runs, sources: Mapping[str, So
         )
     earlier = runs.load(review.record.parents["evaluation"])
     earlier.check_outputs()
-    known = earlier.record.config | earlier.record.inputs | earlier.record.parents
     for key in SAMPLING:
-        if known.get(key) != getattr(config, key) and key != "prompts":
+        then, now = earlier.record.config[key], getattr(config, key)
+        if then != now:
             raise UsageError(
-                f"eval.review: {earlier.id}, which was reviewed, has {key}: {known.get(key)}, and this evaluation "
-                f"{getattr(config, key)}; the answers would be others"
+                f"eval.review: {earlier.id}, which was reviewed, has {key}: {then}, and this evaluation {now}; the "
+                "answers would be others"
             )
     for role in (*ROLES, "prompts", "reward_model"):
-        now = sources.get(role)
-        then = earlier.record.parents.get(role) or earlier.record.inputs.get(role)
-        if (now.run_id or now.digest if now else None) != then:
+        source = sources.get(role)
+        reviewed = earlier.record.parents.get(role) or earlier.record.inputs.get(role)
+        if (source.run_id or source.digest if source else None) != reviewed:
             raise UsageError(
                 f"eval.review: {earlier.id}, which was reviewed, has another {role.replace('_', ' ')}; name the one "
                 "that was reviewed, or have this evaluation reviewed"

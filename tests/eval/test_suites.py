@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 from accord.errors import AccordError, DataError, UsageError
 from accord.models import Model, load_policy
@@ -18,8 +19,9 @@ from eval.rows import Outcome, SuiteItem
 from eval.suites.kind import Ratio, SuiteRow
 from eval.suites.kinds.sentence_pairs import KIND, SentencePair
 from eval.suites.measure import score_items
-from eval.suites.suite import find_suite, kinds, read_items, shipped
+from eval.suites.suite import DATA, HEAD, find_suite, kinds, read_items, shipped
 
+PAGES = [*DATA.glob("*/README.md"), *DATA.parent.glob("public/*.md")]
 PAGE = """---
 pretty_name: My own pairs
 license: cc-by-4.0
@@ -59,8 +61,9 @@ def test_every_shipped_suite_is_sound_and_says_what_it_is(name: str) -> None:
     assert any(metric.direction for metric in suite.metrics.values())
 
 
-def test_every_kind_is_used_or_documented() -> None:
-    assert "sentence_pairs" in kinds()
+def test_every_kind_has_a_suite() -> None:
+    used = {yaml.safe_load(HEAD.findall(page.read_text())[0])["accord"]["kind"] for page in PAGES}
+    assert used == set(kinds())
 
 
 def test_a_suite_of_ones_own(tmp_path: Path) -> None:
