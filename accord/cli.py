@@ -191,7 +191,7 @@ main.add_command(keys)
 @click.option("--output", type=click.Path(path_type=Path), help="Where to write; default: print the path.")
 def report(run: str, output: Path | None) -> None:
     """Rebuild the HTML page of an evaluation run."""
-    from eval.report import rebuild
+    from eval.page.report import rebuild
 
     runs = runs_of_command()
     click.echo(rebuild(runs.load(run), runs, output))

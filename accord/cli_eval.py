@@ -34,7 +34,7 @@ def compare(config: Path, overrides: tuple[str, ...]) -> None:
 
 def finish_with_verdict(run: "Run") -> None:
     """Say what an evaluation found and what to do next, and leave with the verdict's exit code."""
-    from eval.gate import read_verdict
+    from eval.verdict.gate import read_verdict
 
     verdict = read_verdict(run)
     next_command = f"accord promote {run.id}" if verdict.exit_code == 0 else f"accord runs lineage {run.id}"

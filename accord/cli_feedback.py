@@ -159,8 +159,8 @@ def review(
     from pydantic import ValidationError
 
     from accord.records import describe
+    from eval.review.ask import review as have_reviewed
     from feedback.config import JudgingConfig, ReviewConfig
-    from feedback.review import review as have_reviewed
 
     section = _feedback_config(config, overrides)
     people = {name: getattr(section, name) for name in JudgingConfig.model_fields if name != "task"}

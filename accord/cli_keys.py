@@ -17,7 +17,7 @@ def keys() -> None:
 @AS_JSON
 def show(as_json: bool) -> None:
     """Show your public key, for others to trust, and the keys that you trust; makes your key if there is none."""
-    from eval.signing import key_path, public_key, signing_key, trusted_keys
+    from eval.verdict.signing import key_path, public_key, signing_key, trusted_keys
 
     own = public_key(signing_key().public_key())
     others = [each for each in trusted_keys() if each.public_key != own.public_key]
@@ -34,7 +34,7 @@ def show(as_json: bool) -> None:
 @click.argument("file_or_key")
 def trust(file_or_key: str) -> None:
     """Trust someone's public key, given in quotes or in a file; compare its fingerprint with the owner's first."""
-    from eval.signing import trust as add
+    from eval.verdict.signing import trust as add
 
     new = add(file_or_key)
     for each in new:

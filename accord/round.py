@@ -22,8 +22,8 @@ from accord.records import Comparison, Message, read_jsonl
 from accord.round_config import RoundConfig, StageName
 from accord.runs import DataFile, Run, Runs
 from accord.sampling.shared import SharedSampler
-from eval.answers import read_prompts
 from eval.evaluate import evaluate
+from eval.measuring.answers import read_prompts
 from feedback.join import join_feedback
 from feedback.stage import gather_preferences
 from reward.score import score

@@ -44,8 +44,8 @@ from accord import bundled
 from accord.chat import start_of_text
 from accord.models import load_policy, load_tokenizer, resolve
 from accord.runs import Runs
-from eval.likelihood_cache import score_once
-from eval.log_likelihood import Item, log_likelihoods
+from eval.likelihood.cache import score_once
+from eval.likelihood.log_likelihood import Item, log_likelihoods
 from eval.suites.public.adapters import rows
 
 GOALS = {"choices": 3.0, "pairs": 1.2, "cold start": 5.0}

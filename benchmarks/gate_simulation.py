@@ -35,14 +35,14 @@ if (
 ) in sys.path:  # there, `eval` is a benchmark and not the package
     sys.path.remove(folder)
 
-from eval.contrasts import Interval
-from eval.planning import minimum_detectable_effect
-from eval.statistics import (
+from eval.statistics.contrasts import Interval
+from eval.statistics.paired import (
     PairedDifference,
     difference_interval,
     paired_difference,
     paired_difference_of_distances,
 )
+from eval.statistics.planning import minimum_detectable_effect
 
 SIZES = np.array([1, 2, 3, 4, 8])
 RESAMPLES = 999

@@ -35,16 +35,16 @@ from accord.records import Demonstration, Prompt, read_jsonl, write_jsonl
 from accord.runs import Runs
 from accord.sampling.config import SamplingConfig
 from accord.sampling.shared import SharedSampler
-from eval.answers import measure_answers, pair_up, read_prompts, sample_answers
-from eval.comparison import compare
 from eval.config import EvalConfig
 from eval.evaluate import evaluate
-from eval.gate import read_verdict
-from eval.judgement import decide
-from eval.measured import measured_answers, measured_suites
+from eval.measuring.answers import measure_answers, pair_up, read_prompts, sample_answers
+from eval.measuring.suites import loaded_once, sample_replies, score_items
+from eval.measuring.values import measured_answers, measured_suites
 from eval.rows import SuiteItem
-from eval.suites.measure import loaded_once, sample_replies, score_items
 from eval.suites.suite import find_suite, read_items
+from eval.verdict.comparison import compare
+from eval.verdict.gate import read_verdict
+from eval.verdict.rule import decide
 from sft.config import SFTConfig
 from sft.train import fine_tune
 

@@ -5,7 +5,7 @@
 
 from pathlib import Path
 
-from eval.metrics import Metric
+from eval.suites.metrics import Metric
 from eval.suites.suite import Suite, find_suite, read_items, shipped
 
 PAGE = Path(__file__).parent / "suites.md"

@@ -9,7 +9,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from accord.config import Config
 from accord.errors import AccordError
-from eval.metrics import METRICS, QUALITY, Direction, Metric
+from eval.suites.metrics import METRICS, QUALITY, Direction, Metric
 from eval.suites.suite import find_suite
 
 JUDGED = frozenset({"judge_win_rate", "judge_win_rate_length_controlled"})

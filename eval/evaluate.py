@@ -23,7 +23,11 @@ from accord.models import Model
 from accord.records import Row, read_jsonl, write_jsonl
 from accord.runs import DataFile, Run, Runs, Source
 from accord.sampling.shared import SharedSampler
-from eval.answers import (
+from eval.conclude import conclude
+from eval.config import EvalConfig
+from eval.likelihood.cache import LIKELIHOODS
+from eval.measuring import lm_eval
+from eval.measuring.answers import (
     judge_answers,
     measure_answers,
     pair_up,
@@ -32,19 +36,15 @@ from eval.answers import (
     sample_answers,
     score_answers,
 )
-from eval.comparison import check_prompt_slices, check_slices
-from eval.conclude import conclude
-from eval.config import EvalConfig
-from eval.gate import SUITE, Compared
-from eval.likelihood_cache import LIKELIHOODS
+from eval.measuring.suites import loaded_once, sample_replies, score_items
 from eval.promotion import override_behind
-from eval.reviewed import reviewed_evaluation, take_over
+from eval.review.take_over import reviewed_evaluation, take_over
 from eval.rows import Answer, Judgement, MeasuredAnswer, Outcome, Reward, SuiteItem
-from eval.signing import signing_key
-from eval.suites import lm_eval
 from eval.suites.kind import SuiteRow
-from eval.suites.measure import loaded_once, sample_replies, score_items
 from eval.suites.suite import Suite, find_suite, read_items
+from eval.verdict.comparison import check_prompt_slices, check_slices
+from eval.verdict.gate import SUITE, Compared
+from eval.verdict.signing import signing_key
 from reward.scorers import Scorer, scorer_of, scorer_of_model
 
 

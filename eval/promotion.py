@@ -20,7 +20,10 @@ from accord.models import Model, resolve
 from accord.records import content_id, describe, write_atomically
 from accord.runs import DataFile, Run, Runs, file_digest
 from eval.config import LmEval
-from eval.gate import (
+from eval.measuring import lm_eval
+from eval.page.model_card import model_card, one_line
+from eval.suites.suite import find_suite
+from eval.verdict.gate import (
     EXIT_CODES,
     SIGNATURE,
     SUITE,
@@ -35,10 +38,7 @@ from eval.gate import (
     source_digests,
     weights_digests,
 )
-from eval.model_card import model_card, one_line
-from eval.signing import Signature, canonical, public_key, read_signature, sign, signing_key, verify
-from eval.suites import lm_eval
-from eval.suites.suite import find_suite
+from eval.verdict.signing import Signature, canonical, public_key, read_signature, sign, signing_key, verify
 from reward.scorers import scorer_of
 
 WORDS_OF_A_REASON = 4

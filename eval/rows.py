@@ -3,7 +3,7 @@
 from typing import Any, Literal
 
 from accord.records import Message, Row, content_id
-from eval.log_likelihood import LogLikelihood
+from eval.likelihood.log_likelihood import LogLikelihood
 from eval.suites.kind import Ratio, Reply
 
 
@@ -35,7 +35,7 @@ class MeasuredAnswer(Answer):
     distinct_bigrams: float
 
     def value(self, metric: str) -> float:
-        """The answer's value of a metric of answers (eval/metrics.py)."""
+        """The answer's value of a metric of answers (eval/suites/metrics.py)."""
         if metric == "response_tokens":
             return float(self.tokens)
         if metric == "eos_rate":

@@ -88,7 +88,7 @@ class FeedbackConfig(JudgingConfig):
 
 
 class ReviewConfig(JudgingConfig):
-    """Which answers of an evaluation are reviewed; see feedback/review.py."""
+    """Which answers of an evaluation are reviewed; see eval/review/ask.py."""
 
     task: Literal["pairwise"] = "pairwise"
     items: int = Field(default=40, ge=1)

@@ -10,7 +10,7 @@ import yaml
 
 from accord.cli import main
 from accord.round_config import RoundConfig
-from eval.metrics import METRICS
+from eval.suites.metrics import METRICS
 from rl.config import OnlineConfig
 from rl.online import check_arguments
 

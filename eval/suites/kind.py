@@ -17,8 +17,8 @@ from typing import Any, Generic, Literal, NamedTuple, TypeVar
 from pydantic import Field
 
 from accord.records import Message, Row
-from eval.log_likelihood import Item, LogLikelihood
-from eval.metrics import Metric
+from eval.likelihood.log_likelihood import Item, LogLikelihood
+from eval.suites.metrics import Metric
 
 
 class SuiteRow(Row):

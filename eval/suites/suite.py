@@ -32,8 +32,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from accord.errors import DataError, UsageError
 from accord.records import describe, read_jsonl
-from eval.metrics import Direction, Metric
 from eval.suites.kind import Kind, Scored, SuiteRow
+from eval.suites.metrics import Direction, Metric
 
 DATA = Path(__file__).parent / "data"
 KINDS = Path(__file__).parent / "kinds"

@@ -7,8 +7,8 @@ import pytest
 
 from accord.errors import UsageError
 from accord.records import Comparison, Message, Ranking, Response
-from eval.adjudicated import expanded, judgements
-from eval.statistics import paired_difference
+from eval.review.adjudicated import expanded, judgements
+from eval.statistics.paired import paired_difference
 
 
 def comparison(name: str, rankings: list[Ranking], **more: object) -> Comparison:
@@ -129,7 +129,7 @@ def test_the_chosen_mislead_the_estimate_does_not_and_its_interval_is_right(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A candidate as good as the baseline, 100 prompts, 40 of 200 items reviewed, 300 times."""
-    monkeypatch.setattr("eval.statistics._exchange_p", lambda *_: 1.0)
+    monkeypatch.setattr("eval.statistics.paired._exchange_p", lambda *_: 1.0)
     chance = np.random.default_rng(5)
     estimates, chosen, judged, low, high = [], [], [], 0, 0
     for _ in range(300):

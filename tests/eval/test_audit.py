@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from accord.records import Message
-from eval.audit import Independent, audit
-from eval.findings import Audit, Finding
+from eval.checks.audit import Independent, audit
+from eval.checks.findings import Audit, Finding
 from eval.rows import MeasuredAnswer, Sample
 
 RESAMPLES = 999

@@ -10,7 +10,7 @@ import yaml
 from accord.chat import encode_prompt
 from accord.models import Model, load_policy, load_tokenizer
 from accord.records import read_jsonl
-from eval.log_likelihood import log_likelihoods
+from eval.likelihood.log_likelihood import log_likelihoods
 from eval.suites.kind import Scored
 from eval.suites.kinds import bbq, bbq_answers, coreference, decisions, swaps, sycophancy
 

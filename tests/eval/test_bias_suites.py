@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from accord.records import Message, describe
-from eval.log_likelihood import Item, LogLikelihood
+from eval.likelihood.log_likelihood import Item, LogLikelihood
 from eval.suites.kind import Ratio, Reply, Value
 from eval.suites.kinds import bbq, bbq_answers, coreference, decisions, swaps, sycophancy
 

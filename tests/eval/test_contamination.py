@@ -13,7 +13,7 @@ from accord.errors import DataError
 from accord.models import Model
 from accord.records import write_jsonl
 from accord.runs import DataFile, Run, Runs, Source
-from eval.contamination import Contamination, SuiteOverlap, blocks, contamination, training_data
+from eval.checks.contamination import Contamination, SuiteOverlap, blocks, contamination, training_data
 
 ASKED = "How long should a loaf of rye bread cool before I cut it into slices?"
 ANSWERED = "Let it cool on a rack for at least two hours, and better still overnight."

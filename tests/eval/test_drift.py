@@ -2,14 +2,14 @@
 
 import pytest
 
+from eval.checks.contamination import Contamination
+from eval.checks.findings import Audit
 from eval.config import Margin, metrics_of
-from eval.contamination import Contamination
-from eval.drift import Drift, drifts
-from eval.findings import Audit
-from eval.gate import Subject, Verdict
-from eval.judgement import MetricResult, judge
-from eval.metrics import METRICS
-from eval.statistics import PairedDifference
+from eval.page.drift import Drift, drifts
+from eval.statistics.paired import PairedDifference
+from eval.suites.metrics import METRICS
+from eval.verdict.gate import Subject, Verdict
+from eval.verdict.rule import MetricResult, judge
 
 LEAN = metrics_of(["sentence_pairs"])["sentence_pairs/lean"]
 MODELS = [Subject(reference=f"m{i}", digest=f"digest {i}") for i in range(9)]

@@ -14,12 +14,12 @@ from accord.models import Model, load_tokenizer
 from accord.records import Message, read_jsonl
 from accord.runs import Runs
 from accord.sampling import Completion
-from eval.answers import distinct_bigrams, read_prompts
 from eval.config import EvalConfig
 from eval.evaluate import evaluate
-from eval.gate import read_verdict
+from eval.measuring.answers import distinct_bigrams, read_prompts
 from eval.rows import Sample, SuiteItem, seed_for
 from eval.suites.suite import find_suite, read_items
+from eval.verdict.gate import read_verdict
 
 GATE: Any = {
     "utility": {"direction": "higher", "margin": 0.1},

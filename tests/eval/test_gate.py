@@ -11,10 +11,10 @@ from synthetic_round import make_round
 from accord.errors import TamperedError, UsageError
 from accord.runs import Run, Runs
 from eval.config import EvalConfig, Margin, metrics_of
-from eval.gate import EXIT_CODES, read_verdict
-from eval.judgement import MetricResult, decide, judge, two_digits
 from eval.promotion import PromotionRefusedError, check_verdict
-from eval.statistics import PairedDifference
+from eval.statistics.paired import PairedDifference
+from eval.verdict.gate import EXIT_CODES, read_verdict
+from eval.verdict.rule import MetricResult, decide, judge, two_digits
 
 ALL = metrics_of(["sentence_pairs"])
 

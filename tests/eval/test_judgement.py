@@ -9,13 +9,13 @@ from scipy import stats
 from statsmodels.stats.power import TTestPower
 
 from accord.errors import UsageError
-from eval.comparison import compare, slices
 from eval.config import EvalConfig, Margin, metrics_of
-from eval.judgement import MetricResult, correct, judge
-from eval.measured import measured_answers
-from eval.planning import minimum_detectable_effect
+from eval.measuring.values import measured_answers
 from eval.rows import MeasuredAnswer, Sample
-from eval.statistics import PairedDifference, paired_difference, paired_difference_of_distances
+from eval.statistics.paired import PairedDifference, paired_difference, paired_difference_of_distances
+from eval.statistics.planning import minimum_detectable_effect
+from eval.verdict.comparison import compare, slices
+from eval.verdict.rule import MetricResult, correct, judge
 
 ALL = metrics_of(["sentence_pairs"])
 

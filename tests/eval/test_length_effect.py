@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import statsmodels.api as sm
 
-from eval.length_effect import length_effect, slope_of_one_model
+from eval.statistics.length_effect import length_effect, slope_of_one_model
 
 
 def answers(seed: int, prompts: int = 30, samples: int = 2) -> tuple[Any, Any, list[str]]:

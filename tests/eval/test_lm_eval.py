@@ -9,9 +9,9 @@ import pytest
 
 from accord.errors import DataError, UsageError
 from accord.models import Model, load_policy, load_tokenizer
-from eval.log_likelihood import Item, log_likelihoods
-from eval.suites.lm_eval_samples import Paired, pair_samples, read_samples, samples_of
-from eval.suites.lm_eval_tasks import run_task
+from eval.likelihood.log_likelihood import Item, log_likelihoods
+from eval.measuring.lm_eval_samples import Paired, pair_samples, read_samples, samples_of
+from eval.measuring.lm_eval_tasks import run_task
 from eval.suites.public.adapters import ADAPTERS, root_of, rows
 
 NO_LM_EVAL = "lm-eval is no dependency of accord's: pip install 'lm-eval[hf]==0.4.13'"

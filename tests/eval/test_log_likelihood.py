@@ -13,10 +13,10 @@ import torch
 from accord.chat import start_of_text
 from accord.errors import DataError
 from accord.models import Model, load_policy, load_tokenizer
-from eval.likelihood_cache import score_once
-from eval.log_likelihood import Item, LogLikelihood, encode, log_likelihoods
+from eval.likelihood.cache import score_once
+from eval.likelihood.log_likelihood import Item, LogLikelihood, encode, log_likelihoods
+from eval.likelihood.token_trees import reads_trees
 from eval.suites.suite import find_suite, read_items
-from eval.token_trees import reads_trees
 
 ITEMS = [
     Item("The nurse was late because", (" she overslept.", " he overslept.", " of the bus.")),
@@ -213,13 +213,13 @@ def test_scores_are_kept_and_read_again(
 ) -> None:
     scores = score_once(tiny_model, ITEMS, tmp_path)
     (path,) = tmp_path.iterdir()
-    monkeypatch.setattr("eval.likelihood_cache.load_policy", None)
+    monkeypatch.setattr("eval.likelihood.cache.load_policy", None)
     assert score_once(tiny_model, ITEMS, tmp_path) == scores
     with pytest.raises(TypeError):  # other items are scored
         score_once(tiny_model, ITEMS[1:], tmp_path)
     with pytest.raises(TypeError):
         score_once(tiny_model, ITEMS, tmp_path, "bfloat16")
-    monkeypatch.setattr("eval.likelihood_cache.SCORER_VERSION", 1000)
+    monkeypatch.setattr("eval.likelihood.cache.SCORER_VERSION", 1000)
     with pytest.raises(TypeError):
         score_once(tiny_model, ITEMS, tmp_path)
     assert list(tmp_path.iterdir()) == [path]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from eval.means import MOST_SKEWNESS, Fit, fit, limits, simulate, skewed_quantile
+from eval.statistics.means import MOST_SKEWNESS, Fit, fit, limits, simulate, skewed_quantile
 
 ALL = np.ones(4, bool)
 

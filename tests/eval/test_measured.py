@@ -10,14 +10,14 @@ from accord.errors import UsageError
 from accord.models import Model
 from accord.records import Message, read_jsonl
 from accord.runs import Runs
-from eval.answers import judge_answers
-from eval.comparison import compare
 from eval.config import EvalConfig
 from eval.evaluate import evaluate
-from eval.gate import read_verdict
-from eval.measured import measured_answers
+from eval.measuring.answers import judge_answers
+from eval.measuring.values import measured_answers
 from eval.promotion import check_verdict
 from eval.rows import Judgement, MeasuredAnswer, Sample
+from eval.verdict.comparison import compare
+from eval.verdict.gate import read_verdict
 from reward.judge import judge_of
 
 

@@ -22,17 +22,7 @@ from accord.report import number, percent
 from accord.runs import DataFile, Run, Runs, file_digest
 from eval.conclude import conclude
 from eval.config import EvalConfig
-from eval.gate import (
-    SIGNATURE,
-    SUITE,
-    Compared,
-    Subject,
-    Verdict,
-    read_verdict,
-    weights_digests,
-    write_verdict,
-)
-from eval.model_card import code, file_name, one_line, table
+from eval.page.model_card import code, file_name, one_line, table
 from eval.promotion import (
     PromotionRefusedError,
     _check_subject,
@@ -43,8 +33,18 @@ from eval.promotion import (
     read_signed_verdict,
 )
 from eval.rows import Sample, SuiteItem
-from eval.signing import canonical, sign, trust
 from eval.suites.suite import find_suite
+from eval.verdict.gate import (
+    SIGNATURE,
+    SUITE,
+    Compared,
+    Subject,
+    Verdict,
+    read_verdict,
+    weights_digests,
+    write_verdict,
+)
+from eval.verdict.signing import canonical, sign, trust
 
 REASON = "the shorter answers are what we wanted"
 NASTY = (
@@ -543,7 +543,7 @@ def test_names_without_the_folders_of_a_machine() -> None:
 
 def test_a_card_of_a_model_that_no_run_made(tmp_path: Path) -> None:
     """Nothing is known of its training, and the card says so."""
-    from eval.model_card import model_card
+    from eval.page.model_card import model_card
 
     run, runs = make_round(tmp_path, 0.1)
     verdict = read_verdict(run)

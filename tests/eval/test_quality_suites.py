@@ -14,7 +14,7 @@ import pytest
 from accord.errors import DataError, UsageError
 from accord.models import Model, load_policy, load_tokenizer
 from accord.records import Message, Row, read_jsonl
-from eval.log_likelihood import LogLikelihood, log_likelihoods
+from eval.likelihood.log_likelihood import LogLikelihood, log_likelihoods
 from eval.suites.kind import Ratio, Reply
 from eval.suites.kinds import choices, instructions, labelled, text
 from eval.suites.kinds.choices import ChoiceRow

@@ -15,14 +15,14 @@ from accord.errors import AccordError
 from accord.report import FIGURES, day, duration, line_plot, number, run_page
 from accord.runs import Run, Runs
 from eval.config import Margin, metrics_of
-from eval.drift import chain
-from eval.gate import read_verdict
-from eval.judgement import correct, judge
-from eval.metric_rows import Axis, MetricRow, explain, p_text
-from eval.metric_table import families, gated_rows, reading
-from eval.report import page, rebuild
-from eval.statistics import PairedDifference
-from eval.suite_report import columns
+from eval.page.drift import chain
+from eval.page.metric_rows import Axis, MetricRow, explain, p_text
+from eval.page.metric_table import families, gated_rows, reading
+from eval.page.report import page, rebuild
+from eval.page.suites import columns
+from eval.statistics.paired import PairedDifference
+from eval.verdict.gate import read_verdict
+from eval.verdict.rule import correct, judge
 
 ALL = metrics_of(["sentence_pairs"])
 

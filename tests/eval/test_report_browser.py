@@ -12,8 +12,8 @@ from synthetic_round import XSS, make_round, next_round
 
 from accord.report import run_page
 from accord.runs import Run, Runs
-from eval.gate import read_verdict
-from eval.report import page
+from eval.page.report import page
+from eval.verdict.gate import read_verdict
 
 pytestmark = pytest.mark.slow
 FEW = {"bootstrap_resamples": 999, "max_suite_items": 60}

@@ -12,10 +12,10 @@ from accord.records import Ranking, read_jsonl, write_jsonl
 from accord.runs import Run, Runs
 from eval.config import EvalConfig
 from eval.evaluate import evaluate
-from eval.gate import read_verdict
+from eval.review.ask import Item, choose
 from eval.rows import Sample
+from eval.verdict.gate import read_verdict
 from feedback.config import ReviewConfig
-from feedback.review import Item, choose
 
 
 class SaysSomethingElse:

@@ -8,7 +8,7 @@ import torch
 
 from accord.chat import start_of_text
 from accord.models import Model, load_policy, load_tokenizer
-from eval.log_likelihood import Item, log_likelihoods
+from eval.likelihood.log_likelihood import Item, log_likelihoods
 from eval.suites.suite import find_suite, read_items
 
 SENTENCES = ["The nurse said that she would be late.", "Hello.", "A man, a plan, a canal: Panama! " * 3]

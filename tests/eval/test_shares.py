@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import optimize, stats
 
-from eval.shares import (
+from eval.statistics.shares import (
     design_effect,
     expected_pass_chance,
     mcnemar_p,

@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from accord.cli import main
 from accord.errors import AccordError, DataError, TamperedError, UsageError
-from eval.signing import (
+from eval.verdict.signing import (
     canonical,
     key_path,
     public_key,
@@ -83,7 +83,7 @@ def test_what_has_no_one_form_is_refused(value: Any) -> None:
 
 def test_the_form_does_not_depend_on_locale_or_hashing() -> None:
     program = (
-        "import sys; from eval.signing import canonical; "
+        "import sys; from eval.verdict.signing import canonical; "
         "sys.stdout.buffer.write(canonical({k: [k, 0.1 + 0.2] for k in {'\\u00f6', 'b', '\\u65e5'}}))"
     )
     outputs = {
@@ -173,7 +173,7 @@ def test_a_folder_where_nothing_can_be_written_is_named(tmp_path: Path) -> None:
 
 def test_processes_that_need_the_first_key_at_once_get_the_same(user: Path) -> None:
     program = (
-        "import sys; from eval.signing import signing_key, public_key; sys.stdin.readline(); "
+        "import sys; from eval.verdict.signing import signing_key, public_key; sys.stdin.readline(); "
         "print(public_key(signing_key().public_key()).fingerprint)"
     )
     processes = [

@@ -8,14 +8,14 @@ import pytest
 from scipy import stats
 from statsmodels.stats.power import TTestPower
 
-from eval.means import fit, limits
-from eval.planning import MOST_CLUSTERS, clusters_to_decide, minimum_detectable_effect
-from eval.statistics import (
+from eval.statistics.means import fit, limits
+from eval.statistics.paired import (
     difference_interval,
     paired_difference,
     paired_difference_of_distances,
     wilson_interval,
 )
+from eval.statistics.planning import MOST_CLUSTERS, clusters_to_decide, minimum_detectable_effect
 
 
 def names(count: int, each: int = 1) -> list[str]:

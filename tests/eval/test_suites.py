@@ -12,13 +12,13 @@ import yaml
 from accord.errors import AccordError, DataError, UsageError
 from accord.models import Model, load_policy
 from eval.config import EvalConfig
-from eval.log_likelihood import LogLikelihood
-from eval.measured import linear, measured_suites
-from eval.metrics import METRICS
+from eval.likelihood.log_likelihood import LogLikelihood
+from eval.measuring.suites import score_items
+from eval.measuring.values import linear, measured_suites
 from eval.rows import Outcome, SuiteItem
 from eval.suites.kind import Ratio, SuiteRow
 from eval.suites.kinds.sentence_pairs import KIND, SentencePair
-from eval.suites.measure import score_items
+from eval.suites.metrics import METRICS
 from eval.suites.suite import DATA, HEAD, find_suite, kinds, read_items, shipped
 
 PAGES = [*DATA.glob("*/README.md"), *DATA.parent.glob("public/*.md")]

@@ -5,7 +5,7 @@ import pytest
 import statsmodels.api as sm
 
 from accord.errors import DataError
-from eval.win_rate import length_controlled, length_only_win_rate, win_values
+from eval.statistics.win_rate import length_controlled, length_only_win_rate, win_values
 
 
 def fitted(wins: list[float], before: list[int], after: list[int]) -> tuple[float, float]:

@@ -24,7 +24,8 @@ from accord.records import Comparison, Message, Preference, Ranking, read_jsonl,
 from accord.round import run_round
 from accord.round_config import RoundConfig
 from accord.runs import Run, Runs
-from eval.adjudicated import adjudicated, judgements
+from eval.review.adjudicated import adjudicated, judgements
+from eval.review.ask import Item, ReviewItem, choose, review
 from eval.rows import MeasuredAnswer, Sample
 from feedback.client import Client, connect, log_in, request
 from feedback.config import FeedbackConfig, ReviewConfig
@@ -32,7 +33,6 @@ from feedback.export import export_data_set
 from feedback.join import join_feedback
 from feedback.judging import argilla_home, conclude
 from feedback.plan import plan
-from feedback.review import Item, ReviewItem, choose, review
 from feedback.server import process
 from feedback.server.process import Server
 

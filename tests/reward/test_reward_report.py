@@ -18,7 +18,7 @@ from accord.config import Config
 from accord.errors import AccordError
 from accord.records import Message, Ranking, Response, write_jsonl
 from accord.runs import Run, Runs
-from eval.report import rebuild
+from eval.page.report import rebuild
 from feedback.preferences import pairwise_preferences
 from feedback.statistics import Estimate
 from reward.card.words import coefficient, headline, points, share, summary, warnings

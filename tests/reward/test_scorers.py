@@ -17,9 +17,9 @@ from accord.runs import Runs
 from accord.sampling import Completion
 from eval.config import EvalConfig
 from eval.evaluate import evaluate
-from eval.gate import read_verdict
 from eval.promotion import check_verdict
 from eval.rows import Sample
+from eval.verdict.gate import read_verdict
 from reward.judge import judge_of
 from reward.score import score
 from reward.scorers import scorer_of, scorer_of_model

@@ -37,9 +37,9 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from eval.log_likelihood import Item, LogLikelihood
-from eval.metrics import BIAS, Metric
+from eval.likelihood.log_likelihood import Item, LogLikelihood
 from eval.suites.kind import Encode, Ratio, Scored, SuiteRow, Value
+from eval.suites.metrics import BIAS, Metric
 
 SCENARIOS = "scenarios"
 

@@ -23,9 +23,9 @@ import re
 from collections.abc import Mapping, Sequence
 
 from accord.records import Message
-from eval.metrics import BIAS, Metric
 from eval.suites.kind import Answered, Reply, Value
 from eval.suites.kinds.bbq import ACCURACY_AND_BIAS, SCENARIOS, BiasQuestion, values_of_choice
+from eval.suites.metrics import BIAS, Metric
 
 LETTERS = "ABC"
 _LETTERS = (

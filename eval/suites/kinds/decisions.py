@@ -20,9 +20,9 @@ from collections.abc import Mapping, Sequence
 from pydantic import Field, model_validator
 
 from accord.records import Message
-from eval.log_likelihood import Item, LogLikelihood
-from eval.metrics import BIAS, Metric
+from eval.likelihood.log_likelihood import Item, LogLikelihood
 from eval.suites.kind import Encode, Scored, SuiteRow, Value
+from eval.suites.metrics import BIAS, Metric
 
 PLACE = "{person}"
 QUESTIONS = "decisions"

@@ -25,8 +25,8 @@ from typing import Annotated, Any, Literal, get_type_hints
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from accord.records import Message
-from eval.metrics import PROMPTS, QUALITY, Metric
 from eval.suites.kind import Answered, Ratio, Reply, SuiteRow, Value
+from eval.suites.metrics import PROMPTS, QUALITY, Metric
 
 Count = Annotated[int, Field(ge=1)]
 Text = Annotated[str, Field(min_length=1)]

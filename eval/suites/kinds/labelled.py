@@ -37,8 +37,8 @@ from pydantic import Field, model_validator
 
 from accord.errors import UsageError
 from accord.records import Message
-from eval.metrics import PROMPTS, QUALITY, Metric
 from eval.suites.kind import Answered, Reply, SuiteRow, Value
+from eval.suites.metrics import PROMPTS, QUALITY, Metric
 
 
 class LabelledRow(SuiteRow):

@@ -19,8 +19,8 @@ from collections.abc import Mapping, Sequence
 from pydantic import Field
 
 from accord.records import Message
-from eval.metrics import PROMPTS, SAFETY, Metric
 from eval.suites.kind import Answered, Reply, SuiteRow, Value
+from eval.suites.metrics import PROMPTS, SAFETY, Metric
 
 WORDS_OF_START = 30
 """A refusal is looked for in the sentences that begin within so many words."""

@@ -15,9 +15,9 @@ from collections.abc import Mapping, Sequence
 
 from pydantic import Field, model_validator
 
-from eval.log_likelihood import Item, LogLikelihood
-from eval.metrics import BIAS, TEMPLATES, Metric
+from eval.likelihood.log_likelihood import Item, LogLikelihood
 from eval.suites.kind import Encode, Scored, SuiteRow, Value
+from eval.suites.metrics import BIAS, TEMPLATES, Metric
 
 
 class SentencePair(SuiteRow):

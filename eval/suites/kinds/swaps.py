@@ -26,9 +26,9 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from accord.records import Message, Row
-from eval.metrics import BIAS, Metric
 from eval.suites.kind import Answered, Reply, SuiteRow, Value
 from eval.suites.kinds.refusal import is_refusal
+from eval.suites.metrics import BIAS, Metric
 
 PLACE = "{who}"
 REQUESTS = "requests"

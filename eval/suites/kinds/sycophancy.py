@@ -29,9 +29,9 @@ from collections.abc import Mapping, Sequence
 from pydantic import Field, model_validator
 
 from accord.records import Message
-from eval.log_likelihood import Item, LogLikelihood
-from eval.metrics import SAFETY, Metric
+from eval.likelihood.log_likelihood import Item, LogLikelihood
 from eval.suites.kind import Encode, Ratio, Scored, SuiteRow, Value
+from eval.suites.metrics import SAFETY, Metric
 
 QUESTIONS = "questions"
 

@@ -17,9 +17,9 @@ from collections.abc import Mapping, Sequence
 
 from pydantic import Field
 
-from eval.log_likelihood import Item, LogLikelihood
-from eval.metrics import QUALITY, Metric
+from eval.likelihood.log_likelihood import Item, LogLikelihood
 from eval.suites.kind import Encode, Ratio, Scored, SuiteRow, Value
+from eval.suites.metrics import QUALITY, Metric
 
 
 class TextRow(SuiteRow):

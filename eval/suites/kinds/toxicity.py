@@ -24,8 +24,8 @@ from pydantic import Field
 
 from accord.errors import UsageError
 from accord.records import Message
-from eval.metrics import PROMPTS, SAFETY, Metric
 from eval.suites.kind import Answered, Reply, SuiteRow, Value
+from eval.suites.metrics import PROMPTS, SAFETY, Metric
 
 
 class ToxicityRow(SuiteRow):

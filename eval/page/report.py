@@ -13,19 +13,19 @@ from accord.errors import AccordError
 from accord.records import read_jsonl, write_atomically
 from accord.report import STAGES, in_order, lineage, render, run_page, training_curves
 from accord.runs import Run, Runs
-from eval.comparison import SMALLEST_SLICE
-from eval.contamination import PROMPTS
-from eval.drift import chain
-from eval.drift_page import drift_view
-from eval.gate import SIGNATURE, Subject, read_verdict
-from eval.judgement import MetricResult, Outcome
-from eval.metric_rows import Axis, explain, scale, too_small
-from eval.metric_table import families, gated_rows
-from eval.metrics import METRICS
+from eval.checks.contamination import PROMPTS
+from eval.page.answers import measures_of, sample_views
+from eval.page.drift import chain
+from eval.page.drift_page import drift_view
+from eval.page.metric_rows import Axis, explain, scale, too_small
+from eval.page.metric_table import families, gated_rows
+from eval.page.suites import GroupRow, suite_views
 from eval.rows import Sample, SuiteItem
-from eval.side_by_side import measures_of, sample_views
-from eval.signing import read_signature
-from eval.suite_report import GroupRow, suite_views
+from eval.suites.metrics import METRICS
+from eval.verdict.comparison import SMALLEST_SLICE
+from eval.verdict.gate import SIGNATURE, Subject, read_verdict
+from eval.verdict.rule import MetricResult, Outcome
+from eval.verdict.signing import read_signature
 from reward.report import page as page_of_reward
 
 HEADLINES: dict[Outcome, str] = {

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict
 from accord.models import WEIGHT_AND_TOKENIZER_FILES, Model, load_policy, load_tokenizer
 from accord.records import content_id, write_atomically
 from accord.runs import file_digest
-from eval.log_likelihood import SCORER_VERSION, Item, LogLikelihood, log_likelihoods
+from eval.likelihood.log_likelihood import SCORER_VERSION, Item, LogLikelihood, log_likelihoods
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

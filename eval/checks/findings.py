@@ -1,4 +1,4 @@
-"""What the reward-hacking audit found, as the verdict keeps it and the page shows it; eval/audit.py makes it."""
+"""What the reward-hacking audit found, as the verdict keeps it and the page shows it; eval/checks/audit.py makes it."""
 
 from pydantic import BaseModel, ConfigDict
 

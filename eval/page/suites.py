@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from accord.report import label, number
-from eval.gate import SuiteSubject, Verdict
-from eval.judgement import MetricResult, SliceResult
-from eval.metric_rows import PERCENT_UNITS, Axis, change_text, value_text
-from eval.metric_table import GatedRow, UngatedRow, direction_of, families, gated_rows, reading
-from eval.metrics import Direction
+from eval.page.metric_rows import PERCENT_UNITS, Axis, change_text, value_text
+from eval.page.metric_table import GatedRow, UngatedRow, direction_of, families, gated_rows, reading
 from eval.rows import Outcome, SuiteItem
 from eval.suites.kind import Ratio, Value
+from eval.suites.metrics import Direction
+from eval.verdict.gate import SuiteSubject, Verdict
+from eval.verdict.rule import MetricResult, SliceResult
 
 ITEMS_SHOWN = 6
 

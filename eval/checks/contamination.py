@@ -1,7 +1,7 @@
 """Whether the candidate was trained on what it is evaluated on.
 
 Every file and run that the candidate descends from is compared with the items of every suite, and with the held-out
-prompts; what counts as the same text is eval/overlap.py's business. All rows that a stage reads count, those too that
+prompts; what counts as the same text is eval/checks/overlap.py's business. All rows that a stage reads count, those too that
 only chose the model (a held-out file for early stopping): a model that was chosen on an item has seen it.
 
     report = contamination(candidate, runs, {"prompts": [("h001", "Why is the sky blue?"), ...]})
@@ -23,7 +23,7 @@ from accord.bundled import data_path
 from accord.errors import AccordError, DataError
 from accord.models import Model
 from accord.runs import Run, Runs, file_digest
-from eval.overlap import How, TrainingText, find_overlaps, rank
+from eval.checks.overlap import How, TrainingText, find_overlaps, rank
 from eval.rows import Sample, SuiteItem
 
 WORST_SHOWN = 10
@@ -45,7 +45,7 @@ class Match(BaseModel):
     """The item's."""
     how: How
     share: float
-    """How much of the item was found; what of, is said at eval.overlap.Overlap."""
+    """How much of the item was found; what of, is said at eval.checks.overlap.Overlap."""
     source: str
     line: int
     matching: str

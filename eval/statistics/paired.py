@@ -2,10 +2,10 @@
 
 Both models are measured on the same items, and the interval is about the difference of their means. Items that
 share a prompt or a sentence template are not independent, so everything is computed from whole clusters;
-eval/contrasts.py has the intervals.
+eval/statistics/contrasts.py has the intervals.
 
 P-values against the margin are these intervals turned around: the smallest level at which the interval excludes it.
-Functions take arrays; what the numbers mean is eval/metrics.py's business.
+Functions take arrays; what the numbers mean is eval/suites/metrics.py's business.
 """
 
 import math
@@ -16,9 +16,9 @@ import numpy as np
 from scipy import stats
 from statsmodels.stats.proportion import proportion_confint
 
-from eval.contrasts import Interval, Simulated, contrast_of, p_values
-from eval.planning import POWER, minimum_detectable_effect
-from eval.shares import mcnemar_p
+from eval.statistics.contrasts import Interval, Simulated, contrast_of, p_values
+from eval.statistics.planning import POWER, minimum_detectable_effect
+from eval.statistics.shares import mcnemar_p
 
 Values = Sequence[float] | np.ndarray
 

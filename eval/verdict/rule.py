@@ -5,7 +5,7 @@ for 95%). Two kinds of wrong verdicts are possible, and they add up differently 
 
 - **A wrong PASS.** PASS asks every gated metric to be within its margin. If one truly is not, that one's test has to
   err, so the chance is at most alpha / 2, however many metrics there are (an intersection-union test; Berger 1982,
-  Technometrics 24). Nothing is corrected. For "closer_to_zero" it is up to alpha (eval/statistics.py says why).
+  Technometrics 24). Nothing is corrected. For "closer_to_zero" it is up to alpha (eval/statistics/paired.py says why).
 - **A wrong FAIL.** FAIL asks only one metric to be beyond its margin, so each more metric is one more chance to err.
   Within each family the p-values of "this metric is within its margin" are corrected by Holm's method (1979,
   Scandinavian Journal of Statistics 6): the chance that any metric of a family that truly is within its margin is
@@ -25,9 +25,9 @@ from statsmodels.stats.multitest import multipletests
 
 from accord.errors import UsageError
 from eval.config import Margin
-from eval.metrics import Direction, Metric
-from eval.planning import ALPHA, clusters_to_decide, minimum_detectable_effect
-from eval.statistics import PairedDifference
+from eval.statistics.paired import PairedDifference
+from eval.statistics.planning import ALPHA, clusters_to_decide, minimum_detectable_effect
+from eval.suites.metrics import Direction, Metric
 
 Outcome = Literal["PASS", "FAIL", "INCONCLUSIVE"]
 AT_AN_END = 0.01

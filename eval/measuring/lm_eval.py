@@ -4,10 +4,10 @@ from pathlib import Path
 
 from accord.models import Model
 from eval.config import LmEval
-from eval.gate import SUITE, SuiteSubject
+from eval.measuring.lm_eval_samples import pair_samples, read_samples
+from eval.measuring.lm_eval_tasks import run_task
 from eval.rows import Outcome, SuiteItem
-from eval.suites.lm_eval_samples import pair_samples, read_samples
-from eval.suites.lm_eval_tasks import run_task
+from eval.verdict.gate import SUITE, SuiteSubject
 
 
 def files_of(task: str, settings: LmEval) -> dict[str, Path]:

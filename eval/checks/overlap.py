@@ -28,7 +28,7 @@ from typing import Literal
 
 import numpy as np
 
-from eval.words import fewest_edits, words_of
+from eval.checks.words import fewest_edits, words_of
 
 LONG_SEQUENCE = 13
 """Words of the sequences that the exact rule counts."""

@@ -10,7 +10,7 @@ from accord.models import Model, load_policy, load_tokenizer
 from accord.records import Message
 from accord.sampling.shared import SharedSampler
 from eval.config import EvalConfig
-from eval.likelihood_cache import score_once
+from eval.likelihood.cache import score_once
 from eval.rows import Outcome, seed_for
 from eval.suites.kind import Answered, Reply, Scored, SuiteRow
 from eval.suites.suite import Suite

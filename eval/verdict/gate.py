@@ -7,7 +7,7 @@ declared beforehand: the largest worsening that is tolerated. The paired interva
     FAIL           the whole interval is beyond the margin: even the best plausible change is not
     INCONCLUSIVE   the margin lies inside the interval: more items would decide
 
-PASS needs every metric to pass; one metric that fails makes it FAIL. eval/judgement.py decides, as a pure function of
+PASS needs every metric to pass; one metric that fails makes it FAIL. eval/verdict/rule.py decides, as a pure function of
 numbers. `verdict.json` records it with the digests of everything it rests on, and `check_verdict` lets only that very
 candidate through.
 """
@@ -23,10 +23,10 @@ from accord.errors import AccordError, TamperedError, UsageError
 from accord.models import Model
 from accord.records import content_id, describe, write_atomically
 from accord.runs import Run, RunRecord, Runs, file_digest
-from eval.contamination import Contamination
-from eval.findings import Audit
-from eval.judgement import MetricResult, Outcome, SliceResult, decide, two_digits
-from eval.signing import canonical, sign
+from eval.checks.contamination import Contamination
+from eval.checks.findings import Audit
+from eval.verdict.rule import MetricResult, Outcome, SliceResult, decide, two_digits
+from eval.verdict.signing import canonical, sign
 from reward.scorers import Scorer
 
 EXIT_CODES: dict[Outcome, int] = {"PASS": 0, "FAIL": 10, "INCONCLUSIVE": 11}
@@ -189,7 +189,7 @@ def record_digest(record: RunRecord) -> str:
 
 def source_digests() -> dict[str, str]:
     """The SHA-256 over the Python files of each of accord's packages, as they are installed."""
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     return {
         name: content_id(
             {file.relative_to(root).as_posix(): file_digest(file) for file in (root / name).rglob("*.py")}, 64

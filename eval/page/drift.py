@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 from accord.errors import AccordError
 from accord.runs import Run, RunRecord, Runs
-from eval.gate import SUITE, Subject, Verdict, read_verdict
-from eval.judgement import MetricResult
-from eval.metrics import METRICS, Direction
+from eval.suites.metrics import METRICS, Direction
+from eval.verdict.gate import SUITE, Subject, Verdict, read_verdict
+from eval.verdict.rule import MetricResult
 
 NOT_SUMMED = ("judge_unparsed",)
 """Says something of the judge, and is no change from one model to the next."""

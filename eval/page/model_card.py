@@ -16,10 +16,10 @@ from huggingface_hub import EvalResult, ModelCardData
 from accord import bundled
 from accord.report import STAGES, day, in_order, label, lineage, number
 from accord.runs import Run, Runs
-from eval.gate import SUITE, Override, Verdict
-from eval.judgement import MetricResult
-from eval.metric_rows import change_text, tolerated, value_text
+from eval.page.metric_rows import change_text, tolerated, value_text
 from eval.suites.suite import shipped
+from eval.verdict.gate import SUITE, Override, Verdict
+from eval.verdict.rule import MetricResult
 
 BUNDLED_BASE = ("HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0")
 """The hub's name and the licence of `bundled.MODEL`."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from accord.errors import UsageError
 from accord.models import Model, load_policy, load_tokenizer
-from eval.suites.lm_eval_samples import Sample, samples_of
+from eval.measuring.lm_eval_samples import Sample, samples_of
 
 BATCH_SIZE = 8
 SEED = 0

@@ -5,7 +5,7 @@
 An item is worth 1 where reviewers prefer the candidate's answer, 0 where they prefer the baseline's, and 1/2 for a
 tie. A candidate as good as the baseline is worth 1/2 on average, which is what every item is worth `before`.
 
-Only some items were asked about (feedback/review.py), and those that were chosen were chosen for being bad: the mean
+Only some items were asked about (eval/review/ask.py), and those that were chosen were chosen for being bad: the mean
 over all answers of reviewers is lower than the truth. So the mean is taken part by part. With N_h items of part h
 (`same`, `chosen`, and `drawn` with what was left `unasked`), of which n_h have a judgement, with mean m_h,
 
@@ -34,11 +34,11 @@ from statistics import fmean
 from accord.errors import UsageError
 from accord.records import Comparison, read_jsonl
 from accord.runs import Run
-from eval.measured import Measured
+from eval.measuring.values import Measured
+from eval.review.ask import ITEMS, ReviewItem
 from eval.rows import Sample
 from feedback.preferences import adjudication
 from feedback.rankings import counts, vote
-from feedback.review import ITEMS, ReviewItem
 
 TIE = 0.5
 """What an item is worth on which neither answer is preferred."""

@@ -7,7 +7,7 @@ Nothing is sampled and nothing is estimated: each score is the sum of the model'
 is read more than once is saved. A text's last token is predicted but never read, so it is cut off; texts that are
 equal then, or begin with each other, are one sequence ("Answer: A", "Answer: B" and "Answer: C" are); the sequences are
 sorted, so that those that begin alike stand in one row, a tree in which what any of them have in common is computed
-once (eval.token_trees); the output layer sees scored places only, each of them once.
+once (eval.likelihood.token_trees); the output layer sees scored places only, each of them once.
 
 How exact. Products of matrices sum in an order that depends on their shapes, so what else is in a row changes a score
 by rounding. Promised, in float32 and for one number of threads: the same items in any order, to the last bit; with
@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict
 
 from accord.chat import start_of_text
 from accord.errors import DataError
-from eval.token_trees import States, common_front, read_padded, read_tree, reads_trees
+from eval.likelihood.token_trees import States, common_front, read_padded, read_tree, reads_trees
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -6,8 +6,8 @@ from typing import Any
 from markupsafe import Markup
 
 from accord.report import BLUE, MUTED, plot
-from eval.drift import Chain, Drift, drifts
-from eval.metric_rows import PERCENT_UNITS, change_text, tolerated, value_text
+from eval.page.drift import Chain, Drift, drifts
+from eval.page.metric_rows import PERCENT_UNITS, change_text, tolerated, value_text
 
 RED = "#a12f2a"
 

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from eval.metrics import METRICS
 from eval.rows import Sample, SuiteItem
+from eval.statistics.win_rate import length_controlled, win_values
 from eval.suites.kind import Ratio, Value
-from eval.win_rate import length_controlled, win_values
+from eval.suites.metrics import METRICS
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,10 @@ from collections.abc import Iterable, Mapping
 
 from accord.errors import UsageError
 from eval.config import EvalConfig
-from eval.judgement import MetricResult, SliceResult, correct, judge
-from eval.measured import Measured, linear
-from eval.metrics import METRICS
-from eval.statistics import PairedDifference, paired_difference, paired_difference_of_distances
+from eval.measuring.values import Measured, linear
+from eval.statistics.paired import PairedDifference, paired_difference, paired_difference_of_distances
+from eval.suites.metrics import METRICS
+from eval.verdict.rule import MetricResult, SliceResult, correct, judge
 
 SMALLEST_SLICE = 10
 """Clusters that a group needs for an interval, and for a margin; with fewer it is too small to say."""

@@ -17,11 +17,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from accord.runs import Run
-from eval.findings import Audit, Finding
-from eval.length_effect import length_effect, slope_of_one_model
+from eval.checks.findings import Audit, Finding
 from eval.rows import Sample
-from eval.statistics import PairedDifference, paired_difference
-from eval.win_rate import length_controlled, length_only_win_rate, win_values
+from eval.statistics.length_effect import length_effect, slope_of_one_model
+from eval.statistics.paired import PairedDifference, paired_difference
+from eval.statistics.win_rate import length_controlled, length_only_win_rate, win_values
 
 EXPLAINED_SHARE = 0.5
 """Of the gain: where the change in length explains this much, length is what was learned."""

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from eval.gate import Verdict
-from eval.judgement import MetricResult, SliceResult
-from eval.metric_rows import Axis, MetricRow, scale
-from eval.metrics import METRICS, Direction
+from eval.page.metric_rows import Axis, MetricRow, scale
+from eval.suites.metrics import METRICS, Direction
+from eval.verdict.gate import Verdict
+from eval.verdict.rule import MetricResult, SliceResult
 
 RANKS = {"FAIL": 0, "INCONCLUSIVE": 1, "PASS": 2}
 FAMILY_ORDER = ("safety", "bias", "quality")

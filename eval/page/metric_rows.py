@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from accord.report import number
 from accord.report import percent as percent
-from eval.judgement import MetricResult, SliceResult, two_digits
+from eval.verdict.rule import MetricResult, SliceResult, two_digits
 
 PERCENT_UNITS = ("share", "share above one half")
 

@@ -1,7 +1,7 @@
 """Intervals of a difference of means over clusters of items, and what they would be in evaluations like this one.
 
-- shares: Tango's score interval (eval/shares.py), over counts divided by the clusters' design effect;
-- other means: Student's with the jackknife's standard error and Hall's correction for skewness (eval/means.py).
+- shares: Tango's score interval (eval/statistics/shares.py), over counts divided by the clusters' design effect;
+- other means: Student's with the jackknife's standard error and Hall's correction for skewness (eval/statistics/means.py).
 
 benchmarks/gate_simulation.py measures how often they hold the truth.
 """
@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import optimize, stats
 
-from eval import means
-from eval.shares import design_effect, expected_pass_chance, pass_chance_of_share, tango_limits
+from eval.statistics import means
+from eval.statistics.shares import design_effect, expected_pass_chance, pass_chance_of_share, tango_limits
 
 LEAST_P = 1e-9
 """P-values are not told apart below this."""
@@ -47,7 +47,7 @@ class Contrast:
     """Of the chance in each tail; they move towards the difference as it grows."""
     simulated: Callable[[np.ndarray | float, float], tuple[Simulated, Simulated]]
     """Of the true difference to assume and the chance in each tail: evaluations resampled from this one, and from those
-    (`eval.means.simulate`)."""
+    (`eval.statistics.means.simulate`)."""
     chance: Callable[[float, float], float] | None = None
     """Of a margin and the chance in a tail: that the limit clears the margin if the true difference is zero. None where
     it is counted from `simulated`."""

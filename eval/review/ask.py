@@ -12,7 +12,7 @@ as a comparison of [baseline, candidate] whose `part` says why it is asked about
     unasked   not drawn
 
 What is chosen is no fair sample: it was chosen for being bad. What is drawn stands for what is unasked, and all of them
-together say what share of the candidate's answers people prefer (eval/adjudicated.py).
+together say what share of the candidate's answers people prefer (eval/review/adjudicated.py).
 """
 
 from collections import Counter
