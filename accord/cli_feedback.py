@@ -28,9 +28,9 @@ def feedback() -> None:
 @click.option("--proxy-address", default="127.0.0.1", show_default=True, help="That proxy's IP address.")
 def serve(port: int, host: str, behind_proxy: str | None, proxy_address: str) -> None:
     """Run the embedded Argilla in the foreground, until Ctrl-C."""
+    from feedback.argilla.server.exposure import Exposure
+    from feedback.argilla.server.process import Server, run_in_foreground
     from feedback.judging import argilla_home
-    from feedback.server.exposure import Exposure
-    from feedback.server.process import Server, run_in_foreground
 
     exposure = Exposure(host, behind_proxy, proxy_address)
     if exposure.is_readable_on_the_way:
@@ -52,8 +52,8 @@ def serve(port: int, host: str, behind_proxy: str | None, proxy_address: str) ->
 @click.argument("file", type=click.Path(path_type=Path))
 def backup(file: Path) -> None:
     """Write all that the embedded Argilla keeps to one private file; it may be running."""
+    from feedback.argilla.server.backup import backup as write_backup
     from feedback.judging import argilla_home
-    from feedback.server.backup import backup as write_backup
 
     write_backup(argilla_home(runs_of_command().root), file)
     click.echo(f"{file} holds Argilla's database and secrets; keep it as private as they are")
@@ -64,8 +64,8 @@ def backup(file: Path) -> None:
 @click.option("--force", is_flag=True, help="Replace what the embedded Argilla holds now.")
 def restore(file: Path, force: bool) -> None:
     """Bring the embedded Argilla back from a backup."""
+    from feedback.argilla.server.backup import restore as read_backup
     from feedback.judging import argilla_home
-    from feedback.server.backup import restore as read_backup
 
     read_backup(file, argilla_home(runs_of_command().root), force)
     click.echo("restored; `accord feedback serve` or the next round starts it")
@@ -74,8 +74,8 @@ def restore(file: Path, force: bool) -> None:
 @feedback.command()
 def stop() -> None:
     """End the embedded Argilla that a round left running for its annotators."""
+    from feedback.argilla.server.process import stop as stop_server
     from feedback.judging import argilla_home
-    from feedback.server.process import stop as stop_server
 
     click.echo("stopped" if stop_server(argilla_home(runs_of_command().root)) else "was not running")
 
@@ -87,8 +87,8 @@ def stop() -> None:
 @AS_JSON
 def users(config: Path, overrides: tuple[str, ...], reset: str | None, as_json: bool) -> None:
     """Make the accounts of a configuration's people; new passwords are printed, once."""
+    from feedback.argilla.people import people_of, reset_password, set_up_people
     from feedback.judging import open_argilla
-    from feedback.people import people_of, reset_password, set_up_people
 
     section = _feedback_config(config, overrides)
     if section.annotators != "human":
@@ -181,7 +181,7 @@ def status(run: str, as_json: bool) -> None:
     from dataclasses import asdict
 
     from accord.records import Comparison, read_jsonl
-    from feedback.collect import status as look
+    from feedback.argilla.collect import status as look
     from feedback.config import FeedbackConfig, ReviewConfig
     from feedback.judging import ADJUDICATION, open_argilla
 
@@ -223,7 +223,7 @@ def agreement(run: str, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(figures, indent=2))
         return
-    from feedback.report import summary
+    from feedback.page.report import summary
 
     click.echo(summary(figures))
     click.echo(f"report: {found.path / 'report.html'}")

@@ -33,8 +33,8 @@ from ratio import mean_ratio
 sys.path.remove(str(Path(__file__).resolve().parent))  # there, `feedback` is this file and not the package
 
 from accord.bootstrap import argilla_python
-from feedback.client import Client, connect, log_in
-from feedback.server.process import start, stop
+from feedback.argilla.client import Client, connect, log_in
+from feedback.argilla.server.process import start, stop
 
 GOAL = 4.0
 GOAL_MILLISECONDS = 100.0

@@ -35,7 +35,7 @@ from accord.models import Model, load_tokenizer, resolve
 from accord.preload import restart_with_libraries
 from accord.records import Comparison, Preference, write_jsonl
 from accord.runs import DataFile, Runs
-from feedback.preferences import pairwise_preferences
+from feedback.belief.preferences import pairwise_preferences
 from reward.config import RewardConfig
 from reward.heldout import score_heldout
 from reward.report_card import report_card

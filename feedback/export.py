@@ -23,8 +23,8 @@ from accord.errors import UsageError
 from accord.records import Comparison, Preference, read_jsonl, write_atomically, write_jsonl
 from accord.report import label
 from accord.runs import Run, Runs
-from feedback.report import summary
-from feedback.tasks import guidelines_of
+from feedback.argilla.tasks import guidelines_of
+from feedback.page.report import summary
 
 KEY_FILE = "pseudonyms.key"
 SIMULATED = "simulated_"

@@ -20,16 +20,16 @@ from accord.bundled import data_path
 from accord.errors import UsageError, WaitingForAnnotatorsError
 from accord.records import Comparison, Preference, read_jsonl, write_atomically, write_jsonl
 from accord.runs import DataFile, Run, Runs, Source
-from feedback.agreement import Agreement, measure_agreement
-from feedback.client import Client, connect
-from feedback.collect import changes, pull, push, status
+from feedback.argilla.client import Client, connect
+from feedback.argilla.collect import changes, pull, push, status
+from feedback.argilla.people import set_up_people
+from feedback.argilla.server import process
+from feedback.argilla.simulate import answer_as_simulated, utility
+from feedback.belief.agreement import Agreement, measure_agreement
+from feedback.belief.preferences import needs_adjudication, pairwise_preferences
+from feedback.belief.reliability import fit_reliability
 from feedback.config import JudgingConfig
-from feedback.people import set_up_people
-from feedback.preferences import needs_adjudication, pairwise_preferences
-from feedback.reliability import fit_reliability
-from feedback.report import figures, write_report
-from feedback.server import process
-from feedback.simulate import answer_as_simulated, utility
+from feedback.page.report import figures, write_report
 
 SECONDS_BETWEEN_LOOKS = 3.0
 ADJUDICATION = "-adjudication"

@@ -26,11 +26,11 @@ from accord.models import Model, load_tokenizer
 from accord.records import Comparison, Prompt, Response, content_id, read_jsonl, write_jsonl
 from accord.runs import DataFile, Run, Runs, Source
 from accord.sampling.shared import SharedSampler
+from feedback.argilla.people import annotator_names, check_enough_annotators
+from feedback.asking.plan import plan
+from feedback.asking.select import select_by_uncertainty, select_length_balanced, select_random
 from feedback.config import FeedbackConfig
 from feedback.judging import files_of, have_judged
-from feedback.people import annotator_names, check_enough_annotators
-from feedback.plan import plan
-from feedback.select import select_by_uncertainty, select_length_balanced, select_random
 
 Scorer = Callable[[Sequence[Comparison]], list[list[float]]]
 """Gives every response of every comparison a score."""

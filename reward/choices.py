@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from accord.records import Comparison, Message, Preference, content_id, messages_as_dicts
-from feedback.reliability import Reliability, choices_given
+from feedback.belief.reliability import Reliability, choices_given
 
 MOST_ANSWERS = 8
 """A prompt with more answers becomes several groups, so that memory has a bound."""

@@ -13,8 +13,8 @@ from accord.chat import encode_conversation, encode_prompt
 from accord.errors import DataError
 from accord.records import Comparison, Message, Preference, read_jsonl
 from accord.runs import DataFile, Run
-from feedback.preferences import pairwise_preferences
-from feedback.reliability import Reliability, fit_reliability
+from feedback.belief.preferences import pairwise_preferences
+from feedback.belief.reliability import Reliability, fit_reliability
 from reward.choices import Group, answers_of, prompt_id
 
 

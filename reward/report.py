@@ -13,8 +13,8 @@ from typing import Any
 from accord.records import read_jsonl, write_atomically
 from accord.report import lineage, render, training_curves
 from accord.runs import Run, Runs
-from feedback.report import SIMULATED, displayed_names
-from feedback.statistics import FEWEST_CLUSTERS
+from accord.statistics import FEWEST_CLUSTERS
+from feedback.page.report import SIMULATED, displayed_names
 from reward.card.plots import best_of_n_plots, reliability_diagram
 from reward.card.slices import FEWEST_PAIRS
 from reward.card.tables import (

@@ -6,7 +6,7 @@
 
 The score of an answer is the mean over the model's heads. A pair is right where the chosen answer has the higher
 score, and half right where the scores are equal. Every pair counts once, whatever its weight. Intervals are 95% and
-resample whole prompts (`feedback.statistics.Bootstrap`), because pairs of one prompt are not independent; there is none
+resample whole prompts (`accord.statistics.Bootstrap`), because pairs of one prompt are not independent; there is none
 for fewer than ten prompts. What each part's figures are, and how they are made, stands in `reward/card/`.
 """
 
@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from feedback.statistics import Estimate
+from accord.statistics import Estimate
 from reward.card.calibration import Calibration, after_temperature, at_limit, calibration, fit_temperature
 from reward.card.ensemble import Ensemble, ensemble
 from reward.card.length import Baselines, LengthBias, baselines, length_bias

@@ -37,8 +37,8 @@ from accord.runs import Run
 from eval.measuring.values import Measured
 from eval.review.ask import ITEMS, ReviewItem
 from eval.rows import Sample
-from feedback.preferences import adjudication
-from feedback.rankings import counts, vote
+from feedback.belief.preferences import adjudication
+from feedback.belief.rankings import counts, vote
 
 TIE = 0.5
 """What an item is worth on which neither answer is preferred."""

@@ -26,11 +26,11 @@ from accord.bundled import data_path
 from accord.errors import UsageError
 from accord.records import Comparison, Message, Response, Row, read_jsonl, write_jsonl
 from accord.runs import Run, Runs, Source
+from feedback.argilla.people import annotator_names, check_enough_annotators
+from feedback.asking.plan import plan
+from feedback.asking.select import select_random
 from feedback.config import ReviewConfig
 from feedback.judging import files_of, have_judged
-from feedback.people import annotator_names, check_enough_annotators
-from feedback.plan import plan
-from feedback.select import select_random
 
 ITEMS = "items.jsonl"
 ROLES = ("baseline", "candidate")

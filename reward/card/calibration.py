@@ -8,7 +8,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import expit
 from scipy.stats import rankdata
 
-from feedback.statistics import FEWEST_CLUSTERS, Estimate, wilson
+from accord.statistics import FEWEST_CLUSTERS, Estimate, wilson
 from reward.card.prompts import Prompts
 
 MOST_BINS, PAIRS_PER_BIN = 10, 10

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.stats import mannwhitneyu, rankdata
 
-from feedback.statistics import Estimate
+from accord.statistics import Estimate
 from reward.card.prompts import Prompts
 from reward.card.slices import Slice, one_slice, thirds
 from reward.rows import ScoredPair

@@ -9,7 +9,7 @@ import numpy as np
 from scipy.stats import rankdata
 
 from accord.records import content_id, messages_as_dicts
-from feedback.statistics import Estimate
+from accord.statistics import Estimate
 from reward.card.prompts import Prompts, rightness
 from reward.rows import ScoredPair
 

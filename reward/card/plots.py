@@ -7,7 +7,7 @@ from typing import Any
 from markupsafe import Markup
 
 from accord.report import BLUE, MUTED, ORANGE, plot
-from feedback.statistics import Estimate
+from accord.statistics import Estimate
 from reward.report_card import ReportCard
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from scipy.stats import permutation_test
 from statsmodels.stats.contingency_tables import mcnemar
 
-from feedback.statistics import Estimate
+from accord.statistics import Estimate
 from reward.card.prompts import Prompts, rightness
 from reward.rows import ScoredPair
 

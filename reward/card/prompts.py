@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 
 from accord.records import Message, content_id, messages_as_dicts
-from feedback.coefficients import ratio
-from feedback.statistics import Bootstrap, Estimate, wilson
+from accord.statistics import Bootstrap, Estimate, wilson
+from feedback.belief.coefficients import ratio
 
 
 class Prompts:

@@ -8,8 +8,8 @@ from itertools import combinations
 import numpy as np
 from scipy.stats import rankdata
 
-from feedback.rankings import counts, vote
-from feedback.statistics import FEWEST_CLUSTERS, Estimate
+from accord.statistics import FEWEST_CLUSTERS, Estimate
+from feedback.belief.rankings import counts, vote
 from reward.card.prompts import Prompts
 from reward.rows import ScoredComparison, ScoredPair
 

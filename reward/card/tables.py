@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from accord.records import Message
-from feedback.statistics import Estimate
+from accord.statistics import Estimate
 from reward.card.people import Mistake
 from reward.card.slices import Slice
 from reward.card.words import SLICES, coefficient, counted, points, share

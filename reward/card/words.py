@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from feedback.statistics import FEWEST_CLUSTERS, Estimate
+from accord.statistics import FEWEST_CLUSTERS, Estimate
 from reward.report_card import ReportCard
 
 MODERATE_CORRELATION = 0.3

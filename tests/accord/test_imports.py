@@ -58,7 +58,7 @@ def wrong_arrows(source: str, module: str, is_package: bool = False) -> list[str
 
 
 # Runs in Argilla's own environment and imports nothing of accord: checked below.
-INSIDE_ARGILLA = ROOT / "feedback" / "server" / "inside"
+INSIDE_ARGILLA = ROOT / "feedback" / "argilla" / "server" / "inside"
 MODULES = [
     path
     for package in ("accord", *STAGES)

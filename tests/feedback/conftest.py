@@ -9,8 +9,8 @@ import pytest
 from feedback_helpers import free_port
 
 from accord.bootstrap import argilla_python
-from feedback.client import Client, connect
-from feedback.server.process import Server, start, stop
+from feedback.argilla.client import Client, connect
+from feedback.argilla.server.process import Server, start, stop
 
 
 @pytest.fixture(scope="session")

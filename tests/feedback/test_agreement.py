@@ -11,9 +11,9 @@ from scipy import stats
 from statsmodels.stats.inter_rater import cohens_kappa as statsmodels_kappa
 
 from accord.records import Comparison, Message, Ranking, Response
-from feedback.agreement import measure_agreement
-from feedback.coefficients import alpha, cohens_kappa, coincidences, kendalls_w, ratio
-from feedback.statistics import Bootstrap, holm, two_sided_poisson_binomial, wilson
+from accord.statistics import Bootstrap, holm, two_sided_poisson_binomial, wilson
+from feedback.belief.agreement import measure_agreement
+from feedback.belief.coefficients import alpha, cohens_kappa, coincidences, kendalls_w, ratio
 
 # Krippendorff 2011, section C: four observers, twelve units, values 1 to 5, missing data. His nominal alpha is 0.743;
 # the ordinal one is what the package `krippendorff` 0.9.0 gives.

@@ -17,10 +17,10 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 
 from accord.records import Comparison, Message, Ranking, Response
-from feedback.client import Client
-from feedback.collect import pull, push
-from feedback.server.process import Server
-from feedback.tasks import display_order
+from feedback.argilla.client import Client
+from feedback.argilla.collect import pull, push
+from feedback.argilla.server.process import Server
+from feedback.argilla.tasks import display_order
 
 pytestmark = pytest.mark.slow
 

@@ -21,10 +21,10 @@ import pytest
 from feedback_helpers import comparison, free_port
 
 from accord.errors import AccordError
-from feedback.client import Client, RefusedError, connect, log_in
-from feedback.collect import push
-from feedback.server import process
-from feedback.server.process import INSIDE, Server, start, stop
+from feedback.argilla.client import Client, RefusedError, connect, log_in
+from feedback.argilla.collect import push
+from feedback.argilla.server import process
+from feedback.argilla.server.process import INSIDE, Server, start, stop
 
 pytestmark = pytest.mark.slow
 
@@ -175,7 +175,7 @@ def test_a_killed_server_starts_again_with_its_data_and_right_statuses(tmp_path:
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
 def test_in_the_foreground_it_serves_until_it_is_told_to_end(tmp_path: Path, ending: int) -> None:
     code = (
-        "import sys; from pathlib import Path; from feedback.server.process import run_in_foreground\n"
+        "import sys; from pathlib import Path; from feedback.argilla.server.process import run_in_foreground\n"
         "ready = lambda server: print(server.url, server.pid, flush=True)\n"
         "sys.exit(run_in_foreground(Path(sys.argv[1]), int(sys.argv[2]), on_ready=ready))"
     )

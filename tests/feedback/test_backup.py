@@ -11,10 +11,10 @@ from feedback_helpers import comparison, free_port
 
 from accord.cli import main
 from accord.errors import AccordError
-from feedback.client import Client, connect
-from feedback.collect import push
-from feedback.server.backup import backup, restore
-from feedback.server.process import Server, start, stop
+from feedback.argilla.client import Client, connect
+from feedback.argilla.collect import push
+from feedback.argilla.server.backup import backup, restore
+from feedback.argilla.server.process import Server, start, stop
 
 pytestmark = pytest.mark.slow
 

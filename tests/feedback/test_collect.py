@@ -8,10 +8,10 @@ from feedback_helpers import comparison
 
 from accord.errors import AccordError
 from accord.records import Comparison
-from feedback.client import WORKSPACE, Client, connect, log_in, workspace_of
-from feedback.collect import Changes, changes, pull, push, status
-from feedback.server.process import Server
-from feedback.tasks import as_read, display_order, displayable, fields_of, record_id, record_of
+from feedback.argilla.client import WORKSPACE, Client, connect, log_in, workspace_of
+from feedback.argilla.collect import Changes, changes, pull, push, status
+from feedback.argilla.server.process import Server
+from feedback.argilla.tasks import as_read, display_order, displayable, fields_of, record_id, record_of
 
 pytestmark = pytest.mark.slow
 

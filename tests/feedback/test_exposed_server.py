@@ -17,7 +17,7 @@ import pytest
 from feedback_helpers import free_port
 
 from accord.errors import AccordError
-from feedback.server.exposure import Exposure
+from feedback.argilla.server.exposure import Exposure
 
 PUBLIC = "https://argilla.example.org"
 

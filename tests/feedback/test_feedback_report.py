@@ -14,12 +14,12 @@ from browser import open_offline
 from selenium import webdriver
 
 from accord.records import Comparison, Message, Ranking, Response
-from feedback.agreement import Agreement, measure_agreement
-from feedback.preferences import pairwise_preferences
-from feedback.reliability import fit_reliability
-from feedback.report import believable, displayed_names, figures, summary, write_report
-from feedback.statistics import Estimate
-from feedback.suspicion import Warning
+from accord.statistics import Estimate
+from feedback.belief.agreement import Agreement, measure_agreement
+from feedback.belief.preferences import pairwise_preferences
+from feedback.belief.reliability import fit_reliability
+from feedback.belief.suspicion import Warning
+from feedback.page.report import believable, displayed_names, figures, summary, write_report
 
 XSS = '<script>document.title="broken"</script><img src=x onerror="alert(1)">'
 

@@ -8,8 +8,8 @@ import httpx
 import pytest
 from feedback_helpers import free_port
 
-from feedback.server.inside.accord_argilla.throttle import Throttle
-from feedback.server.process import Server, start, stop
+from feedback.argilla.server.inside.accord_argilla.throttle import Throttle
+from feedback.argilla.server.process import Server, start, stop
 
 
 class Clock:

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from accord.errors import DataError, UsageError
-from feedback.client import Client, log_in
+from feedback.argilla.client import Client, log_in
+from feedback.argilla.people import annotator_names, people_of, reset_password, set_up_people
+from feedback.argilla.server.process import Server
 from feedback.config import FeedbackConfig
-from feedback.people import annotator_names, people_of, reset_password, set_up_people
-from feedback.server.process import Server
 
 TEAM = """\
 users:

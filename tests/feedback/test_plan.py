@@ -11,8 +11,8 @@ from feedback_helpers import comparison
 from accord.bundled import data_path
 from accord.errors import DataError
 from accord.records import Comparison
+from feedback.asking.plan import plan
 from feedback.config import FeedbackConfig
-from feedback.plan import plan
 
 TEXTS = ["Alpha.", "Beta.", "Gamma."]
 NAMES = ["ann", "bob", "cyn"]

@@ -3,8 +3,8 @@
 import pytest
 
 from accord.records import Comparison, Message, Ranking, Response
-from feedback.preferences import LEAST_WEIGHT, needs_adjudication, pairwise_preferences
-from feedback.reliability import PairPosterior, Reliability
+from feedback.belief.preferences import LEAST_WEIGHT, needs_adjudication, pairwise_preferences
+from feedback.belief.reliability import PairPosterior, Reliability
 
 NONE = dict.fromkeys(("kept", "tied", "undecided", "identical", "empty", "unranked", "probe"), 0)
 

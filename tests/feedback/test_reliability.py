@@ -14,10 +14,10 @@ from scipy.special import expit
 from scipy.stats import norm
 
 from accord.records import Comparison, Message, Ranking, Response
-from feedback.agreement import measure_agreement
-from feedback.dawid_skene import dawid_skene, pair_labels
-from feedback.preferences import pairwise_preferences
-from feedback.reliability import (
+from feedback.belief.agreement import measure_agreement
+from feedback.belief.dawid_skene import dawid_skene, pair_labels
+from feedback.belief.preferences import pairwise_preferences
+from feedback.belief.reliability import (
     FINAL_POINTS,
     POINTS,
     Reliability,

@@ -27,14 +27,14 @@ from accord.runs import Run, Runs
 from eval.review.adjudicated import adjudicated, judgements
 from eval.review.ask import Item, ReviewItem, choose, review
 from eval.rows import MeasuredAnswer, Sample
-from feedback.client import Client, connect, log_in, request
+from feedback.argilla.client import Client, connect, log_in, request
+from feedback.argilla.server import process
+from feedback.argilla.server.process import Server
+from feedback.asking.plan import plan
 from feedback.config import FeedbackConfig, ReviewConfig
 from feedback.export import export_data_set
 from feedback.join import join_feedback
 from feedback.judging import argilla_home, conclude
-from feedback.plan import plan
-from feedback.server import process
-from feedback.server.process import Server
 
 ROOT = Path(__file__).parents[2]
 MODELS = ("sft-0123456789ab", "dpo-ba9876543210")

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from feedback.client import Client, Json, log_in
-from feedback.server.process import Server
+from feedback.argilla.client import Client, Json, log_in
+from feedback.argilla.server.process import Server
 
 pytestmark = pytest.mark.slow
 

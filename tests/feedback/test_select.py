@@ -6,7 +6,7 @@ from scipy.stats import binomtest, chi2
 
 from accord.errors import UsageError
 from accord.records import Comparison, Message, Response
-from feedback.select import (
+from feedback.asking.select import (
     LENGTH_BINS,
     inclusion_probabilities,
     select_by_uncertainty,

@@ -18,8 +18,8 @@ import psutil
 import pytest
 from feedback_helpers import free_port
 
-from feedback.client import Client, Json, connect, log_in
-from feedback.server.process import Server, revive, start, stop
+from feedback.argilla.client import Client, Json, connect, log_in
+from feedback.argilla.server.process import Server, revive, start, stop
 
 pytestmark = pytest.mark.slow
 

@@ -8,9 +8,9 @@ from feedback_helpers import comparison
 
 from accord.errors import AccordError
 from accord.records import Message
-from feedback.client import Client
-from feedback.collect import pull, push, status
-from feedback.simulate import (
+from feedback.argilla.client import Client
+from feedback.argilla.collect import pull, push, status
+from feedback.argilla.simulate import (
     SIMULATED_ANNOTATORS,
     WEIGHTS,
     SimulatedAnnotator,
@@ -20,7 +20,7 @@ from feedback.simulate import (
     ranks_with_ties,
     utility,
 )
-from feedback.tasks import TaskKind, record_id
+from feedback.argilla.tasks import TaskKind, record_id
 
 QUESTION = [Message(role="user", content="What are the largest planets?")]  # content words: largest, planets
 

@@ -23,8 +23,8 @@ import pytest
 from feedback_helpers import free_port
 
 from accord.bootstrap import argilla_python
-from feedback.client import Client, Json, connect, log_in
-from feedback.server.process import Server, start, stop
+from feedback.argilla.client import Client, Json, connect, log_in
+from feedback.argilla.server.process import Server, start, stop
 
 pytestmark = pytest.mark.slow
 

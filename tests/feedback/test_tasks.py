@@ -3,7 +3,7 @@
 import pytest
 from feedback_helpers import comparison
 
-from feedback.tasks import CHOICES, judgement_of, order_of, questions_of, record_of
+from feedback.argilla.tasks import CHOICES, judgement_of, order_of, questions_of, record_of
 
 TEXTS = ["Alpha.", "Beta.", "Gamma."]
 SHOWN = comparison(1, TEXTS).model_copy(update={"display_order": [2, 0, 1]})  # Gamma, Alpha, Beta

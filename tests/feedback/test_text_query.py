@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from feedback.server.inside.accord_argilla import text_index
-from feedback.server.inside.accord_argilla.text_query import (
+from feedback.argilla.server.inside.accord_argilla import text_index
+from feedback.argilla.server.inside.accord_argilla.text_query import (
     Both,
     Either,
     Everything,
@@ -27,7 +27,7 @@ from feedback.server.inside.accord_argilla.text_query import (
     is_near,
     parse,
 )
-from feedback.server.inside.accord_argilla.words import words_of
+from feedback.argilla.server.inside.accord_argilla.words import words_of
 
 A, B, C = Word("a"), Word("b"), Word("c")
 

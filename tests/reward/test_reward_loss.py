@@ -10,7 +10,7 @@ import torch
 
 from accord.chat import answer
 from accord.records import Comparison, Message, Preference, Ranking, Response
-from feedback.reliability import AnnotatorReliability, Reliability
+from feedback.belief.reliability import AnnotatorReliability, Reliability
 from reward.choices import (
     MOST_ANSWERS,
     contradictory_pairs,

@@ -18,9 +18,9 @@ from accord.config import Config
 from accord.errors import AccordError
 from accord.records import Message, Ranking, Response, write_jsonl
 from accord.runs import Run, Runs
+from accord.statistics import Estimate
 from eval.page.report import rebuild
-from feedback.preferences import pairwise_preferences
-from feedback.statistics import Estimate
+from feedback.belief.preferences import pairwise_preferences
 from reward.card.words import coefficient, headline, points, share, summary, warnings
 from reward.report import page, write_report
 from reward.report_card import ReportCard, report_card

@@ -27,11 +27,11 @@ import numpy as np
 from scipy.stats import norm, rankdata
 
 from accord.records import Comparison, content_id, messages_as_dicts
-from feedback.coefficients import alpha, cohens_kappa, coincidences, kendalls_w, ratio
-from feedback.rankings import counts, same_responses, vote
-from feedback.reliability import AnnotatorReliability, Reliability
-from feedback.statistics import Bootstrap, Estimate, holm, two_sided_poisson_binomial, wilson
-from feedback.suspicion import Warning, suspicious
+from accord.statistics import Bootstrap, Estimate, holm, two_sided_poisson_binomial, wilson
+from feedback.belief.coefficients import alpha, cohens_kappa, coincidences, kendalls_w, ratio
+from feedback.belief.rankings import counts, same_responses, vote
+from feedback.belief.reliability import AnnotatorReliability, Reliability
+from feedback.belief.suspicion import Warning, suspicious
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,11 @@ from typing import Any
 
 from accord.records import Comparison, Preference, Ranking, write_atomically
 from accord.report import percent, render
-from feedback.agreement import Agreement, AnnotatorFigures
-from feedback.dawid_skene import dawid_skene, pair_labels
-from feedback.preferences import needs_adjudication
-from feedback.reliability import AnnotatorReliability, Reliability
-from feedback.statistics import Estimate
+from accord.statistics import Estimate
+from feedback.belief.agreement import Agreement, AnnotatorFigures
+from feedback.belief.dawid_skene import dawid_skene, pair_labels
+from feedback.belief.preferences import needs_adjudication
+from feedback.belief.reliability import AnnotatorReliability, Reliability
 
 GOOD_AGREEMENT = 0.667
 """Krippendorff (2004, Content Analysis, p. 241) allows tentative conclusions from an alpha of at least this."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from accord.errors import AccordError
 from accord.records import write_atomically
-from feedback.server import process
+from feedback.argilla.server import process
 
 
 def backup(home: Path, file: Path) -> None:

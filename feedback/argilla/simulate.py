@@ -31,8 +31,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from accord.records import Message
-from feedback.client import WORKSPACE, Client, Json, RefusedError, log_in, request, workspace_of
-from feedback.tasks import CHOICE, RANKING, as_read
+from feedback.argilla.client import WORKSPACE, Client, Json, RefusedError, log_in, request, workspace_of
+from feedback.argilla.tasks import CHOICE, RANKING, as_read
 
 RECORDS_PER_PAGE = 10  # what the web page asks for at a time
 TIE_THRESHOLD = 0.02
@@ -178,7 +178,7 @@ def answer_as_simulated(
 
     Args:
         client: the owner's session, which creates the annotators (with new passwords that nobody keeps).
-        dataset_name: a dataset made by `feedback.collect.push`; where its records are assigned, each annotator
+        dataset_name: a dataset made by `feedback.argilla.collect.push`; where its records are assigned, each annotator
             answers those of its own workspace.
         annotators: who answers, at the same time, each in its own session.
         annotators_per_record: how many of them answer each record that is not assigned; None for all.

@@ -20,9 +20,9 @@ from pydantic import Field, ValidationError, field_validator
 from accord.config import Config
 from accord.errors import DataError, UsageError
 from accord.records import describe
-from feedback.client import WORKSPACE, Client, new_password, workspace_of
+from feedback.argilla.client import WORKSPACE, Client, new_password, workspace_of
+from feedback.argilla.simulate import SIMULATED_ANNOTATORS
 from feedback.config import JudgingConfig
-from feedback.simulate import SIMULATED_ANNOTATORS
 
 
 class Person(Config):

@@ -2,7 +2,7 @@
 
 Two models. `fit_reliability` is for rankings: Bradley and Terry's, with an annotator's reliability (Chen et al. 2013,
 "Pairwise ranking aggregation in a crowdsourced setting"), a liking for early places and one for long answers.
-feedback/dawid_skene.py is for labels.
+feedback/belief/dawid_skene.py is for labels.
 
     reliability = fit_reliability(comparisons)
     reliability.annotators["ann-3"].beta          # 0: follows nothing; below 0: ranks the wrong way round
@@ -40,8 +40,8 @@ from scipy.optimize import minimize
 from scipy.special import expit
 
 from accord.records import Comparison
-from feedback.choices import Answer, Group, LinearChoices, PairPosterior
-from feedback.rankings import same_responses
+from feedback.belief.likelihood import Answer, Group, LinearChoices, PairPosterior
+from feedback.belief.rankings import same_responses
 
 FEWEST_ANNOTATORS, FEWEST_GOLD = 3, 10
 PRECISION_IF_ALIKE = 100.0
@@ -122,7 +122,7 @@ def fit_reliability(comparisons: Sequence[Comparison]) -> Reliability:
     """Fit the model above to every submitted ranking.
 
     Gold answers and adjudications enter as answers of an annotator who cannot err,
-    with the beta `feedback.choices.TRUTH_SLOPE`.
+    with the beta `feedback.belief.likelihood.TRUTH_SLOPE`.
     A duplicate adds its rankings to the comparison that it repeats. Where `display_order` is missing, places
     are taken as without influence. Nothing is drawn at random: the same records give the same figures.
     """

@@ -15,7 +15,7 @@ import numpy as np
 from scipy.special import softmax
 
 from accord.records import Comparison
-from feedback.rankings import counts, vote
+from feedback.belief.rankings import counts, vote
 
 LABELS = {1: "first", 0: "tie", -1: "second"}
 SMALLEST = 1e-10

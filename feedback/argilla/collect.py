@@ -17,8 +17,8 @@ from typing import Any
 
 from accord.errors import AccordError
 from accord.records import Comparison, Ranking
-from feedback.client import WORKSPACE, Client, Json, workspace_of
-from feedback.tasks import (
+from feedback.argilla.client import WORKSPACE, Client, Json, workspace_of
+from feedback.argilla.tasks import (
     TaskKind,
     check_rankable,
     fields_of,

@@ -1,6 +1,6 @@
 """From sampled answers to the records that annotators get: which are asked, in which order, with which checks.
 
-    chosen = select(...)                         # feedback.select: which comparisons, with which probability
+    chosen = select(...)                         # feedback.asking.select: which comparisons, with which probability
     records = plan(config, chosen, gold, names)  # with duplicates, gold records, order of display and assignment
 
 What is planned is written down before anything is pushed, so a run that was killed goes on with the same plan.

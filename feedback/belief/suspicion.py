@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from feedback.reliability import FEWEST_ANNOTATORS
-from feedback.statistics import Estimate
+from accord.statistics import Estimate
+from feedback.belief.reliability import FEWEST_ANNOTATORS
 
 if TYPE_CHECKING:
-    from feedback.agreement import AnnotatorFigures
+    from feedback.belief.agreement import AnnotatorFigures
 
 Kind = Literal["position", "length", "adversarial", "random"]
 

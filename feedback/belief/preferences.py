@@ -12,9 +12,9 @@ from itertools import combinations
 from statistics import mean
 
 from accord.records import Comparison, Message, Preference, Ranking
-from feedback.rankings import counts as is_counted
-from feedback.rankings import vote
-from feedback.reliability import Reliability
+from feedback.belief.rankings import counts as is_counted
+from feedback.belief.rankings import vote
+from feedback.belief.reliability import Reliability
 
 LEAST_WEIGHT = 0.2
 """A pair with a smaller weight, so a probability between 0.4 and 0.6, states no preference: most trainers know no
