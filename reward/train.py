@@ -64,7 +64,7 @@ from reward.data import (
 )
 from reward.heldout import TRAINED_ON, longer_chosen_share, score_heldout
 from reward.length import without_length
-from reward.report import write_report
+from reward.page.report import write_report
 from reward.report_card import report_card
 from reward.score import save_heads, score, set_heads
 from reward.trainer import GroupRewardTrainer, initialise_heads

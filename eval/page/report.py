@@ -26,7 +26,7 @@ from eval.verdict.comparison import SMALLEST_SLICE
 from eval.verdict.gate import SIGNATURE, Subject, read_verdict
 from eval.verdict.rule import MetricResult, Outcome
 from eval.verdict.signing import read_signature
-from reward.report import page as page_of_reward
+from reward.page.report import page as page_of_reward
 
 HEADLINES: dict[Outcome, str] = {
     "PASS": "The candidate may replace the baseline.",

@@ -21,8 +21,8 @@ from accord.runs import Run, Runs
 from accord.statistics import Estimate
 from eval.page.report import rebuild
 from feedback.belief.preferences import pairwise_preferences
-from reward.card.words import coefficient, headline, points, share, summary, warnings
-from reward.report import page, write_report
+from reward.page.report import page, write_report
+from reward.page.words import coefficient, headline, points, share, summary, warnings
 from reward.report_card import ReportCard, report_card
 from reward.rows import ScoredComparison, ScoredPair
 

@@ -15,9 +15,9 @@ from accord.report import lineage, render, training_curves
 from accord.runs import Run, Runs
 from accord.statistics import FEWEST_CLUSTERS
 from feedback.page.report import SIMULATED, displayed_names
-from reward.card.plots import best_of_n_plots, reliability_diagram
 from reward.card.slices import FEWEST_PAIRS
-from reward.card.tables import (
+from reward.page.plots import best_of_n_plots, reliability_diagram
+from reward.page.tables import (
     MistakeView,
     Row,
     accuracy_rows,
@@ -27,7 +27,7 @@ from reward.card.tables import (
     previous_rows,
     slice_groups,
 )
-from reward.card.words import (
+from reward.page.words import (
     best_of_n_says,
     ceiling_says,
     ensemble_says,

@@ -7,7 +7,7 @@ from accord.records import Message
 from accord.statistics import Estimate
 from reward.card.people import Mistake
 from reward.card.slices import Slice
-from reward.card.words import SLICES, coefficient, counted, points, share
+from reward.page.words import SLICES, coefficient, counted, points, share
 from reward.report_card import ReportCard
 from reward.rows import ScoredPair
 
