@@ -13,9 +13,9 @@ from accord.errors import DataError
 from accord.records import Demonstration, Message, Preference, Prompt, read_jsonl
 from reward.data import drop_too_long, split_by_prompt
 from reward.score import combine
-from rl.actors import Actors
 from rl.dpo import encode_pairs
-from rl.rows import Rows, micro_batches
+from rl.policy_gradient.actors import Actors
+from rl.policy_gradient.rows import Rows, micro_batches
 
 
 @dataclass(frozen=True)

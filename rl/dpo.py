@@ -39,7 +39,7 @@ from accord.training import (
     trainer_arguments,
 )
 from reward.data import drop_too_long, split_by_prompt
-from rl import reference
+from rl import reference_cache as reference
 from rl.config import DPOConfig
 
 OURS = (

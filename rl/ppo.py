@@ -25,12 +25,12 @@ from accord.runs import DataFile, Run, Runs, Source
 from accord.sampling.shared import SharedSampler
 from accord.training import base_dtype, computes_in_bfloat16, quiet_libraries, save_model
 from reward.scorers import scorer_of
-from rl.checkpoints import Progress, load_best, load_checkpoint
 from rl.config import PPOConfig
 from rl.data import load_data, mean_demonstration_score
-from rl.layouts import load_actors
-from rl.loop import NOT_FINITE_BATCH, Loop
-from rl.rollout import PolicySampler
+from rl.policy_gradient.checkpoints import Progress, load_best, load_checkpoint
+from rl.policy_gradient.layouts import load_actors
+from rl.policy_gradient.loop import NOT_FINITE_BATCH, Loop
+from rl.policy_gradient.rollout import PolicySampler
 from rl.trackers import check_trackers, tracking
 
 OPTIMISER_EPSILON = 1e-5

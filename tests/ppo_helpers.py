@@ -18,8 +18,8 @@ from accord.runs import DataFile, Run, Runs
 from accord.sampling.config import SamplingConfig
 from accord.sampling.shared import SharedSampler
 from reward.trainer import initialise_heads
-from rl.loop import Loop
-from rl.rollout import PolicySampler
+from rl.policy_gradient.loop import Loop
+from rl.policy_gradient.rollout import PolicySampler
 
 SAMPLING = SamplingConfig(engine="transformers", max_sequence_tokens=300)
 

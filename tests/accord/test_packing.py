@@ -9,8 +9,8 @@ from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, Mi
 
 from accord.errors import UsageError
 from accord.packing import Packed, compute_packed_rows
-from rl.actors import Actors
-from rl.rows import Rows
+from rl.policy_gradient.actors import Actors
+from rl.policy_gradient.rows import Rows
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

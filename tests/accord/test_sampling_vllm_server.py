@@ -22,7 +22,7 @@ from accord.sampling.shared import SharedSampler
 from accord.sampling.verify import FLOAT32_BOUND, verify
 from accord.sampling.vllm_engine import vllm_is_installed
 from accord.sampling.vllm_server import VLLMServerSampler
-from rl.rollout import PolicySampler
+from rl.policy_gradient.rollout import PolicySampler
 
 pytestmark = [
     pytest.mark.slow,

@@ -1,6 +1,6 @@
 """PPO's arithmetic a second time: float64 NumPy, one answer and one token at a time, nothing padded or vectorised.
 
-Written from the papers, not from rl/: it is what rl/advantages.py and rl/losses.py are compared with.
+Written from the papers, not from rl/: it is what rl/maths/advantages.py and rl/maths/losses.py are compared with.
 """
 
 import math

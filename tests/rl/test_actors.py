@@ -18,9 +18,9 @@ from accord.models import Model, load_policy, load_reward_model, load_tokenizer,
 from accord.records import Message
 from accord.runs import Runs
 from reward.score import combine, disagreement, save_heads, score, score_by_head
-from rl.actors import Actors
-from rl.layouts import load_actors
-from rl.rows import Rows, micro_batches
+from rl.policy_gradient.actors import Actors
+from rl.policy_gradient.layouts import load_actors
+from rl.policy_gradient.rows import Rows, micro_batches
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

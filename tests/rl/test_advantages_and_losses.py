@@ -1,4 +1,4 @@
-"""rl/advantages.py, rl/losses.py and rl/kl.py against arithmetic in view and an independent NumPy oracle."""
+"""rl/maths/advantages.py, rl/maths/losses.py and rl/policy_gradient/kl.py against arithmetic in view and an independent NumPy oracle."""
 
 import json
 import math
@@ -11,7 +11,7 @@ import ppo_oracle as oracle
 import pytest
 import torch
 
-from rl.advantages import (
+from rl.maths.advantages import (
     generalised_advantages,
     shape_scores,
     slot_mask,
@@ -20,14 +20,14 @@ from rl.advantages import (
     truncate_at_eos,
     whiten,
 )
-from rl.kl import k1, k3, next_kl_coefficient
-from rl.losses import (
+from rl.maths.losses import (
     entropy_loss,
     explained_variance,
     policy_loss,
     truncated_importance_weights,
     value_loss,
 )
+from rl.policy_gradient.kl import k1, k3, next_kl_coefficient
 
 
 @dataclass

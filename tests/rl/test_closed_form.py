@@ -17,10 +17,10 @@ from accord.models import Model, load_policy, load_tokenizer
 from accord.records import Message, Preference, write_jsonl
 from accord.runs import Runs
 from accord.sampling.log_probabilities import token_log_probabilities
-from rl.actors import Actors
-from rl.learner import experience, hear, learn
-from rl.rollout import Rollout
-from rl.rows import Rows
+from rl.policy_gradient.actors import Actors
+from rl.policy_gradient.learner import experience, hear, learn
+from rl.policy_gradient.rollout import Rollout
+from rl.policy_gradient.rows import Rows
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -20,7 +20,7 @@ from accord.models import Model, load_policy, load_tokenizer
 from accord.records import Preference, read_jsonl, write_jsonl
 from accord.runs import Runs
 from reward.data import split_by_prompt
-from rl import reference
+from rl import reference_cache as reference
 from rl.config import DPOConfig
 from rl.dpo import REFERENCES, check_arguments, encode_pairs
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from rl.log_probabilities import token_statistics
+from rl.maths.token_statistics import token_statistics
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 100])

@@ -31,9 +31,15 @@ from reward.data import split_by_prompt
 from reward.score import score
 from rl.config import PPOConfig
 from rl.dpo import encode_pairs
+from rl.policy_gradient.rollout import (
+    Rollout,
+    check_sampler,
+    make_rollout,
+    prompts_of_update,
+    seeds_of_update,
+)
+from rl.policy_gradient.watch import Evaluation, answer_figures, correlation, stop_reason
 from rl.ppo import train_ppo
-from rl.rollout import Rollout, check_sampler, make_rollout, prompts_of_update, seeds_of_update
-from rl.watch import Evaluation, answer_figures, correlation, stop_reason
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from accord.errors import UsageError
 from accord.packing import body_of, compute_packed_rows
 from reward.score import Ensemble
-from rl.log_probabilities import TokenStatistics, token_statistics
-from rl.rows import Rows
+from rl.maths.token_statistics import TokenStatistics, token_statistics
+from rl.policy_gradient.rows import Rows
 
 
 class Actors:

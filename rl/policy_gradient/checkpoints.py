@@ -22,8 +22,8 @@ from transformers.trainer import TRAINER_STATE_NAME
 from accord import parallel
 from accord.records import write_atomically
 from accord.training import last_whole_checkpoint
-from rl.actors import Actors
-from rl.watch import Evaluation
+from rl.policy_gradient.actors import Actors
+from rl.policy_gradient.watch import Evaluation
 
 
 @dataclass

@@ -19,18 +19,18 @@ from torch import Tensor, nn
 from accord import parallel
 from accord.errors import AccordError
 from reward.score import combine, disagreement
-from rl.actors import Actors
-from rl.advantages import generalised_advantages, slot_mask, token_mask, token_rewards, whiten
-from rl.kl import k1, k3
-from rl.losses import (
+from rl.maths.advantages import generalised_advantages, slot_mask, token_mask, token_rewards, whiten
+from rl.maths.losses import (
     entropy_loss,
     explained_variance,
     policy_loss,
     truncated_importance_weights,
     value_loss,
 )
-from rl.rollout import Rollout
-from rl.rows import Rows, micro_batches
+from rl.policy_gradient.actors import Actors
+from rl.policy_gradient.kl import k1, k3
+from rl.policy_gradient.rollout import Rollout
+from rl.policy_gradient.rows import Rows, micro_batches
 
 
 class NotFiniteError(AccordError):
@@ -39,7 +39,7 @@ class NotFiniteError(AccordError):
 
 @dataclass(frozen=True)
 class Opinions:
-    """What the four models say about a rollout of A answers in S slots (see `rl.advantages`), before any learning."""
+    """What the four models say about a rollout of A answers in S slots (see `rl.maths.advantages`), before any learning."""
 
     lengths: Tensor
     """[A], tokens of each answer."""

@@ -1,4 +1,4 @@
-"""The three layouts of PPO's four models (see `rl.actors`): how they are loaded, and what is refused."""
+"""The three layouts of PPO's four models (see `rl.policy_gradient.actors`): how they are loaded, and what is refused."""
 
 import copy
 from pathlib import Path
@@ -12,7 +12,7 @@ from accord.errors import UsageError
 from accord.models import Model, check_same_tokens, load_policy, load_reward_model, peft_config
 from accord.packing import body_of
 from reward.score import Ensemble, load_heads, reward_shift
-from rl.actors import Actors
+from rl.policy_gradient.actors import Actors
 
 
 def load_actors(

@@ -18,7 +18,7 @@ from accord.models import Model
 from accord.sampling.protocol import Completion, Sampler
 from accord.sampling.shared import SharedSampler
 from accord.sampling.verify import Bound
-from rl.advantages import truncate_at_eos
+from rl.maths.advantages import truncate_at_eos
 
 logger = logging.getLogger(__name__)
 

@@ -22,17 +22,24 @@ from accord.records import write_jsonl
 from accord.sampling.verify import BFLOAT16_BOUND
 from accord.training import SECONDS_BETWEEN_LINES
 from reward.scorers import Scorer
-from rl.actors import Actors
-from rl.advantages import shape_scores
-from rl.checkpoints import Progress, save_checkpoint
 from rl.config import PPOConfig
 from rl.data import Data
-from rl.evaluation import preference_loss
-from rl.kl import next_kl_coefficient
-from rl.learner import NotFiniteError, Opinions, experience, hear, learn
-from rl.rollout import PolicySampler, Rollout, check_sampler, make_rollout, prompts_of_update, seeds_of_update
+from rl.maths.advantages import shape_scores
+from rl.policy_gradient.actors import Actors
+from rl.policy_gradient.checkpoints import Progress, save_checkpoint
+from rl.policy_gradient.evaluation import preference_loss
+from rl.policy_gradient.kl import next_kl_coefficient
+from rl.policy_gradient.learner import NotFiniteError, Opinions, experience, hear, learn
+from rl.policy_gradient.rollout import (
+    PolicySampler,
+    Rollout,
+    check_sampler,
+    make_rollout,
+    prompts_of_update,
+    seeds_of_update,
+)
+from rl.policy_gradient.watch import Evaluation, answer_figures, correlation, stop_reason
 from rl.trackers import Trackers
-from rl.watch import Evaluation, answer_figures, correlation, stop_reason
 
 NOT_FINITE_BATCH = "not-finite.jsonl"
 

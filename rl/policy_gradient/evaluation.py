@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from accord import parallel
-from rl.actors import Actors
-from rl.rows import Rows, micro_batches
+from rl.policy_gradient.actors import Actors
+from rl.policy_gradient.rows import Rows, micro_batches
 
 COEFFICIENT_WITHOUT_KL = 0.1
 """What stands for b where the KL costs nothing; DPO's usual one."""

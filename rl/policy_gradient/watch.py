@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rl.rollout import Rollout
+from rl.policy_gradient.rollout import Rollout
 
 
 def answer_figures(rollout: Rollout) -> dict[str, float]:
@@ -44,7 +44,7 @@ class Evaluation:
     score: float
     """Mean score of its answers, shifted."""
     preference_loss: float
-    """See `rl.evaluation.preference_loss`: what the best policy is chosen by."""
+    """See `rl.policy_gradient.evaluation.preference_loss`: what the best policy is chosen by."""
 
 
 def stop_reason(

@@ -1,4 +1,4 @@
-"""PPO's losses as pure functions of tensors [A, S] (answers, slots; see `rl.advantages`).
+"""PPO's losses as pure functions of tensors [A, S] (answers, slots; see `rl.maths.advantages`).
 
 Each is a sum over a mask divided by `count`, the size of that mask over a whole minibatch: so the losses of
 micro-batches add up to the minibatch's, however it was divided.
