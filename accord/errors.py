@@ -1,6 +1,6 @@
 """The errors a user can meet. Each message is one sentence that says what to do.
 
-`accord.cli` prints the message and exits with `exit_code`; a traceback appears only with `--traceback`.
+`accord.cli.main` prints the message and exits with `exit_code`; a traceback appears only with `--traceback`.
 """
 
 

@@ -20,8 +20,8 @@ import yaml
 
 from accord.bundled import data_path
 from accord.errors import UsageError
+from accord.page.render import label
 from accord.records import Comparison, Preference, read_jsonl, write_atomically, write_jsonl
-from accord.report import label
 from accord.runs import Run, Runs
 from feedback.argilla.tasks import guidelines_of
 from feedback.page.report import summary

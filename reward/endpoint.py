@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import httpx
 
 from accord.errors import AccordError, UsageError
-from accord.sampling.progress import progress
+from accord.progress import progress
 
 SECONDS_BETWEEN_TRIES: tuple[float, ...] = (1, 2, 4, 8)
 LONGEST_WAIT_SECONDS = 60.0

@@ -94,7 +94,7 @@ def answer_tokens(
 
 
 def _shown_first(comparisons: Iterable[Comparison]) -> dict[str, str]:
-    """By the id of a pair (see `feedback.belief.preferences`), which of its answers stood before the other on the page."""
+    """By a pair's id (see `feedback.belief.preferences`), which of its answers stood before the other on the page."""
     found = {}
     for comparison in comparisons:
         order = comparison.display_order or []

@@ -12,8 +12,8 @@ from typing import Any
 from accord.chat import encode_prompt
 from accord.errors import AccordError, DataError, UsageError
 from accord.models import Model, load_policy
+from accord.progress import progress
 from accord.records import Message
-from accord.sampling.progress import progress
 from reward.endpoint import Endpoint
 
 logger = logging.getLogger("accord.reward.judge")

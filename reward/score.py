@@ -18,8 +18,8 @@ from transformers import PreTrainedTokenizerBase
 from accord.chat import encode_conversation
 from accord.errors import DataError
 from accord.models import Model, load_reward_model, load_tokenizer
+from accord.progress import progress
 from accord.records import Message
-from accord.sampling.progress import progress
 
 HEADS_FILE = "ensemble/heads.safetensors"
 Ensemble = Literal["mean", "minimum", "mean_minus_deviation"]

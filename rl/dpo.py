@@ -23,9 +23,9 @@ from accord.chat import encode_conversation, encode_prompt
 from accord.config import check_trainer_arguments
 from accord.errors import DataError
 from accord.models import Model, load_policy, load_tokenizer, peft_config
+from accord.progress import progress
 from accord.records import Preference, content_id, read_jsonl
 from accord.runs import DataFile, Run, Runs
-from accord.sampling.progress import progress
 from accord.training import (
     SET_BY_ACCORD,
     base_dtype,
@@ -39,7 +39,7 @@ from accord.training import (
     trainer_arguments,
 )
 from reward.data import drop_too_long, split_by_prompt
-from rl import reference_cache as reference
+from rl import reference_cache
 from rl.config import DPOConfig
 
 OURS = (
@@ -154,7 +154,7 @@ class _Trainer(DPOTrainer):
         rows = list(dataset)
         identity = content_id([self._made_by, self.ld_alpha, batch_size, rows], 64)
         path = self._references / f"{identity[:12]}.json"
-        found = reference.read(path, identity, len(rows))
+        found = reference_cache.read(path, identity, len(rows))
         if found is None:
             found = []
             with progress(f"dpo: reference log-probabilities ({name})", len(rows)) as update:
@@ -163,7 +163,7 @@ class _Trainer(DPOTrainer):
                     chosen, rejected = self.compute_ref_log_probs(self.model, batch)
                     found += zip(chosen.tolist(), rejected.tolist(), strict=True)
                     update(len(found))
-            reference.write(path, identity, found)
+            reference_cache.write(path, identity, found)
         chosen_column, rejected_column = (list(column) for column in zip(*found, strict=True))
         return dataset.add_column("ref_chosen_logps", chosen_column).add_column(
             "ref_rejected_logps", rejected_column

@@ -8,7 +8,7 @@ import click
 import pytest
 import yaml
 
-from accord.cli import main
+from accord.cli.main import main
 from accord.round_config import RoundConfig
 from eval.suites.metrics import METRICS
 from rl.config import OnlineConfig

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, LogitsProcessor, LogitsProcessorList
 
+from accord.progress import progress
 from accord.sampling.config import SamplingConfig
-from accord.sampling.progress import progress
 from accord.sampling.protocol import Completion, check_request
 from accord.sampling.weights import merged
 

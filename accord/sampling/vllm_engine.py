@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from accord.errors import AccordError, SamplerGoneError
 from accord.preload import libraries
+from accord.progress import progress
 from accord.sampling.config import SamplingConfig
-from accord.sampling.progress import progress
 from accord.sampling.protocol import Completion, check_request
 from accord.sampling.weights import saved_weights
 

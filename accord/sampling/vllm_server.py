@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from accord.errors import AccordError, SamplerGoneError, UsageError
+from accord.progress import progress
 from accord.sampling.config import SamplingConfig
-from accord.sampling.progress import progress
 from accord.sampling.protocol import Completion, check_request
 from accord.sampling.weights import NOT_ARCHITECTURE, saved_weights
 

@@ -1,8 +1,8 @@
 """Whether the candidate was trained on what it is evaluated on.
 
 Every file and run that the candidate descends from is compared with the items of every suite, and with the held-out
-prompts; what counts as the same text is eval/checks/overlap.py's business. All rows that a stage reads count, those too that
-only chose the model (a held-out file for early stopping): a model that was chosen on an item has seen it.
+prompts; what counts as the same text is eval/checks/overlap.py's business. All rows that a stage reads count, those too
+that only chose the model (a held-out file for early stopping): a model that was chosen on an item has seen it.
 
     report = contamination(candidate, runs, {"prompts": [("h001", "Why is the sky blue?"), ...]})
     blocks(report, threshold=0.01)      # {} or, in words, why a suite is not to be trusted

@@ -5,7 +5,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from accord.report import BLUE, MUTED, plot
+from accord.page.render import BLUE, MUTED, plot
 from eval.page.drift import Chain, Drift, drifts
 from eval.page.metric_rows import PERCENT_UNITS, change_text, tolerated, value_text
 

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from accord.report import number
-from accord.report import percent as percent
+from accord.page.render import number
+from accord.page.render import percent as percent
 from eval.verdict.rule import MetricResult, SliceResult, two_digits
 
 PERCENT_UNITS = ("share", "share above one half")

@@ -14,7 +14,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from accord import bundled
-from accord.report import STAGES, day, in_order, label, lineage, number
+from accord.page.render import STAGES, day, in_order, label, lineage, number
 from accord.runs import Run, Runs
 from eval.page.metric_rows import change_text, tolerated, value_text
 from eval.suites.suite import shipped

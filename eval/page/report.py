@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from accord.errors import AccordError
+from accord.page.render import STAGES, in_order, lineage, render, run_page, training_curves
 from accord.records import read_jsonl, write_atomically
-from accord.report import STAGES, in_order, lineage, render, run_page, training_curves
 from accord.runs import Run, Runs
 from eval.checks.contamination import PROMPTS
 from eval.page.answers import measures_of, sample_views

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from accord.report import label, number
+from accord.page.render import label, number
 from eval.page.metric_rows import PERCENT_UNITS, Axis, change_text, value_text
 from eval.page.metric_table import GatedRow, UngatedRow, direction_of, families, gated_rows, reading
 from eval.rows import Outcome, SuiteItem

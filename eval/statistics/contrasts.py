@@ -1,7 +1,8 @@
 """Intervals of a difference of means over clusters of items, and what they would be in evaluations like this one.
 
 - shares: Tango's score interval (eval/statistics/shares.py), over counts divided by the clusters' design effect;
-- other means: Student's with the jackknife's standard error and Hall's correction for skewness (eval/statistics/means.py).
+- other means: Student's with the jackknife's standard error and Hall's correction for skewness
+  (eval/statistics/means.py).
 
 benchmarks/gate_simulation.py measures how often they hold the truth.
 """

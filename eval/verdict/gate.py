@@ -7,9 +7,9 @@ declared beforehand: the largest worsening that is tolerated. The paired interva
     FAIL           the whole interval is beyond the margin: even the best plausible change is not
     INCONCLUSIVE   the margin lies inside the interval: more items would decide
 
-PASS needs every metric to pass; one metric that fails makes it FAIL. eval/verdict/rule.py decides, as a pure function of
-numbers. `verdict.json` records it with the digests of everything it rests on, and `check_verdict` lets only that very
-candidate through.
+PASS needs every metric to pass; one metric that fails makes it FAIL. eval/verdict/rule.py decides, as a pure function
+of numbers. `verdict.json` records it with the digests of everything it rests on, and `check_verdict` lets only that
+very candidate through.
 """
 
 from collections.abc import Sequence

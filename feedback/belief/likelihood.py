@@ -1,4 +1,4 @@
-"""The likelihood of rankings under the model of feedback/belief/reliability.py, integrated over what the responses are worth.
+"""The likelihood of rankings under the model of `reliability`, integrated over what the responses are worth.
 
 A ranking is a sequence of choices of the best of those that remain. Comparisons are independent given the annotators'
 parameters, so each has an integral of its own over k - 1 coordinates, a sum over quasi-random points around its

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from accord.page.render import percent, render
 from accord.records import Comparison, Preference, Ranking, write_atomically
-from accord.report import percent, render
 from accord.statistics import Estimate
 from feedback.belief.agreement import Agreement, AnnotatorFigures
 from feedback.belief.dawid_skene import dawid_skene, pair_labels

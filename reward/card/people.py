@@ -115,7 +115,8 @@ def ceiling(
 def _votes(pairs: Sequence[ScoredPair], comparisons: Sequence[ScoredComparison]) -> list[list[int] | None]:
     """Each pair's votes: 1 for the chosen answer, -1 for the other, 0 for a tie; None where they are not known.
 
-    A pair's id names its comparison and the places of its answers, as `feedback.belief.preferences` writes it: `c-17:2>0`.
+    A pair's id names its comparison and the places of its answers, as `feedback.belief.preferences` writes it:
+    `c-17:2>0`.
     """
     by_id = {comparison.id: comparison for comparison in comparisons}
     found: list[list[int] | None] = []

@@ -10,8 +10,8 @@ one descends from, so `accord report RUN` builds the same bytes again.
 from pathlib import Path
 from typing import Any
 
+from accord.page.render import lineage, render, training_curves
 from accord.records import read_jsonl, write_atomically
-from accord.report import lineage, render, training_curves
 from accord.runs import Run, Runs
 from accord.statistics import FEWEST_CLUSTERS
 from feedback.page.report import SIMULATED, displayed_names

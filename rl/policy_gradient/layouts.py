@@ -1,4 +1,4 @@
-"""The three layouts of PPO's four models (see `rl.policy_gradient.actors`): how they are loaded, and what is refused."""
+"""The three layouts of PPO's four models (see `actors`): how they are loaded, and what is refused."""
 
 import copy
 from pathlib import Path

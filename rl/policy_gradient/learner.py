@@ -39,7 +39,7 @@ class NotFiniteError(AccordError):
 
 @dataclass(frozen=True)
 class Opinions:
-    """What the four models say about a rollout of A answers in S slots (see `rl.maths.advantages`), before any learning."""
+    """What the four models say about a rollout of A answers in S slots (see `rl.maths.advantages`), before learning."""
 
     lengths: Tensor
     """[A], tokens of each answer."""

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from accord import __version__
-from accord.cli import main
+from accord.cli.main import main
 from accord.config import Config
 from accord.runs import Run, Runs
 

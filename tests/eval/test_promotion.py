@@ -14,11 +14,11 @@ from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 from synthetic_round import make_round, model
 
-from accord.cli import main
+from accord.cli.main import main
 from accord.errors import AccordError, TamperedError, UsageError
 from accord.models import Model, resolve
+from accord.page.render import number, percent
 from accord.records import read_jsonl
-from accord.report import number, percent
 from accord.runs import DataFile, Run, Runs, file_digest
 from eval.conclude import conclude
 from eval.config import EvalConfig

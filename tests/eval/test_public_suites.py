@@ -12,7 +12,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from accord.cli_eval import evaluation
+from accord.cli.eval import evaluation
 from accord.errors import DataError, UsageError
 from eval.suites.public import adapters, answered, scored
 from eval.suites.public.adapters import ADAPTERS, VERSIONS, file_of, page_of, root_of, rows

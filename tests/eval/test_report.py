@@ -12,7 +12,7 @@ from markupsafe import escape
 from synthetic_round import make_round, next_round
 
 from accord.errors import AccordError
-from accord.report import FIGURES, day, duration, line_plot, number, run_page
+from accord.page.render import FIGURES, day, duration, line_plot, number, run_page
 from accord.runs import Run, Runs
 from eval.config import Margin, metrics_of
 from eval.page.drift import chain

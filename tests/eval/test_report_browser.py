@@ -10,7 +10,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from synthetic_round import XSS, make_round, next_round
 
-from accord.report import run_page
+from accord.page.render import run_page
 from accord.runs import Run, Runs
 from eval.page.report import page
 from eval.verdict.gate import read_verdict

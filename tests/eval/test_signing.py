@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_ssh_public_key,
 )
 
-from accord.cli import main
+from accord.cli.main import main
 from accord.errors import AccordError, DataError, TamperedError, UsageError
 from eval.verdict.signing import (
     canonical,

@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 from feedback_helpers import comparison, free_port
 
-from accord.cli import main
+from accord.cli.main import main
 from accord.errors import AccordError
 from feedback.argilla.client import Client, connect
 from feedback.argilla.collect import push

@@ -10,8 +10,8 @@ import pytest
 from scipy.special import expit
 from scipy.stats import binomtest, pearsonr, spearmanr
 
+from accord.page.render import FIGURES
 from accord.records import Message, Ranking, Response
-from accord.report import FIGURES
 from reward.card.calibration import calibration, fit_temperature
 from reward.card.ensemble import auroc
 from reward.card.people import best_of

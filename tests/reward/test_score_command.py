@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 from ppo_helpers import make_reward_model
 
 from accord.chat import answer
-from accord.cli import main
+from accord.cli.main import main
 from accord.config import Config
 from accord.models import Model
 from accord.records import Demonstration, Message, Preference, read_jsonl, write_jsonl

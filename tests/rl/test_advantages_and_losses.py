@@ -1,4 +1,4 @@
-"""rl/maths/advantages.py, rl/maths/losses.py and rl/policy_gradient/kl.py against arithmetic in view and an independent NumPy oracle."""
+"""Advantages, losses and KL estimators against arithmetic in view and an independent NumPy oracle."""
 
 import json
 import math

@@ -20,7 +20,7 @@ from accord.models import Model, load_policy, load_tokenizer
 from accord.records import Preference, read_jsonl, write_jsonl
 from accord.runs import Runs
 from reward.data import split_by_prompt
-from rl import reference_cache as reference
+from rl import reference_cache
 from rl.config import DPOConfig
 from rl.dpo import REFERENCES, check_arguments, encode_pairs
 
@@ -211,11 +211,11 @@ def test_a_damaged_file_is_never_used(
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     pairs = [(-1.25, -2.0), (-0.1, -1e-9)]
-    reference.write(tmp_path / "a.json", "me", pairs)
-    assert reference.read(tmp_path / "a.json", "me", 2) == pairs
-    assert reference.read(tmp_path / "a.json", "you", 2) is None
-    assert reference.read(tmp_path / "a.json", "me", 3) is None
-    assert reference.read(tmp_path / "b.json", "me", 2) is None
+    reference_cache.write(tmp_path / "a.json", "me", pairs)
+    assert reference_cache.read(tmp_path / "a.json", "me", 2) == pairs
+    assert reference_cache.read(tmp_path / "a.json", "you", 2) is None
+    assert reference_cache.read(tmp_path / "a.json", "me", 3) is None
+    assert reference_cache.read(tmp_path / "b.json", "me", 2) is None
 
 
 @pytest.mark.parametrize("lora", [None, {"rank": 4, "alpha": 8}])

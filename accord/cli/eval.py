@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from accord import parallel
-from accord.cli_shared import AS_JSON, CONFIG, OVERRIDES, group_with_default, run_until
+from accord.cli.shared import AS_JSON, CONFIG, OVERRIDES, group_with_default, run_until
 
 if TYPE_CHECKING:
     from accord.runs import Run

@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from accord import parallel
-from accord.cli_shared import AS_JSON, CONFIG, OVERRIDES, group_with_default, run_until, runs_of_command
+from accord.cli.shared import AS_JSON, CONFIG, OVERRIDES, group_with_default, run_until, runs_of_command
 
 
 @click.group(cls=group_with_default("train"), subcommand_metavar="CONFIG | COMMAND [ARGS]...")

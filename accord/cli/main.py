@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from accord import __version__, parallel
-from accord.cli_eval import evaluation, finish_with_verdict
-from accord.cli_feedback import feedback
-from accord.cli_keys import keys
-from accord.cli_reward import reward
-from accord.cli_shared import AS_JSON, CONFIG, OVERRIDES, RUN, run_until, runs_of_command
+from accord.cli.eval import evaluation, finish_with_verdict
+from accord.cli.feedback import feedback
+from accord.cli.keys import keys
+from accord.cli.reward import reward
+from accord.cli.shared import AS_JSON, CONFIG, OVERRIDES, RUN, run_until, runs_of_command
 from accord.errors import AccordError, WaitingForAnnotatorsError
 from accord.preload import restart_with_libraries
 

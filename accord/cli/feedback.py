@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from accord.cli_shared import AS_JSON, CONFIG, OVERRIDES, RUN, run_until, runs_of_command
+from accord.cli.shared import AS_JSON, CONFIG, OVERRIDES, RUN, run_until, runs_of_command
 from accord.errors import UsageError, WaitingForAnnotatorsError
 
 if TYPE_CHECKING:

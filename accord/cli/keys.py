@@ -5,7 +5,7 @@ from dataclasses import asdict
 
 import click
 
-from accord.cli_shared import AS_JSON
+from accord.cli.shared import AS_JSON
 
 
 @click.group()

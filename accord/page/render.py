@@ -25,7 +25,7 @@ from markupsafe import Markup, escape
 
 from accord.runs import Run, Runs
 
-TEMPLATES = Path(__file__).parent / "report_templates"
+TEMPLATES = Path(__file__).parent
 
 STAGES = {
     "sft": "Supervised fine-tuning",
