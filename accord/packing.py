@@ -25,7 +25,7 @@ ATTENTION = "accord_packed"
 
 
 @dataclass(frozen=True)
-class Group:
+class PrefixGroup:
     """G sequences with a common prefix; L is the longest rest, M the sum of all rests."""
 
     rows: list[int]
@@ -62,7 +62,7 @@ class Packed:
     """[1, N]"""
     position_ids: Tensor
     """[1, N], each token's place in its own sequence."""
-    groups: list[Group]
+    groups: list[PrefixGroup]
     prefixes: Tensor
     """[R], tokens of the prefix of each sequence's group."""
     prefix_starts: Tensor
@@ -92,7 +92,7 @@ class Packed:
                 positions += range(prefix, prefix + rest)
                 to_padded[place * longest : place * longest + rest] = range(offset, offset + rest)
                 to_packed += range(place * longest, place * longest + rest)
-            groups.append(Group(rows, prefix, len(ids) - begin, tensor(to_padded), tensor(to_packed)))
+            groups.append(PrefixGroup(rows, prefix, len(ids) - begin, tensor(to_padded), tensor(to_packed)))
         return cls(
             tensor([ids]), tensor([positions]), groups, tensor(prefixes), tensor(prefix_starts), tensor(starts)
         )  # fmt: skip

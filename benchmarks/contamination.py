@@ -27,8 +27,7 @@ from ratio import mean_ratio
 
 sys.path.remove(str(Path(__file__).resolve().parent))  # there, `eval` is a file and not the package
 
-from eval.checks.overlap import TrainingText, find_overlaps
-from eval.checks.words import words_of
+from eval.checks.overlap import TrainingText, find_overlaps, words_of
 
 GOAL = 3.0
 ROWS, ITEMS, WORDS = 20_000, 1_000, 30_000

@@ -44,7 +44,7 @@ from accord import bundled
 from accord.chat import start_of_text
 from accord.models import load_policy, load_tokenizer, resolve
 from accord.runs import Runs
-from eval.likelihood.cache import score_once
+from eval.likelihood.cache import log_likelihoods_once
 from eval.likelihood.log_likelihood import Item, log_likelihoods
 from eval.suites.public.adapters import rows
 
@@ -289,7 +289,7 @@ def cold(who: str, work: Path) -> None:
     read = [json.loads(line) for line in (work / "pairs.jsonl").read_text().splitlines()]
     if who == "accord":
         items = [Item("", (row["one"], row["other"])) for row in read]
-        score_once(resolve(bundled.MODEL, Runs(work / "runs")), items, work / "kept")
+        log_likelihoods_once(resolve(bundled.MODEL, Runs(work / "runs")), items, work / "kept")
         return
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager

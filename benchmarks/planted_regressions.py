@@ -38,7 +38,7 @@ from accord.sampling.shared import SharedSampler
 from eval.config import EvalConfig
 from eval.evaluate import evaluate
 from eval.measuring.answers import measure_answers, pair_up, read_prompts, sample_answers
-from eval.measuring.suites import loaded_once, sample_replies, score_items
+from eval.measuring.suites import loaded_once, measure_by_likelihood, sample_replies
 from eval.measuring.values import measured_answers, measured_suites
 from eval.rows import SuiteItem
 from eval.suites.suite import find_suite, read_items
@@ -219,8 +219,8 @@ def against_itself(base: Model, runs: Runs, sampler: SharedSampler, seeds: int) 
     configs = [gate(seed=seed, **size) for seed in range(seeds)]
     suites = [(suite, read_items(suite, 24)) for suite in map(find_suite, configs[0].suites)]
     scored = {
-        suite.name: score_items(suite, rows, base, loaded_once(base), runs.root / ".cache")
-        for suite, rows in suites if suite.is_scored
+        suite.name: measure_by_likelihood(suite, rows, base, loaded_once(base), runs.root / ".cache")
+        for suite, rows in suites if suite.is_by_likelihood
     }  # fmt: skip
     prompts = dict(list(read_prompts(_prompts("heldout")).items())[: configs[0].max_prompts])
     drawn = []

@@ -58,13 +58,13 @@ def train_with_accord(shape: str, folder: Path) -> float:
     from accord.config import LoraConfig
     from accord.models import load_reward_model, load_tokenizer, peft_config, resolve
     from accord.runs import Runs
-    from reward.choices import groups_from_pairs
-    from reward.data import encode_groups
+    from reward.choices import choices_from_pairs
+    from reward.data import encode_choices
     from reward.trainer import GroupRewardTrainer
 
     base = resolve(bundled.MODEL, Runs(folder))
     tokenizer = load_tokenizer(base)
-    rows = encode_groups(tokenizer, groups_from_pairs(judged(shape)))
+    rows = encode_choices(tokenizer, choices_from_pairs(judged(shape)))
     per_update = PAIRS_PER_UPDATE * len(rows) // len(judged(shape))
     trainer = GroupRewardTrainer(
         model=load_reward_model(base), args=RewardConfig(per_device_train_batch_size=per_update, **_arguments(folder)),

@@ -56,7 +56,7 @@ def _section(suite: Suite) -> str:
         for metric in suite.metrics.values()
     )
     link = f"../eval/suites/data/{suite.name}/README.md"
-    how = "scored by log-likelihood" if suite.is_scored else "answered"
+    how = "scored by log-likelihood" if suite.is_by_likelihood else "answered"
     return (
         f"### {suite.title}\n\n[`{suite.name}`]({link}), {len(read_items(suite))} items, {how}, {suite.license}. "
         f"{suite.measures}\n\n| metric | better is | what it is |\n|---|---|---|\n{rows}\n"

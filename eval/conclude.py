@@ -5,19 +5,18 @@ from collections.abc import Mapping, Sequence
 
 from accord.records import write_jsonl
 from accord.runs import Run, Runs
-from eval.checks.audit import Independent, audit, training_kl
+from eval.checks.audit import Audit, Independent, audit, training_kl
 from eval.checks.contamination import blocks, contamination, evaluated_texts
-from eval.checks.findings import Audit
 from eval.config import EvalConfig
 from eval.measuring import lm_eval
 from eval.measuring.values import Measured, linear, measured_answers, measured_suites
 from eval.page.report import write_report
 from eval.promotion import override_behind
 from eval.review.adjudicated import adjudicated
-from eval.rows import Sample, SuiteItem
+from eval.rows import Sample, SuiteItem, SuiteSubject
 from eval.suites.suite import find_suite
 from eval.verdict.comparison import compare, slices
-from eval.verdict.gate import Compared, SuiteSubject, make_verdict, write_verdict
+from eval.verdict.gate import Compared, make_verdict, write_verdict
 from eval.verdict.rule import distrust
 
 

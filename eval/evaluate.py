@@ -36,14 +36,14 @@ from eval.measuring.answers import (
     sample_answers,
     score_answers,
 )
-from eval.measuring.suites import loaded_once, sample_replies, score_items
+from eval.measuring.suites import loaded_once, measure_by_likelihood, sample_replies
 from eval.promotion import override_behind
 from eval.review.take_over import reviewed_evaluation, take_over
-from eval.rows import Answer, Judgement, MeasuredAnswer, Outcome, Reward, SuiteItem
+from eval.rows import SUITE, Answer, Judgement, MeasuredAnswer, Outcome, Reward, SuiteItem
 from eval.suites.kind import SuiteRow
 from eval.suites.suite import Suite, find_suite, read_items
 from eval.verdict.comparison import check_prompt_slices, check_slices
-from eval.verdict.gate import SUITE, Compared
+from eval.verdict.gate import Compared
 from eval.verdict.signing import signing_key
 from reward.scorers import Scorer, scorer_of, scorer_of_model
 
@@ -169,8 +169,8 @@ def _go_through(
 
     def outcomes(suite: Suite, rows: list[SuiteRow]) -> list[Outcome]:
         show(f"{role}: {suite.name}, {len(rows)} items")
-        if suite.is_scored:
-            return score_items(suite, rows, model, policy, runs.root / LIKELIHOODS)
+        if suite.is_by_likelihood:
+            return measure_by_likelihood(suite, rows, model, policy, runs.root / LIKELIHOODS)
         return sample_replies(suite, rows, model, sampler, config, scorer)
 
     return [

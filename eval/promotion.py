@@ -22,11 +22,11 @@ from accord.runs import DataFile, Run, Runs, file_digest
 from eval.config import LmEval
 from eval.measuring import lm_eval
 from eval.page.model_card import model_card, one_line
+from eval.rows import SUITE
 from eval.suites.suite import find_suite
 from eval.verdict.gate import (
     EXIT_CODES,
     SIGNATURE,
-    SUITE,
     Outcome,
     Override,
     Subject,

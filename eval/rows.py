@@ -1,10 +1,15 @@
-"""The rows that an evaluation writes: samples.jsonl and suites.jsonl."""
+"""The rows that an evaluation writes, samples.jsonl and suites.jsonl, and how its suites are named."""
 
 from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
 
 from accord.records import Message, Row, content_id
 from eval.likelihood.log_likelihood import LogLikelihood
 from eval.suites.kind import Ratio, Reply
+
+SUITE = "suite:"
+"""Before a suite's name, where files are named by their part in an evaluation."""
 
 
 class Answer(Row):
@@ -86,6 +91,19 @@ class SuiteItem(Row):
     """The item's other columns."""
     baseline: Outcome
     candidate: Outcome
+
+
+class SuiteSubject(BaseModel):
+    """A suite as its page described it; its items' digest is among the verdict's files."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    name: str
+    title: str
+    family: str
+    license: str
+    source: str
+    measures: str
+    items: int
 
 
 def seed_for(seed: int, prompt_id: str, sample: int) -> int:

@@ -20,7 +20,7 @@ import yaml
 
 from accord.bundled import data_path
 from accord.errors import UsageError
-from accord.page.render import label
+from accord.page.words import label
 from accord.records import Comparison, Preference, read_jsonl, write_atomically, write_jsonl
 from accord.runs import Run, Runs
 from feedback.argilla.tasks import guidelines_of

@@ -24,12 +24,13 @@ from feedback.argilla.client import Client, connect
 from feedback.argilla.collect import changes, pull, push, status
 from feedback.argilla.people import set_up_people
 from feedback.argilla.server import process
-from feedback.argilla.simulate import answer_as_simulated, utility
+from feedback.argilla.simulate import answer_as_simulated
 from feedback.belief.agreement import Agreement, measure_agreement
 from feedback.belief.preferences import needs_adjudication, pairwise_preferences
 from feedback.belief.reliability import fit_reliability
 from feedback.config import JudgingConfig
 from feedback.page.report import figures, write_report
+from feedback.utility import utility
 
 SECONDS_BETWEEN_LOOKS = 3.0
 ADJUDICATION = "-adjudication"

@@ -18,7 +18,7 @@ MOST_ANSWERS = 8
 
 
 @dataclass(frozen=True)
-class Group:
+class PromptChoices:
     """A prompt, its k answers, and C choices among T alternatives of them (see `reward.loss.Choices`)."""
 
     prompt: list[Message]
@@ -40,7 +40,7 @@ def prompt_id(prompt: Sequence[Message]) -> str:
     return content_id(messages_as_dicts(prompt), 64)
 
 
-def groups_from_pairs(rows: Sequence[Preference], margin_coefficient: float = 0.0) -> list[Group]:
+def choices_from_pairs(rows: Sequence[Preference], margin_coefficient: float = 0.0) -> list[PromptChoices]:
     """One group for each prompt, or several where it has more than `MOST_ANSWERS` answers.
 
     A pair's choice is between its answers, with its weight, 1 where it has none. Of k answers only k - 1 comparisons
@@ -66,7 +66,7 @@ def groups_from_pairs(rows: Sequence[Preference], margin_coefficient: float = 0.
             alternatives = np.array([[unit[i], unit[j]] for i, j in sides])
             offsets = np.stack([-margins, np.zeros(len(pairs))], axis=1)
             groups.append(
-                Group(
+                PromptChoices(
                     pairs[0].prompt, answers, alternatives[:, 0], offsets[:, 0], alternatives, offsets,
                     scale * np.array([1.0 if row.weight is None else row.weight for row in pairs]),
                 )
@@ -74,11 +74,11 @@ def groups_from_pairs(rows: Sequence[Preference], margin_coefficient: float = 0.
     return groups
 
 
-def groups_from_rankings(
+def choices_from_rankings(
     comparisons: Sequence[Comparison],
     all_comparisons: Sequence[Comparison],
     reliability: Reliability,
-) -> list[Group]:
+) -> list[PromptChoices]:
     """One group for each of `comparisons` that somebody ranked; gold records and duplicates make none of their own.
 
     Args:
@@ -88,7 +88,7 @@ def groups_from_rankings(
     """
     choices = choices_given(all_comparisons, reliability)
     return [
-        Group(
+        PromptChoices(
             comparison.prompt, answers_of(comparison), found.chosen, found.chosen_fixed, found.alternatives,
             found.fixed, np.ones(len(found.chosen)),
         )

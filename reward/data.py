@@ -15,11 +15,11 @@ from accord.records import Comparison, Message, Preference, read_jsonl
 from accord.runs import DataFile, Run
 from feedback.belief.preferences import pairwise_preferences
 from feedback.belief.reliability import Reliability, fit_reliability
-from reward.choices import Group, answers_of, prompt_id
+from reward.choices import PromptChoices, answers_of, prompt_id
 
 
 @dataclass(frozen=True)
-class Judgements:
+class PreferenceData:
     """What a reward model learns from; `comparisons` are there where rankings are known."""
 
     pairs: list[Preference]
@@ -28,7 +28,7 @@ class Judgements:
     dropped: dict[str, int]
 
 
-def read_judgements(source: Run | DataFile, with_reliability: bool = False) -> Judgements:
+def read_preference_data(source: Run | DataFile, with_reliability: bool = False) -> PreferenceData:
     """The judgements of a feedback run, of a file of preferences, or of a file of comparisons.
 
     Args:
@@ -41,9 +41,11 @@ def read_judgements(source: Run | DataFile, with_reliability: bool = False) -> J
     if isinstance(source, Run):
         comparisons = read_jsonl(source.output("comparisons.jsonl"), Comparison)
         pairs = read_jsonl(source.output("preferences.jsonl"), Preference)
-        return Judgements(pairs, comparisons, fit_reliability(comparisons) if with_reliability else None, {})
+        return PreferenceData(
+            pairs, comparisons, fit_reliability(comparisons) if with_reliability else None, {}
+        )
     if not _holds_comparisons(source):
-        return Judgements(read_jsonl(source.path, Preference), [], None, {})
+        return PreferenceData(read_jsonl(source.path, Preference), [], None, {})
     comparisons = read_jsonl(source.path, Comparison)
     reliability = fit_reliability(comparisons)
     pairs, counts = pairwise_preferences(comparisons, reliability)
@@ -51,7 +53,7 @@ def read_judgements(source: Run | DataFile, with_reliability: bool = False) -> J
     if not pairs:
         found = ", ".join(f"{count} {reason}" for reason, count in counts.items() if count)
         raise DataError(f"{source.path}: no pair of answers has a preference ({found}); rank more of them")
-    return Judgements(
+    return PreferenceData(
         pairs, comparisons, reliability, {f"pairs_{reason}": n for reason, n in counts.items() if n}
     )
 
@@ -100,8 +102,11 @@ def drop_long_comparisons(
     return kept, len(comparisons) - len(kept)
 
 
-def encode_groups(
-    tokenizer: PreTrainedTokenizerBase, groups: Sequence[Group], heads: int = 1, seed: int | None = None
+def encode_choices(
+    tokenizer: PreTrainedTokenizerBase,
+    groups: Sequence[PromptChoices],
+    heads: int = 1,
+    seed: int | None = None,
 ) -> Dataset:
     """Groups as a data set for the trainer: every answer's whole conversation, the choices, and their weights.
 

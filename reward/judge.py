@@ -29,7 +29,7 @@ from accord.models import resolve
 from accord.records import Message, content_id
 from accord.runs import Runs
 from reward.endpoint import Endpoint
-from reward.judge_models import KEY, LocalModel, ServedModel, Verdict
+from reward.judge_models import KEY, LabelShares, LocalModel, ServedModel
 
 logger = logging.getLogger("accord.reward.judge")
 
@@ -80,7 +80,7 @@ The reply is read by a program. It must be exactly one character, one of {labels
 
 
 @dataclass(frozen=True)
-class Judgement:
+class PairJudgement:
     """Which of two answers is better, from both orders."""
 
     first_is_better: float | None
@@ -108,7 +108,7 @@ class ComparisonSummary:
     """Share of all replies that could not be read."""
 
 
-def summarise(judgements: Sequence[Judgement]) -> ComparisonSummary:
+def summarise(judgements: Sequence[PairJudgement]) -> ComparisonSummary:
     """Position bias, disagreement between the orders and unreadable replies of a judge."""
     replies = [each for judgement in judgements for each in judgement.first_place_wins]
     read = [each for each in replies if each is not None]
@@ -136,7 +136,7 @@ class Judge:
         prompts: Sequence[Sequence[Message]],
         firsts: Sequence[Sequence[Message]],
         seconds: Sequence[Sequence[Message]],
-    ) -> list[Judgement]:
+    ) -> list[PairJudgement]:
         """Which of two answers to a prompt is better; every pair is asked about in both orders.
 
         Raises:
@@ -152,7 +152,7 @@ class Judge:
         judgements = []
         for one, other in zip(wins[::2], wins[1::2], strict=True):
             better = None if one is None or other is None else (one + (1 - other)) / 2
-            judgements.append(Judgement(better, (one, other)))
+            judgements.append(PairJudgement(better, (one, other)))
         return judgements
 
     def score(self, conversations: Sequence[Sequence[Message]]) -> list[float]:
@@ -197,7 +197,7 @@ class Judge:
             second=f"Answer B:\n{blocks[2]}",
         )  # fmt: skip
 
-    def _ask(self, questions: Sequence[str], labels: Sequence[str]) -> list[Verdict | None]:
+    def _ask(self, questions: Sequence[str], labels: Sequence[str]) -> list[LabelShares | None]:
         """A verdict for each question, in order; equal questions are asked once, unreadable replies asked for again."""
         different = list(dict.fromkeys(questions))
         found = dict(zip(different, self.model.ask(different, labels), strict=True))

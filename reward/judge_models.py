@@ -27,7 +27,7 @@ LITTLE = 0.5
 
 
 @dataclass(frozen=True)
-class Verdict:
+class LabelShares:
     """A reply to one question: each label's share of the probability that all labels have, and that probability."""
 
     shares: dict[str, float]
@@ -77,7 +77,7 @@ class LocalModel:
             text = text.replace(token, f"{token[0]} {token[1:]}")
         return defuse(text)
 
-    def ask(self, questions: Sequence[str], labels: Sequence[str]) -> list[Verdict | None]:
+    def ask(self, questions: Sequence[str], labels: Sequence[str]) -> list[LabelShares | None]:
         """The verdict on each question: never None, as the probabilities of all labels are known.
 
         Raises:
@@ -94,7 +94,7 @@ class LocalModel:
                 "shorter conversations, or take a judge with a longer context"
             )
         ids_of_label = self._ids(labels)
-        verdicts: dict[int, Verdict] = {}
+        verdicts: dict[int, LabelShares] = {}
         by_length = sorted(range(len(rows)), key=lambda i: len(rows[i]))
         with progress("judging", len(rows)) as update:
             for start in range(0, len(rows), self.questions_per_batch):
@@ -107,7 +107,7 @@ class LocalModel:
                             f"the judge {self.found.reference} gave a probability that is no number"
                         )
                     shares = {label: each / sum(mass) for label, each in zip(labels, mass, strict=True)}
-                    verdicts[i] = Verdict(shares, sum(mass))
+                    verdicts[i] = LabelShares(shares, sum(mass))
                 update(len(verdicts))
         usual = mean(each.probability or 0.0 for each in verdicts.values()) if verdicts else 1.0
         if usual < LITTLE and not self._warned:
@@ -165,7 +165,7 @@ class ServedModel:
         """The text with a space inside what most tokenizers would take for the end of a turn."""
         return defuse(text)
 
-    def ask(self, questions: Sequence[str], labels: Sequence[str]) -> list[Verdict | None]:
+    def ask(self, questions: Sequence[str], labels: Sequence[str]) -> list[LabelShares | None]:
         """The verdict on each question; None where the reply cannot be read.
 
         Raises:
@@ -179,7 +179,7 @@ class ServedModel:
         """What the latest unreadable reply to a question was."""
         return next((reply for asked, reply in self._unread.items() if asked.startswith(question)), "")
 
-    def _ask_one(self, question: str, labels: Sequence[str]) -> Verdict | None:
+    def _ask_one(self, question: str, labels: Sequence[str]) -> LabelShares | None:
         body = {
             "model": self.name, "messages": [{"role": "user", "content": question}], "temperature": 0,
             "max_tokens": TOKENS_OF_A_REPLY,
@@ -208,7 +208,7 @@ class ServedModel:
         return verdict
 
 
-def read_reply(text: str, tokens: Sequence[dict[str, Any]], labels: Sequence[str]) -> Verdict | None:
+def read_reply(text: str, tokens: Sequence[dict[str, Any]], labels: Sequence[str]) -> LabelShares | None:
     """What a reply says, None if it says anything but one label.
 
     Args:
@@ -232,8 +232,8 @@ def read_reply(text: str, tokens: Sequence[dict[str, Any]], labels: Sequence[str
             for each in labels
         }
         if (total := math.fsum(masses.values())) > 0:
-            return Verdict({each: mass / total for each, mass in masses.items()}, total)
-    return Verdict({each: float(each == label) for each in labels}, None)
+            return LabelShares({each: mass / total for each, mass in masses.items()}, total)
+    return LabelShares({each: float(each == label) for each in labels}, None)
 
 
 def defuse(text: str) -> str:

@@ -47,19 +47,19 @@ from accord.training import (
     trainer_arguments,
 )
 from reward.choices import (
-    Group,
+    PromptChoices,
+    choices_from_pairs,
+    choices_from_rankings,
     contradictory_pairs,
-    groups_from_pairs,
-    groups_from_rankings,
     prompt_id,
 )
 from reward.config import RewardConfig
 from reward.data import (
-    Judgements,
+    PreferenceData,
     drop_long_comparisons,
     drop_too_long,
-    encode_groups,
-    read_judgements,
+    encode_choices,
+    read_preference_data,
     split_by_prompt,
 )
 from reward.heldout import TRAINED_ON, longer_chosen_share, score_heldout
@@ -103,7 +103,7 @@ def train_reward_model(
 
         # load
         tokenizer = load_tokenizer(base)
-        judgements = read_judgements(preferences, with_reliability=config.loss == "plackett_luce")
+        judgements = read_preference_data(preferences, with_reliability=config.loss == "plackett_luce")
         kept, too_long = drop_too_long(tokenizer, judgements.pairs, config.max_sequence_tokens)
         comparisons, long_comparisons = drop_long_comparisons(
             tokenizer, judgements.comparisons, config.max_sequence_tokens
@@ -137,8 +137,8 @@ def train_reward_model(
         trainer = GroupRewardTrainer(
             model=model,
             args=build_arguments("reward", TrlRewardConfig, arguments),
-            train_dataset=encode_groups(tokenizer, groups, config.heads, config.seed),
-            eval_dataset=encode_groups(tokenizer, heldout_groups, config.heads),
+            train_dataset=encode_choices(tokenizer, groups, config.heads, config.seed),
+            eval_dataset=encode_choices(tokenizer, heldout_groups, config.heads),
             processing_class=tokenizer,
             peft_config=peft_config(base, config.lora, "SEQ_CLS"),
             centering_coefficient=config.centering_coefficient,
@@ -223,21 +223,21 @@ def _intervals(config: RewardConfig) -> str:
 
 
 def _groups(
-    config: RewardConfig, judgements: Judgements, pairs: list[Preference], comparisons: list[Comparison]
-) -> list[Group]:
+    config: RewardConfig, judgements: PreferenceData, pairs: list[Preference], comparisons: list[Comparison]
+) -> list[PromptChoices]:
     """What the loss is computed on.
 
     Raises:
         DataError: rankings are wanted, and there are none.
     """
     if config.loss == "bradley_terry":
-        return groups_from_pairs(pairs, config.margin_coefficient)
+        return choices_from_pairs(pairs, config.margin_coefficient)
     if judgements.reliability is None:
         raise DataError(
             "reward.loss is plackett_luce, which learns from rankings, and the file holds pairs; give a file of "
             "comparisons or a feedback stage, or set it to bradley_terry"
         )
-    return groups_from_rankings(comparisons, judgements.comparisons, judgements.reliability)
+    return choices_from_rankings(comparisons, judgements.comparisons, judgements.reliability)
 
 
 def _save(

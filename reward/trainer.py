@@ -19,7 +19,7 @@ COLUMNS = ("answers", "chosen", "chosen_offsets", "alternatives", "offsets", "we
 
 
 def collate(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Rows of `reward.data.encode_groups` as a batch: a list of tensors for each column, one a row."""
+    """Rows of `reward.data.encode_choices` as a batch: a list of tensors for each column, one a row."""
     batch: dict[str, Any] = {
         "rows": torch.zeros(len(examples))
     }  # transformers asks a tensor for the batch's size

@@ -1,6 +1,5 @@
-"""What PPO reads: prompts to train on, what is held out, and demonstrations that say where scores have their zero."""
+"""What PPO, RLOO and GRPO read: prompts to train on, and what is held out."""
 
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,14 +7,11 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from accord.chat import encode_conversation, encode_prompt
+from accord.chat import encode_prompt
 from accord.errors import DataError
-from accord.records import Demonstration, Message, Preference, Prompt, read_jsonl
+from accord.records import Message, Preference, Prompt, read_jsonl
 from reward.data import drop_too_long, split_by_prompt
-from reward.score import combine
-from rl.dpo import encode_pairs
-from rl.policy_gradient.actors import Actors
-from rl.policy_gradient.rows import Rows, micro_batches
+from rl.pairs import encode_pairs
 
 
 @dataclass(frozen=True)
@@ -27,7 +23,7 @@ class Data:
     conversations: dict[tuple[int, ...], list[Message]]
     """The messages of each of these prompts, by its token ids."""
     pairs: list[dict[str, Any]]
-    """Held-out preferences as `rl.dpo.encode_pairs` makes them."""
+    """Held-out preferences as `rl.pairs.encode_pairs` makes them."""
     dropped: dict[str, int]
     """Rows that are not used, by reason."""
 
@@ -73,32 +69,6 @@ def load_data(
             f"max_sequence_tokens ({max_sequence_tokens}); raise it"
         )
     return Data(short, heldout_prompts, conversations, list(encode_pairs(tokenizer, heldout)), dropped)
-
-
-def mean_demonstration_score(
-    actors: Actors,
-    tokenizer: PreTrainedTokenizerBase,
-    path: Path,
-    max_sequence_tokens: int,
-    tokens_per_pass: int,
-) -> float:
-    """The mean score of the demonstrations in a file that are short enough.
-
-    Raises:
-        DataError: a bad file, or all are too long.
-    """
-    rows = [encode_conversation(tokenizer, row.messages).input_ids for row in read_jsonl(path, Demonstration)]
-    short = [ids for ids in rows if len(ids) <= max_sequence_tokens]
-    if not short:
-        raise DataError(
-            f"{path}: all demonstrations are longer than max_sequence_tokens ({max_sequence_tokens})"
-        )
-    scores: list[float] = []
-    for index in micro_batches([len(ids) for ids in short], tokens_per_pass):
-        # Scores are read at the last token, wherever the answer is said to begin.
-        batch = Rows.of([short[i][:-1] for i in index], [short[i][-1:] for i in index], actors.device)
-        scores += combine(actors.scores(batch), actors.ensemble).tolist()
-    return statistics.fmean(scores)
 
 
 def _key(prompt: Sequence[Message]) -> str:

@@ -9,17 +9,13 @@ another run on the same reference and pairs reads them.
 """
 
 import functools
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from transformers import PreTrainedTokenizerBase
 from trl import DPOConfig as TrlDPOConfig
 from trl import DPOTrainer
-from trl.data_utils import common_prefix_length
 
-from accord.chat import encode_conversation, encode_prompt
 from accord.config import check_trainer_arguments
 from accord.errors import DataError
 from accord.models import Model, load_policy, load_tokenizer, peft_config
@@ -41,6 +37,7 @@ from accord.training import (
 from reward.data import drop_too_long, split_by_prompt
 from rl import reference_cache
 from rl.config import DPOConfig
+from rl.pairs import encode_pairs
 
 OURS = (
     *SET_BY_ACCORD, "beta", "loss_type", "loss_weights", "label_smoothing", "ld_alpha", "sync_ref_model",
@@ -112,27 +109,6 @@ def train_dpo(config: DPOConfig, runs: Runs, policy: Model, preferences: Run | D
         }
         run.finish(metrics, {"too_long": too_long})
     return run
-
-
-def encode_pairs(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Preference]) -> Dataset:
-    """Rows as `prompt_ids`, and `chosen_ids` and `rejected_ids` without the prompt, for DPOTrainer's collator.
-
-    An answer that the token limit cut off has no EOS: the policy never chose to end there, and if that EOS were
-    learned as rejected, the policy would learn not to end at all. Where an answer's first token merges with the end
-    of the prompt, the answer starts at that token.
-    """
-    encoded = []
-    for row in rows:
-        chosen = encode_conversation(tokenizer, [*row.prompt, *row.chosen]).input_ids
-        rejected = encode_conversation(tokenizer, [*row.prompt, *row.rejected]).input_ids
-        chosen = chosen[:-1] if row.chosen_truncated else chosen
-        rejected = rejected[:-1] if row.rejected_truncated else rejected
-        prompt = encode_prompt(tokenizer, row.prompt)
-        start = min(common_prefix_length(prompt, chosen), common_prefix_length(prompt, rejected))
-        encoded.append(
-            {"prompt_ids": prompt[:start], "chosen_ids": chosen[start:], "rejected_ids": rejected[start:]}
-        )
-    return Dataset.from_list(encoded)
 
 
 class _Trainer(DPOTrainer):

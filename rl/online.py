@@ -111,7 +111,9 @@ def train_online(
         trainer_class: Any = RLOOTrainer if config.algorithm == "rloo" else GRPOTrainer
         trainer = trainer_class(
             model=model,
-            reward_funcs=scorer(policy, reward_model, config.max_sequence_tokens, config.missing_eos_penalty),
+            reward_funcs=reward_model_function(
+                policy, reward_model, config.max_sequence_tokens, config.missing_eos_penalty
+            ),
             args=build_arguments("rl", arguments_class, arguments),
             train_dataset=Dataset.from_dict({"prompt": data.prompts}),
             eval_dataset=Dataset.from_dict({"prompt": data.heldout_prompts}),
@@ -147,7 +149,7 @@ def train_online(
     return run
 
 
-def scorer(
+def reward_model_function(
     policy: Model, reward_model: Model, max_sequence_tokens: int, missing_eos_penalty: float
 ) -> Callable[..., list[float]]:
     """The reward function for TRL's trainers: the reward model's score of each answer, on the ids that were sampled.

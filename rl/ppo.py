@@ -26,8 +26,9 @@ from accord.sampling.shared import SharedSampler
 from accord.training import base_dtype, computes_in_bfloat16, quiet_libraries, save_model
 from reward.scorers import scorer_of
 from rl.config import PPOConfig
-from rl.data import load_data, mean_demonstration_score
+from rl.data import load_data
 from rl.policy_gradient.checkpoints import Progress, load_best, load_checkpoint
+from rl.policy_gradient.evaluation import mean_demonstration_score
 from rl.policy_gradient.layouts import load_actors
 from rl.policy_gradient.loop import NOT_FINITE_BATCH, Loop
 from rl.policy_gradient.rollout import PolicySampler

@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict
 
 from accord.runs import Run
-from eval.checks.findings import Audit, Finding
 from eval.rows import Sample
 from eval.statistics.length_effect import length_effect, slope_of_one_model
 from eval.statistics.paired import PairedDifference, paired_difference
@@ -30,6 +30,37 @@ DISAGREEMENT_RATIO = 1.25
 KL_NATS = 10.0
 """Per answer, where the training had no target of its own: as far as the best of 60,000 answers is from any
 (log n - 1 + 1/n nats), more than any reward model was tested for. A distance is no harm, so it is only noted."""
+
+
+class Finding(BaseModel):
+    """One thing that was looked at."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    name: str
+    label: str
+    value: float
+    low: float | None
+    high: float | None
+    """The interval; None for a figure that was given without one."""
+    unit: str
+    threshold: float | None
+    """What the interval is held against; None for what is only shown."""
+    suspicious: bool
+    noted: bool
+    sentence: str
+
+
+class Audit(BaseModel):
+    """What was looked at, the gain in reward first; or why there is nothing to audit."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    impossible: str | None = None
+    findings: list[Finding] = []
+
+    @property
+    def is_suspicious(self) -> bool:
+        """Whether anything is."""
+        return any(finding.suspicious for finding in self.findings)
 
 
 @dataclass(frozen=True)

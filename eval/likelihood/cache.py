@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict
 from accord.models import WEIGHT_AND_TOKENIZER_FILES, Model, load_policy, load_tokenizer
 from accord.records import content_id, write_atomically
 from accord.runs import file_digest
-from eval.likelihood.log_likelihood import SCORER_VERSION, Item, LogLikelihood, log_likelihoods
+from eval.likelihood.log_likelihood import LIKELIHOOD_VERSION, Item, LogLikelihood, log_likelihoods
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -31,12 +31,12 @@ LIKELIHOODS = Path(".cache") / "log_likelihood"
 WEIGHTS = (".safetensors", ".safetensors.index.json", "config.json")
 
 
-class _ItemScores(BaseModel):
+class _KeptItem(BaseModel):
     model_config = ConfigDict(extra="forbid")
     scores: list[LogLikelihood]
 
 
-def score_once(
+def log_likelihoods_once(
     model: Model, items: Sequence[Item], cache: Path | None = None, dtype: str = "float32",
     load: Callable[[], "PreTrainedModel"] | None = None,
 ) -> list[list[LogLikelihood]]:  # fmt: skip
@@ -62,7 +62,7 @@ def score_once(
     if kept is not None:
         return kept
     scores = _score(model, items, dtype, load)
-    rows = "".join(_ItemScores(scores=each).model_dump_json() + "\n" for each in scores)
+    rows = "".join(_KeptItem(scores=each).model_dump_json() + "\n" for each in scores)
     header = json.dumps({"made_from": made_from, "sha256": hashlib.sha256(rows.encode()).hexdigest()})
     write_atomically(path, f"{header}\n{rows}")
     return scores
@@ -89,7 +89,7 @@ def _made_from(model: Model, items: Sequence[Item], dtype: str) -> dict[str, str
     return {
         "weights": content_id(weights, 64), "tokenizer": content_id(tokenizer, 64), "dtype": dtype,
         "items": content_id([[item.prefix, item.continuations] for item in items], 64),
-        "scorer": str(SCORER_VERSION),
+        "scorer": str(LIKELIHOOD_VERSION),
     } | {name: importlib.metadata.version(name) for name in ("torch", "transformers")}  # fmt: skip
 
 
@@ -102,7 +102,7 @@ def _read(path: Path, made_from: dict[str, str], items: Sequence[Item]) -> list[
             "made_from": made_from,
             "sha256": hashlib.sha256(rows.encode()).hexdigest(),
         }:
-            kept = [_ItemScores.model_validate_json(row).scores for row in rows.splitlines()]
+            kept = [_KeptItem.model_validate_json(row).scores for row in rows.splitlines()]
             if [len(scores) for scores in kept] == [len(item.continuations) for item in items]:
                 return kept
     except (OSError, ValueError):

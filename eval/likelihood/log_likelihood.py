@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-SCORER_VERSION = 2
+LIKELIHOOD_VERSION = 2
 """Raise it with every change to what a score is: kept scores are named by it."""
 TOKENS_PER_ROW = 384
 PLACES_PER_CHUNK = {"cpu": 128, "cuda": 1024}

@@ -87,7 +87,7 @@ def measure_answers(
     prompts: Mapping[str, list[Message]], answers: Sequence[Answer], rewards: Sequence[Reward]
 ) -> list[MeasuredAnswer]:
     """The answers with everything that is measured about them; `rewards` may be empty."""
-    from feedback.argilla.simulate import utility
+    from feedback.utility import utility
 
     return [
         MeasuredAnswer(

@@ -6,8 +6,7 @@ from accord.models import Model
 from eval.config import LmEval
 from eval.measuring.lm_eval_samples import pair_samples, read_samples
 from eval.measuring.lm_eval_tasks import run_task
-from eval.rows import Outcome, SuiteItem
-from eval.verdict.gate import SUITE, SuiteSubject
+from eval.rows import SUITE, Outcome, SuiteItem, SuiteSubject
 
 
 def files_of(task: str, settings: LmEval) -> dict[str, Path]:

@@ -31,7 +31,7 @@ class _Sample(Row):
 
 
 @dataclass(frozen=True)
-class Sample:
+class LoggedSample:
     """One document's values by metric; a filter other than "none" is part of the name, as in "exact_match,strict"."""
 
     doc_hash: str
@@ -47,7 +47,7 @@ class Paired:
     after: list[float]
 
 
-def read_samples(path: Path) -> dict[int, Sample]:
+def read_samples(path: Path) -> dict[int, LoggedSample]:
     """The samples of one file by document id.
 
     Raises:
@@ -56,13 +56,13 @@ def read_samples(path: Path) -> dict[int, Sample]:
     return samples_of((row.model_dump() for row in read_jsonl(path, _Sample)), str(path))
 
 
-def samples_of(rows: Iterable[Mapping[str, object]], where: str) -> dict[int, Sample]:
+def samples_of(rows: Iterable[Mapping[str, object]], where: str) -> dict[int, LoggedSample]:
     """Rows of lm-eval's samples by document id; `where` they come from is named in errors.
 
     Raises:
         DataError: as `read_samples`.
     """
-    found: dict[int, Sample] = {}
+    found: dict[int, LoggedSample] = {}
     seen: set[tuple[int, str]] = set()
     for given in rows:
         row = _Sample.model_validate(given)
@@ -71,7 +71,7 @@ def samples_of(rows: Iterable[Mapping[str, object]], where: str) -> dict[int, Sa
                 f"{where}: doc_id {row.doc_id} occurs twice; give the file of one run of one task"
             )
         seen.add((row.doc_id, row.filter))
-        before = found.get(row.doc_id, Sample(row.doc_hash, {}))
+        before = found.get(row.doc_id, LoggedSample(row.doc_hash, {}))
         if before.doc_hash != row.doc_hash:
             raise DataError(f"{where}: doc_id {row.doc_id} has two hashes; give the file of one run")
         values = dict(before.values)
@@ -83,7 +83,7 @@ def samples_of(rows: Iterable[Mapping[str, object]], where: str) -> dict[int, Sa
                 if not math.isfinite(value):
                     raise DataError(f"{where}: doc_id {row.doc_id}: '{name}' is {value}, not a finite number")
                 values[name if row.filter == NO_FILTER else f"{name},{row.filter}"] = float(value)
-        found[row.doc_id] = Sample(row.doc_hash, values)
+        found[row.doc_id] = LoggedSample(row.doc_hash, values)
     if not any(sample.values for sample in found.values()):
         raise DataError(
             f"{where}: no metric has a number for each document; this task's scores are made of all documents at once"
@@ -92,8 +92,8 @@ def samples_of(rows: Iterable[Mapping[str, object]], where: str) -> dict[int, Sa
 
 
 def pair_samples(
-    before: Mapping[int, Sample],
-    after: Mapping[int, Sample],
+    before: Mapping[int, LoggedSample],
+    after: Mapping[int, LoggedSample],
     names: tuple[str, str] = ("baseline", "candidate"),
 ) -> dict[str, Paired]:
     """Each metric's values under both models.

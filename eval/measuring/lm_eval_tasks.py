@@ -10,13 +10,13 @@ from pathlib import Path
 
 from accord.errors import UsageError
 from accord.models import Model, load_policy, load_tokenizer
-from eval.measuring.lm_eval_samples import Sample, samples_of
+from eval.measuring.lm_eval_samples import LoggedSample, samples_of
 
 BATCH_SIZE = 8
 SEED = 0
 
 
-def run_task(model: Model, task: str, folder: Path, limit: int | None = None) -> Mapping[int, Sample]:
+def run_task(model: Model, task: str, folder: Path, limit: int | None = None) -> Mapping[int, LoggedSample]:
     """The values of every document of one task under one model, as `read_samples` gives them.
 
     Args:

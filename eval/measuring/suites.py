@@ -10,9 +10,9 @@ from accord.models import Model, load_policy, load_tokenizer
 from accord.records import Message
 from accord.sampling.shared import SharedSampler
 from eval.config import EvalConfig
-from eval.likelihood.cache import score_once
+from eval.likelihood.cache import log_likelihoods_once
 from eval.rows import Outcome, seed_for
-from eval.suites.kind import Answered, Reply, Scored, SuiteRow
+from eval.suites.kind import Answered, ByLikelihood, Reply, SuiteRow
 from eval.suites.suite import Suite
 from reward.scorers import Scorer
 
@@ -25,27 +25,27 @@ def loaded_once(model: Model) -> Callable[[], "PreTrainedModel"]:
     return functools.cache(functools.partial(load_policy, model))
 
 
-def score_items(
+def measure_by_likelihood(
     suite: Suite, rows: Sequence[SuiteRow], model: Model, policy: Callable[[], "PreTrainedModel"], cache: Path
 ) -> list[Outcome]:
     """The outcomes of a suite whose items are scored by log-likelihood.
 
     Args:
-        suite: of a `Scored` kind.
+        suite: of a `ByLikelihood` kind.
         rows: its items.
         model: to score with.
         policy: loads that model, where scores are missing in the cache.
         cache: the folder of kept scores.
     """
     kind = suite.kind
-    assert isinstance(kind, Scored)
+    assert isinstance(kind, ByLikelihood)
     tokenizer = load_tokenizer(model)
 
     def encode(messages: Sequence[Message]) -> tuple[int, ...]:
         return tuple(encode_prompt(tokenizer, messages))
 
     items = [kind.items(row, encode) for row in rows]
-    scores = iter(score_once(model, [item for its in items for item in its], cache, load=policy))
+    scores = iter(log_likelihoods_once(model, [item for its in items for item in its], cache, load=policy))
     outcomes = []
     for row, its in zip(rows, items, strict=True):
         own = [next(scores) for _ in its]

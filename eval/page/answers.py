@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from accord.page.render import number
+from accord.page.words import number
 from eval.rows import Sample
 
 Kind = Literal["worse", "better", "same", "unknown"]

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 
 from accord.errors import AccordError
 from accord.runs import Run, RunRecord, Runs
+from eval.rows import SUITE
 from eval.suites.metrics import METRICS, Direction
-from eval.verdict.gate import SUITE, Subject, Verdict, read_verdict
+from eval.verdict.gate import Subject, Verdict, read_verdict
 from eval.verdict.rule import MetricResult
 
 NOT_SUMMED = ("judge_unparsed",)

@@ -5,9 +5,9 @@ from typing import Any
 
 from markupsafe import Markup
 
-from accord.page.render import BLUE, MUTED, plot
+from accord.page.plots import BLUE, MUTED, plot
 from eval.page.drift import Chain, Drift, drifts
-from eval.page.metric_rows import PERCENT_UNITS, change_text, tolerated, value_text
+from eval.page.metrics import PERCENT_UNITS, change_text, tolerated, value_text
 
 RED = "#a12f2a"
 

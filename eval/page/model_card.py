@@ -14,11 +14,13 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from accord import bundled
-from accord.page.render import STAGES, day, in_order, label, lineage, number
+from accord.page.lineage import in_order, lineage
+from accord.page.words import STAGES, day, label, number
 from accord.runs import Run, Runs
-from eval.page.metric_rows import change_text, tolerated, value_text
+from eval.page.metrics import change_text, tolerated, value_text
+from eval.rows import SUITE
 from eval.suites.suite import shipped
-from eval.verdict.gate import SUITE, Override, Verdict
+from eval.verdict.gate import Override, Verdict
 from eval.verdict.rule import MetricResult
 
 BUNDLED_BASE = ("HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0")

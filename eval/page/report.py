@@ -10,15 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from accord.errors import AccordError
-from accord.page.render import STAGES, in_order, lineage, render, run_page, training_curves
+from accord.page.lineage import in_order, lineage
+from accord.page.plots import training_curves
+from accord.page.render import render, run_page
+from accord.page.words import STAGES
 from accord.records import read_jsonl, write_atomically
 from accord.runs import Run, Runs
 from eval.checks.contamination import PROMPTS
 from eval.page.answers import measures_of, sample_views
 from eval.page.drift import chain
 from eval.page.drift_page import drift_view
-from eval.page.metric_rows import Axis, explain, scale, too_small
-from eval.page.metric_table import families, gated_rows
+from eval.page.metrics import Axis, explain, families, gated_rows, scale, too_small
 from eval.page.suites import GroupRow, suite_views
 from eval.rows import Sample, SuiteItem
 from eval.suites.metrics import METRICS

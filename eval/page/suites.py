@@ -5,13 +5,23 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from accord.page.render import label, number
-from eval.page.metric_rows import PERCENT_UNITS, Axis, change_text, value_text
-from eval.page.metric_table import GatedRow, UngatedRow, direction_of, families, gated_rows, reading
-from eval.rows import Outcome, SuiteItem
+from accord.page.words import label, number
+from eval.page.metrics import (
+    PERCENT_UNITS,
+    Axis,
+    GatedRow,
+    UngatedRow,
+    change_text,
+    direction_of,
+    families,
+    gated_rows,
+    reading,
+    value_text,
+)
+from eval.rows import Outcome, SuiteItem, SuiteSubject
 from eval.suites.kind import Ratio, Value
 from eval.suites.metrics import Direction
-from eval.verdict.gate import SuiteSubject, Verdict
+from eval.verdict.gate import Verdict
 from eval.verdict.rule import MetricResult, SliceResult
 
 ITEMS_SHOWN = 6

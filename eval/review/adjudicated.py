@@ -77,7 +77,7 @@ def adjudicated(review: Run, samples: Sequence[Sample]) -> Measured:
             f"{review.id} reviewed other answers than these, those of {review.record.parents['evaluation']}; review "
             "this evaluation, or give that one"
         )
-    judged = judgements(read_jsonl(review.output("comparisons.jsonl"), Comparison))
+    judged = preferred_shares(read_jsonl(review.output("comparisons.jsonl"), Comparison))
     values = expanded([(_part(items[name]), judged.get(name)) for name in names], review.id)
     return Measured(
         [TIE] * len(samples),
@@ -87,7 +87,7 @@ def adjudicated(review: Run, samples: Sequence[Sample]) -> Measured:
     )
 
 
-def judgements(comparisons: Sequence[Comparison]) -> dict[str, float]:
+def preferred_shares(comparisons: Sequence[Comparison]) -> dict[str, float]:
     """By id, what reviewers say of each comparison of [baseline, candidate] that has a judgement: 1, 0, or between."""
     found = {}
     for comparison in comparisons:

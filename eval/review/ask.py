@@ -24,8 +24,9 @@ import numpy as np
 
 from accord.bundled import data_path
 from accord.errors import UsageError
-from accord.records import Comparison, Message, Response, Row, read_jsonl, write_jsonl
+from accord.records import Comparison, Response, read_jsonl, write_jsonl
 from accord.runs import Run, Runs, Source
+from eval.rows import Sample
 from feedback.argilla.people import annotator_names, check_enough_annotators
 from feedback.asking.plan import plan
 from feedback.asking.select import select_random
@@ -35,27 +36,6 @@ from feedback.judging import files_of, have_judged
 ITEMS = "items.jsonl"
 ROLES = ("baseline", "candidate")
 """In the order of a comparison's responses; annotators see them in an order drawn for each record."""
-
-
-class Answer(Row):
-    """What a review needs of a model's answer in an evaluation's samples.jsonl."""
-
-    text: str
-    seed: int
-    finish: str
-    utility: float
-    reward: float | None = None
-
-
-class Item(Row):
-    """What a review needs of a row of samples.jsonl: a prompt, and what either model answered."""
-
-    id: str
-    sample: int
-    prompt: list[Message]
-    group: str | None = None
-    baseline: Answer
-    candidate: Answer
 
 
 class ReviewItem(Comparison):
@@ -92,7 +72,7 @@ def review(config: ReviewConfig, runs: Runs, evaluation: Run, wait: bool = False
         check_enough_annotators(config, names)
         if not (run.path / ITEMS).exists():
             models = [evaluation.record.parents.get(role, role) for role in ROLES]
-            write_jsonl(run.path / ITEMS, choose(read_jsonl(samples, Item), config, models))
+            write_jsonl(run.path / ITEMS, choose(read_jsonl(samples, Sample), config, models))
         items = read_jsonl(run.path / ITEMS, ReviewItem)
         path = run.path / "queue.jsonl"
         if not path.exists():
@@ -110,7 +90,7 @@ def review(config: ReviewConfig, runs: Runs, evaluation: Run, wait: bool = False
     return run
 
 
-def choose(items: Sequence[Item], config: ReviewConfig, models: Sequence[str]) -> list[ReviewItem]:
+def choose(items: Sequence[Sample], config: ReviewConfig, models: Sequence[str]) -> list[ReviewItem]:
     """Every item of an evaluation with its part in the review, in the order given.
 
     At most `items` items are asked about: `random_items` of them are drawn, the others chosen, where there are so many.
@@ -147,7 +127,7 @@ def choose(items: Sequence[Item], config: ReviewConfig, models: Sequence[str]) -
     return found
 
 
-def _comparison(item: Item, models: Sequence[str]) -> Comparison:
+def _comparison(item: Sample, models: Sequence[str]) -> Comparison:
     responses = [
         Response(text=each.text, run=model, seed=each.seed, truncated=each.finish == "length")
         for model, each in zip(models, (item.baseline, item.candidate), strict=True)
@@ -161,7 +141,7 @@ def _asked(item: ReviewItem) -> Comparison:
     return Comparison.model_validate({key: value for key, value in dict(item).items() if key != "part"})
 
 
-def _worst_or_most_uncertain(items: Sequence[Item], among: Sequence[int]) -> list[int]:
+def _worst_or_most_uncertain(items: Sequence[Sample], among: Sequence[int]) -> list[int]:
     """The places of the items among which to choose, by turns from the worst and from the most uncertain."""
     changes = np.array([[item.candidate.utility - item.baseline.utility for item in items]])
     if all(answer.reward is not None for item in items for answer in (item.baseline, item.candidate)):

@@ -1,9 +1,9 @@
 """What a kind of suite is: the columns of its items, what the models are asked, and what the outcomes are worth.
 
-A kind is a module of eval/suites/kinds with one constant `KIND`. There are two sorts. The items of a `Scored` kind are
-texts whose log-likelihoods say what a model holds likely: exact, and nothing is sampled. Those of an `Answered` kind
-are prompts, which both models answer with the same seeds. Either way, a kind turns one item's outcome under one model
-into values by metric, as a pure function; the gate compares the values of both models item by item.
+A kind is a module of eval/suites/kinds with one constant `KIND`. There are two sorts. The items of a kind
+`ByLikelihood` are texts whose log-likelihoods say what a model holds likely: exact, and nothing is sampled. Those of an
+`Answered` kind are prompts, which both models answer with the same seeds. Either way, a kind turns one item's outcome
+under one model into values by metric, as a pure function; the gate compares the values of both models item by item.
 
 A metric is the mean of its items' values, or, for a `Ratio`, the sum of numerators over the sum of denominators. An
 item that has no value of a metric (an ambiguous question has none of "accuracy where the text tells") is left out of
@@ -55,7 +55,7 @@ Encode = Callable[[Sequence[Message]], tuple[int, ...]]
 
 
 @dataclass(frozen=True)
-class Scored(Generic[R]):
+class ByLikelihood(Generic[R]):
     """A kind whose items are scored by log-likelihood."""
 
     row: type[R]
@@ -81,4 +81,4 @@ class Answered(Generic[R]):
     """Whether the replies are to be scored by the evaluation's reward model."""
 
 
-Kind = Scored[Any] | Answered[Any]
+Kind = ByLikelihood[Any] | Answered[Any]

@@ -32,7 +32,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from accord.errors import DataError, UsageError
 from accord.records import describe, read_jsonl
-from eval.suites.kind import Kind, Scored, SuiteRow
+from eval.suites.kind import ByLikelihood, Kind, SuiteRow
 from eval.suites.metrics import Direction, Metric
 
 DATA = Path(__file__).parent / "data"
@@ -79,9 +79,9 @@ class Suite:
     is_public: bool = False
 
     @property
-    def is_scored(self) -> bool:
+    def is_by_likelihood(self) -> bool:
         """Whether the items are scored by log-likelihood; otherwise the models answer."""
-        return isinstance(self.kind, Scored)
+        return isinstance(self.kind, ByLikelihood)
 
     @property
     def measures(self) -> str:

@@ -7,7 +7,7 @@ from eval.config import EvalConfig
 from eval.measuring.values import Measured, linear
 from eval.statistics.paired import PairedDifference, paired_difference, paired_difference_of_distances
 from eval.suites.metrics import METRICS
-from eval.verdict.rule import MetricResult, SliceResult, correct, judge
+from eval.verdict.rule import MetricResult, SliceResult, conclude_metric, correct
 
 SMALLEST_SLICE = 10
 """Clusters that a group needs for an interval, and for a margin; with fewer it is too small to say."""
@@ -38,13 +38,13 @@ def compare(measured: Mapping[str, Measured], config: EvalConfig) -> list[Metric
         if len(set(values.clusters)) < 2:
             continue
         change = _difference(name, values, config, margin.margin if margin else None)
-        results.append(judge(config.metrics[name], change, margin, alpha))
+        results.append(conclude_metric(config.metrics[name], change, margin, alpha))
         if margin is None:
             continue
         check_slices(config, name, values.clusters, values.groups)
         for group, tolerated in margin.slices.items():
             change = _difference(name, values.of(group), config, tolerated)
-            groups.append(judge(config.metrics[name], change, margin, alpha, group))
+            groups.append(conclude_metric(config.metrics[name], change, margin, alpha, group))
     return correct([*results, *groups], alpha)
 
 

@@ -23,8 +23,9 @@ from accord.errors import AccordError, TamperedError, UsageError
 from accord.models import Model
 from accord.records import content_id, describe, write_atomically
 from accord.runs import Run, RunRecord, Runs, file_digest
+from eval.checks.audit import Audit
 from eval.checks.contamination import Contamination
-from eval.checks.findings import Audit
+from eval.rows import SUITE, SuiteSubject
 from eval.verdict.rule import MetricResult, Outcome, SliceResult, decide, two_digits
 from eval.verdict.signing import canonical, sign
 from reward.scorers import Scorer
@@ -34,8 +35,6 @@ SCHEMA_VERSION: Literal[4] = 4
 """1 was unsigned; 2 had no p-values and no slices; 3 had one suite, of sentence pairs."""
 SIGNATURE = "verdict.sig.json"
 EVIDENCE = ("samples.jsonl", "suites.jsonl")
-SUITE = "suite:"
-"""Before a suite's name, where files are named by their part in an evaluation."""
 PACKAGES = ("accord", "sft", "feedback", "reward", "rl", "eval")
 
 
@@ -60,19 +59,6 @@ class Subject(BaseModel):
     run: str | None = None
     weights: dict[str, str] = {}
     """SHA-256 of each file of weights, for a model from outside: a hub's digest is its revision's name only."""
-
-
-class SuiteSubject(BaseModel):
-    """A suite as its page described it; its items' digest is among the verdict's files."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    name: str
-    title: str
-    family: str
-    license: str
-    source: str
-    measures: str
-    items: int
 
 
 class Override(BaseModel):

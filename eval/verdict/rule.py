@@ -118,7 +118,7 @@ class SliceResult(BaseModel):
     """For "closer_to_zero" the difference is that of the two means' distances from zero."""
 
 
-def judge(
+def conclude_metric(
     metric: Metric, change: PairedDifference, margin: Margin | None, alpha: float = ALPHA, slice_name: str | None = None
 ) -> MetricResult:  # fmt: skip
     """One metric's result, and its verdict if it has a margin; `correct` has the last word on a FAIL.

@@ -23,8 +23,8 @@ from feedback.argilla.tasks import (
     check_rankable,
     fields_of,
     guidelines_of,
-    judgement_of,
     questions_of,
+    ranking_from_page,
     record_id,
     record_of,
 )
@@ -184,7 +184,7 @@ def pull(client: Client, dataset_name: str, comparisons: list[Comparison]) -> li
                 status=answer["status"],
                 seconds=seconds[answer["id"]],
                 submitted_at=None if answer["status"] == "draft" else answer["updated_at"] + "Z",
-                **judgement_of(comparison, dataset_name, answer["values"]),
+                **ranking_from_page(comparison, dataset_name, answer["values"]),
             )
         pulled.append(
             comparison.model_copy(update={"rankings": [rankings[name] for name in sorted(rankings)]})

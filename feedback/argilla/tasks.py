@@ -193,7 +193,9 @@ def record_of(comparison: Comparison, dataset_name: str) -> dict[str, Any]:
     return {"external_id": record_id(dataset_name, comparison.id), "fields": {"prompt": prompt, **texts}}
 
 
-def judgement_of(comparison: Comparison, dataset_name: str, values: dict[str, Any] | None) -> dict[str, Any]:
+def ranking_from_page(
+    comparison: Comparison, dataset_name: str, values: dict[str, Any] | None
+) -> dict[str, Any]:
     """What an answer says, as columns of `Ranking`, in the order of `comparison.responses`.
 
     `ranks` is None unless the answer orders every response. Ratings order responses by their sum over criteria.

@@ -29,60 +29,10 @@ from scipy.stats import norm, rankdata
 from accord.records import Comparison, content_id, messages_as_dicts
 from accord.statistics import Bootstrap, Estimate, holm, two_sided_poisson_binomial, wilson
 from feedback.belief.coefficients import alpha, cohens_kappa, coincidences, kendalls_w, ratio
+from feedback.belief.figures import AnnotatorFigures, FirstPosition, LengthPreference
 from feedback.belief.rankings import counts, same_responses, vote
-from feedback.belief.reliability import AnnotatorReliability, Reliability
-from feedback.belief.suspicion import Warning, suspicious
-
-
-@dataclass(frozen=True)
-class FirstPosition:
-    """How often the response that stood first was ranked best, alone or shared, and how often that is by chance.
-
-    By chance, each of k responses stands first equally often: a record whose best rank is shared by g has it with
-    g / k. `p_value` is two-sided, exact, and corrected for the number of annotators. Records that tie everything say
-    nothing and are left out.
-    """
-
-    share: Estimate
-    by_chance: float
-    p_value: float
-
-
-@dataclass(frozen=True)
-class LengthPreference:
-    """How often the longer of two strictly ordered responses is the better one, by this annotator and by the others.
-
-    `excess` is the difference, `p_value` two-sided (the jackknife's standard error) and corrected for the number of
-    annotators.
-    """
-
-    share: Estimate
-    others: float
-    excess: Estimate
-    p_value: float
-
-
-@dataclass(frozen=True)
-class AnnotatorFigures:
-    """One annotator; figures are None where there was nothing to count."""
-
-    submitted: int
-    discarded: int
-    skipped: int
-    """Records assigned to the annotator, or begun, and neither submitted nor discarded."""
-    gold: Estimate | None
-    """Share of gold pairs ordered as known (a tie is not); `items` counts gold records, and so does the interval."""
-    self_consistency: Estimate | None
-    """Share of pairs of duplicates ordered as in the original, half for a tie in one of them; `items` and interval
-    count duplicates."""
-    with_others: Estimate | None
-    """Of pairs ordered strictly by this annotator and another: the share ordered alike. Half is chance."""
-    first_position: FirstPosition | None
-    length: LengthPreference | None
-    ties: float | None
-    """Share of pairs tied."""
-    median_seconds: float | None
-    reliability: AnnotatorReliability | None
+from feedback.belief.reliability import Reliability
+from feedback.belief.suspicion import Suspicion, suspicious
 
 
 @dataclass(frozen=True)
@@ -106,7 +56,7 @@ class Agreement:
     kappa: dict[tuple[str, str], Estimate]
     """Cohen's kappa of pair labels, by pair of annotators with records in common."""
     annotators: dict[str, AnnotatorFigures]
-    warnings: list[Warning]
+    warnings: list[Suspicion]
 
     def as_dict(self) -> dict[str, Any]:
         """The same as JSON."""
@@ -126,7 +76,7 @@ def measure_agreement(
         seed: of the bootstrap.
     """
     answers = [
-        Answer(comparison, ranking.annotator, ranking.ranks, ranking.seconds)
+        CountedRanking(comparison, ranking.annotator, ranking.ranks, ranking.seconds)
         for comparison in comparisons
         for ranking in comparison.rankings
         if counts(ranking) and ranking.ranks is not None
@@ -218,7 +168,7 @@ def _skipped(comparisons: Sequence[Comparison], who: str) -> int:
 
 
 @dataclass(frozen=True)
-class Answer:
+class CountedRanking:
     """One submitted ranking that counts."""
 
     comparison: Comparison
@@ -230,10 +180,10 @@ class Answer:
 class _Measured:
     """The answers, arranged by record and by annotator."""
 
-    def __init__(self, answers: list[Answer], clusters: dict[str, int], bootstrap: Bootstrap) -> None:
+    def __init__(self, answers: list[CountedRanking], clusters: dict[str, int], bootstrap: Bootstrap) -> None:
         self.clusters, self.bootstrap = clusters, bootstrap
-        self.of: dict[str, dict[str, Answer]] = defaultdict(dict)
-        self.together: dict[str, list[Answer]] = defaultdict(list)
+        self.of: dict[str, dict[str, CountedRanking]] = defaultdict(dict)
+        self.together: dict[str, list[CountedRanking]] = defaultdict(list)
         for answer in answers:
             self.of[answer.who][answer.comparison.id] = answer
             if not answer.comparison.is_probe:

@@ -38,7 +38,7 @@ class PairPosterior:
 
 
 @dataclass(frozen=True)
-class Answer:
+class GivenRanking:
     """One ranking of a comparison's responses; `who` is None for the truth, `early` 1 at the first place ... 0."""
 
     who: str | None
@@ -46,7 +46,7 @@ class Answer:
     early: np.ndarray
 
 
-def _choices(answer: Answer) -> list[tuple[set[int], set[int]]]:
+def _choices(answer: GivenRanking) -> list[tuple[set[int], set[int]]]:
     """A ranking as choices: which responses remained, and which of them were ranked best.
 
     The truth says nothing by a tie but that each of the tied is better than what follows.
@@ -76,7 +76,7 @@ class LinearChoices:
     fixed: np.ndarray
 
 
-class Group:
+class ComparisonBatch:
     """Comparisons of k responses each as arrays, and the points over which their worths are integrated.
 
     C comparisons, R choices (rows, sorted by comparison), T subsets of responses that may be chosen, P points. Only
@@ -85,7 +85,7 @@ class Group:
     """
 
     def __init__(
-        self, k: int, names: list[str], answers: dict[str, list[Answer]], length: np.ndarray
+        self, k: int, names: list[str], answers: dict[str, list[GivenRanking]], length: np.ndarray
     ) -> None:
         """Args: `answers` by comparison; `length` the scaled centred log lengths [C, k]."""
         self.ids, self.k, self.count = list(answers), k, len(names)

@@ -40,7 +40,7 @@ from scipy.optimize import minimize
 from scipy.special import expit
 
 from accord.records import Comparison
-from feedback.belief.likelihood import Answer, Group, LinearChoices, PairPosterior
+from feedback.belief.likelihood import ComparisonBatch, GivenRanking, LinearChoices, PairPosterior
 from feedback.belief.rankings import same_responses
 
 FEWEST_ANNOTATORS, FEWEST_GOLD = 3, 10
@@ -192,7 +192,7 @@ def choices_given(comparisons: Sequence[Comparison], reliability: Reliability) -
 
 
 def negative_log_posterior(
-    theta: np.ndarray, groups: "Sequence[Group]", beta_precision: float = 1.0
+    theta: np.ndarray, groups: "Sequence[ComparisonBatch]", beta_precision: float = 1.0
 ) -> tuple[float, np.ndarray]:
     """Minus the log posterior of every annotator's (beta, position, length, tie) and of gamma, and its gradient."""
     annotators = len(theta) // 4
@@ -206,7 +206,7 @@ def negative_log_posterior(
 
 
 def _deviations(
-    theta: np.ndarray, groups: "Sequence[Group]", beta_precision: float, step: float = 1e-3
+    theta: np.ndarray, groups: "Sequence[ComparisonBatch]", beta_precision: float, step: float = 1e-3
 ) -> np.ndarray:
     """The posterior standard deviations of the annotators' parameters: the gradient's differences, inverted."""
     here = negative_log_posterior(theta, groups, beta_precision)[1]
@@ -220,10 +220,10 @@ def _deviations(
 # --- from records to arrays
 
 
-def _gather(comparisons: Sequence[Comparison]) -> "tuple[list[str], list[Group]]":
+def _gather(comparisons: Sequence[Comparison]) -> "tuple[list[str], list[ComparisonBatch]]":
     """The annotators, and the comparisons that someone ranked in groups of equally many responses."""
     by_id = {comparison.id: comparison for comparison in comparisons}
-    answers: dict[str, list[Answer]] = {}
+    answers: dict[str, list[GivenRanking]] = {}
     for comparison in comparisons:
         k = len(comparison.responses)
         head, places = comparison, list(range(k))
@@ -236,8 +236,8 @@ def _gather(comparisons: Sequence[Comparison]) -> "tuple[list[str], list[Group]]
 
         def answer(
             who: str | None, ranks: list[int], places: list[int] = places, early: Any = early
-        ) -> Answer:
-            return Answer(who, [rank for _, rank in sorted(zip(places, ranks, strict=True))], early)
+        ) -> GivenRanking:
+            return GivenRanking(who, [rank for _, rank in sorted(zip(places, ranks, strict=True))], early)
 
         given = [
             answer(None if ranking.adjudicates else ranking.annotator, ranking.ranks)
@@ -256,5 +256,5 @@ def _gather(comparisons: Sequence[Comparison]) -> "tuple[list[str], list[Group]]
     for k in sorted({len(values) for values in lengths.values()}):
         ids = [id_ for id_, values in lengths.items() if len(values) == k]
         length = np.array([lengths[id_] for id_ in ids]) / (scale or 1.0)
-        groups.append(Group(k, names, {id_: answers[id_] for id_ in ids}, length))
+        groups.append(ComparisonBatch(k, names, {id_: answers[id_] for id_ in ids}, length))
     return names, groups

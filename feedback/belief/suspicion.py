@@ -7,13 +7,11 @@ specific: a liking for a place or a length explains why rankings look random oth
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from accord.statistics import Estimate
+from feedback.belief.figures import AnnotatorFigures
 from feedback.belief.reliability import FEWEST_ANNOTATORS
-
-if TYPE_CHECKING:
-    from feedback.belief.agreement import AnnotatorFigures
 
 Kind = Literal["position", "length", "adversarial", "random"]
 
@@ -32,7 +30,7 @@ ADVERSARIAL = 0.4
 
 
 @dataclass(frozen=True)
-class Warning:
+class Suspicion:
     """An annotator and what is suspicious; `text` says it with the figure and its interval, without the name."""
 
     annotator: str
@@ -40,18 +38,18 @@ class Warning:
     text: str
 
 
-def suspicious(figures: "Mapping[str, AnnotatorFigures]", has_gold: bool) -> list[Warning]:
-    """A warning for each annotator that one of the rules names, in the order of their names."""
+def suspicious(figures: Mapping[str, AnnotatorFigures], has_gold: bool) -> list[Suspicion]:
+    """One for each annotator that one of the rules names, in the order of their names."""
     may_use_model = has_gold or len(figures) >= FEWEST_ANNOTATORS
-    warnings = []
+    suspicions = []
     for name, each in sorted(figures.items()):
         found = _position(each) or _length(each) or _accuracy(each, may_use_model)
         if found:
-            warnings.append(Warning(name, *found))
-    return warnings
+            suspicions.append(Suspicion(name, *found))
+    return suspicions
 
 
-def _position(each: "AnnotatorFigures") -> tuple[Kind, str] | None:
+def _position(each: AnnotatorFigures) -> tuple[Kind, str] | None:
     first = each.first_position
     if first is None or first.p_value >= SIGNIFICANCE:
         return None
@@ -66,7 +64,7 @@ def _position(each: "AnnotatorFigures") -> tuple[Kind, str] | None:
     )
 
 
-def _length(each: "AnnotatorFigures") -> tuple[Kind, str] | None:
+def _length(each: AnnotatorFigures) -> tuple[Kind, str] | None:
     length = each.length
     if length is None or length.p_value >= SIGNIFICANCE or abs(length.excess.value) < LEAST_LENGTH_EFFECT:
         return None
@@ -81,7 +79,7 @@ def _length(each: "AnnotatorFigures") -> tuple[Kind, str] | None:
     )
 
 
-def _accuracy(each: "AnnotatorFigures", may_use_model: bool) -> tuple[Kind, str] | None:
+def _accuracy(each: AnnotatorFigures, may_use_model: bool) -> tuple[Kind, str] | None:
     """From gold answers, and from the accuracy that the reliability model finds; neither may speak against it."""
     found = []
     if each.gold is not None and each.gold.low is not None and each.gold.high is not None:

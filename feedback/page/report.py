@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from accord.page.render import percent, render
+from accord.page.render import render
+from accord.page.words import percent
 from accord.records import Comparison, Preference, Ranking, write_atomically
 from accord.statistics import Estimate
 from feedback.belief.agreement import Agreement, AnnotatorFigures

@@ -6,7 +6,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from accord.page.render import BLUE, MUTED, ORANGE, plot
+from accord.page.plots import BLUE, MUTED, ORANGE, plot
 from accord.statistics import Estimate
 from reward.report_card import ReportCard
 

@@ -10,7 +10,9 @@ one descends from, so `accord report RUN` builds the same bytes again.
 from pathlib import Path
 from typing import Any
 
-from accord.page.render import lineage, render, training_curves
+from accord.page.lineage import lineage
+from accord.page.plots import training_curves
+from accord.page.render import render
 from accord.records import read_jsonl, write_atomically
 from accord.runs import Run, Runs
 from accord.statistics import FEWEST_CLUSTERS
@@ -19,7 +21,7 @@ from reward.card.slices import FEWEST_PAIRS
 from reward.page.plots import best_of_n_plots, reliability_diagram
 from reward.page.tables import (
     MistakeView,
-    Row,
+    TableRow,
     accuracy_rows,
     ceiling_rows,
     ensemble_rows,
@@ -29,13 +31,13 @@ from reward.page.tables import (
 )
 from reward.page.words import (
     best_of_n_says,
+    cautions,
     ceiling_says,
     ensemble_says,
     headline,
     points,
     previous_says,
     summary,
-    warnings,
 )
 from reward.report_card import ReportCard
 from reward.rows import ScoredPair
@@ -64,12 +66,12 @@ def page(run: Run, runs: Runs) -> str:
         "card": card,
         "headline": headline(card),
         "summary": summary(card),
-        "warnings": warnings(card),
+        "warnings": cautions(card),
         "simulated": kind == "simulated" or (bool(simulated) and all(simulated)),
         "accuracy": accuracy_rows(card),
         "above": points(card.baselines.above_length_only),
         "slices": slice_groups(card.slices),
-        "annotators": [Row.of_slice(each, names[each.name]) for each in card.annotators],
+        "annotators": [TableRow.of_slice(each, names[each.name]) for each in card.annotators],
         "fewest_pairs": FEWEST_PAIRS,
         "fewest_prompts": FEWEST_CLUSTERS,
         "reliability": reliability_diagram(f"{run.id}-reliability", card),

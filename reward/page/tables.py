@@ -16,7 +16,7 @@ LONGEST_SHOWN = 2_000
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """A line of a table: a figure in words, where it lies between 0 and 1 (None: no picture), and how to read it."""
 
     name: str
@@ -26,19 +26,19 @@ class Row:
     estimate: Estimate | None = None
 
     @classmethod
-    def of_share(cls, name: str, estimate: Estimate, unit: str, reading: str = "") -> "Row":
+    def of_share(cls, name: str, estimate: Estimate, unit: str, reading: str = "") -> "TableRow":
         """A share of so many units."""
         return cls(name, share(estimate), f"{estimate.items:,} {unit}", reading, estimate)
 
     @classmethod
-    def of_slice(cls, part: Slice, name: str) -> "Row":
+    def of_slice(cls, part: Slice, name: str) -> "TableRow":
         """The accuracy on a part of the pairs."""
         items = f"{counted(part.pairs, 'pair')}, {counted(part.prompts, 'prompt')}"
         text = share(part.accuracy) if part.accuracy else "too small to say"
         return cls(name, text, items, "", part.accuracy)
 
 
-def accuracy_rows(card: ReportCard) -> list[Row]:
+def accuracy_rows(card: ReportCard) -> list[TableRow]:
     """The model beside the rules that read nothing."""
     rules = card.baselines
     others = "longer" if rules.length_only_prefers == "shorter" else "shorter"
@@ -50,13 +50,15 @@ def accuracy_rows(card: ReportCard) -> list[Row]:
         else "training pairs suggest no rule"
     )
     rows = [
-        Row.of_share("This model", card.accuracy, "pairs", "equal scores count one half"),
-        Row.of_share(f"Always the {rules.length_only_prefers} answer", rules.length_only, "pairs", trained),
-        Row.of_share(f"Always the {others} answer", asked, "pairs", "the other way round"),
+        TableRow.of_share("This model", card.accuracy, "pairs", "equal scores count one half"),
+        TableRow.of_share(
+            f"Always the {rules.length_only_prefers} answer", rules.length_only, "pairs", trained
+        ),
+        TableRow.of_share(f"Always the {others} answer", asked, "pairs", "the other way round"),
     ]
     if rules.first:
         rows.append(
-            Row.of_share(
+            TableRow.of_share(
                 "Always the answer shown first", rules.first, "pairs",
                 "far from one half: annotators were led by the order of display, or the order was not random",
             )
@@ -65,30 +67,30 @@ def accuracy_rows(card: ReportCard) -> list[Row]:
 
 
 @dataclass(frozen=True)
-class Group:
+class TablePart:
     """The parts that one property divides the pairs into."""
 
     title: str
-    rows: list[Row]
+    rows: list[TableRow]
 
 
-def slice_groups(slices: Sequence[Slice]) -> list[Group]:
+def slice_groups(slices: Sequence[Slice]) -> list[TablePart]:
     """The slices with their rows, by what they differ in."""
     return [
-        Group(
+        TablePart(
             SLICES.get(by, by[:1].upper() + by[1:]),
-            [Row.of_slice(part, part.name) for part in slices if part.by == by],
+            [TableRow.of_slice(part, part.name) for part in slices if part.by == by],
         )
         for by in dict.fromkeys(part.by for part in slices)
     ]
 
 
-def length_rows(card: ReportCard) -> list[Row]:
+def length_rows(card: ReportCard) -> list[TableRow]:
     """How the score follows length."""
     found = card.length
     answers = f"{found.answers:,} answers"
     rows = [
-        Row(name, coefficient(estimate), answers, reading)
+        TableRow(name, coefficient(estimate), answers, reading)
         for name, estimate, reading in (
             ("Correlation within prompts (Pearson)", found.pearson_within_prompts,
              "of score and log length, each less its mean over the prompt’s answers"),
@@ -104,22 +106,22 @@ def length_rows(card: ReportCard) -> list[Row]:
         ("The annotators prefer the longer answer", found.annotators_prefer_longer),
     ):
         if estimate is not None:
-            rows.append(Row.of_share(name, estimate, "pairs", "of the pairs of unequal length"))
+            rows.append(TableRow.of_share(name, estimate, "pairs", "of the pairs of unequal length"))
     if found.excess is not None:
         rows.append(
-            Row("Difference of these two", points(found.excess), f"{found.excess.items:,} pairs",
+            TableRow("Difference of these two", points(found.excess), f"{found.excess.items:,} pairs",
                 "above 0: the model likes length more than they do")
         )  # fmt: skip
     return rows
 
 
-def ensemble_rows(card: ReportCard) -> list[Row]:
+def ensemble_rows(card: ReportCard) -> list[TableRow]:
     """What the heads' disagreement tells; none without an ensemble."""
     if card.ensemble is None:
         return []
     found = card.ensemble
     rows = [
-        Row(name, coefficient(estimate), f"{estimate.items:,} pairs", reading, estimate)
+        TableRow(name, coefficient(estimate), f"{estimate.items:,} pairs", reading, estimate)
         for name, estimate, reading in (
             ("Disagreement of the heads (AUROC)", found.auroc, "0.5 is useless, 1 finds every mistake"),
             ("Disagreement relative to the difference of scores (AUROC)", found.auroc_relative,
@@ -129,34 +131,35 @@ def ensemble_rows(card: ReportCard) -> list[Row]:
         )
         if estimate is not None
     ]  # fmt: skip
-    rows += [Row.of_slice(part, f"Accuracy where disagreement is {part.name}") for part in found.thirds]
+    rows += [TableRow.of_slice(part, f"Accuracy where disagreement is {part.name}") for part in found.thirds]
     return rows
 
 
-def ceiling_rows(card: ReportCard) -> list[Row]:
+def ceiling_rows(card: ReportCard) -> list[TableRow]:
     """Who agrees with whom; none without two votes on a pair."""
     if card.ceiling is None:
         return []
     found = card.ceiling
     return [
-        Row.of_share("Two annotators agree", found.two_annotators, "pairs", "two drawn at random who order the pair"),
-        Row.of_share("The model agrees with one annotator", found.model_with_annotator, "pairs", "the same pairs"),
-        Row.of_share("An annotator agrees with the others", found.annotator_with_others, "pairs",
+        TableRow.of_share("Two annotators agree", found.two_annotators, "pairs",
+                          "two drawn at random who order the pair"),
+        TableRow.of_share("The model agrees with one annotator", found.model_with_annotator, "pairs", "the same pairs"),
+        TableRow.of_share("An annotator agrees with the others", found.annotator_with_others, "pairs",
                      "with their majority; half where they are split evenly"),
-        Row.of_share("The model agrees with the same others", found.model_with_others, "pairs",
+        TableRow.of_share("The model agrees with the same others", found.model_with_others, "pairs",
                      "to be compared with the line above"),
     ]  # fmt: skip
 
 
-def previous_rows(card: ReportCard) -> list[Row]:
+def previous_rows(card: ReportCard) -> list[TableRow]:
     """Both models on the pairs that both scored; none where there are none."""
     found = card.previous
     if found is None or found.accuracy is None or found.previous_accuracy is None or found.difference is None:
         return []
     return [
-        Row.of_share("This model", found.accuracy, "pairs"),
-        Row.of_share(found.name, found.previous_accuracy, "pairs"),
-        Row("Difference", points(found.difference), f"{found.difference.items:,} pairs"),
+        TableRow.of_share("This model", found.accuracy, "pairs"),
+        TableRow.of_share(found.name, found.previous_accuracy, "pairs"),
+        TableRow("Difference", points(found.difference), f"{found.difference.items:,} pairs"),
     ]
 
 

@@ -77,34 +77,34 @@ def summary(card: ReportCard) -> str:
 
 
 @dataclass(frozen=True)
-class Warning:
+class Caution:
     """Something to know before the scores are used, and what to do about it."""
 
     text: str
     do: str
 
 
-def warnings(card: ReportCard) -> list[Warning]:
+def cautions(card: ReportCard) -> list[Caution]:
     """What is wrong, or not certain, in plain words; the gravest first."""
     found = []
     rule, above = card.baselines.length_only_prefers, card.baselines.above_length_only
     if card.accuracy.low is None:
         found.append(
-            Warning(
+            Caution(
                 f"The held-out pairs come from {counted(card.prompts, 'prompt')}, which is too few for intervals.",
                 f"Collect preferences on more prompts: at least {10 * FEWEST_CLUSTERS} held out tell something.",
             )
         )
     elif card.accuracy.low <= 0.5:
         found.append(
-            Warning(
+            Caution(
                 f"It may be guessing: guessing is right in 50% of pairs, and the interval is {share(card.accuracy)}.",
                 "Do not optimise a policy against it. Look at the agreement of the annotators and the training curves.",
             )
         )
     if above.low is not None and above.low <= 0:
         found.append(
-            Warning(
+            Caution(
                 f"Always preferring the {rule} answer does about as well: the model is ahead by {points(above)}.",
                 "What it learnt may be length. Collect pairs whose answers are about equally long.",
             )
@@ -118,7 +118,7 @@ def warnings(card: ReportCard) -> list[Warning]:
         and card.length.annotators_prefer_longer is not None
     ):
         found.append(
-            Warning(
+            Caution(
                 "It likes length more than the annotators do: it prefers the longer answer in "
                 f"{card.length.model_prefers_longer.value:.0%} of pairs, and they in "
                 f"{card.length.annotators_prefer_longer.value:.0%}.",
@@ -134,26 +134,26 @@ def warnings(card: ReportCard) -> list[Warning]:
         and (within.low > 0 or within.high < 0)
     ):
         found.append(
-            Warning(
+            Caution(
                 f"Scores follow length: among the answers to one prompt their correlation with the logarithm of length "
                 f"is {coefficient(within)}.",
                 "See whether the annotators’ preferences do so too, in the section on length.",
             )
         )
-    found += _calibration_warnings(card)
+    found += _calibration_cautions(card)
     for part in card.slices:
         if part.accuracy and part.accuracy.high is not None and part.accuracy.high < 0.5:
             found.append(
-                Warning(
+                Caution(
                     f"On the pairs with {SLICES.get(part.by, part.by).lower()} “{part.name}” it is wrong more often "
                     f"than right: {share(part.accuracy)}.",
                     "Do not use it on answers of this kind.",
                 )
             )
-    return found + _selection_warnings(card)
+    return found + _selection_cautions(card)
 
 
-def _calibration_warnings(card: ReportCard) -> list[Warning]:
+def _calibration_cautions(card: ReportCard) -> list[Caution]:
     gap = card.calibration.overconfidence
     if gap.low is None or gap.high is None or gap.low <= 0 <= gap.high:
         return []
@@ -162,15 +162,15 @@ def _calibration_warnings(card: ReportCard) -> list[Warning]:
     if not card.temperature_at_limit:
         use = f"Divide scores by {card.temperature:.2g} where they are read as probabilities. {use}"
     kind = "overconfident" if gap.value > 0 else "less sure than it could be"
-    return [Warning(f"It is {kind}: {sure}.", use)]
+    return [Caution(f"It is {kind}: {sure}.", use)]
 
 
-def _selection_warnings(card: ReportCard) -> list[Warning]:
+def _selection_cautions(card: ReportCard) -> list[Caution]:
     found = []
     best, previous = card.best_of_n, card.previous
     if best and best.gain.low is not None and best.gain.low <= 0:
         found.append(
-            Warning(
+            Caution(
                 f"Picking the best of {best.curve[-1].n} answers by its score is not certain to find a better one than "
                 "drawing at random.",
                 "Do not optimise a policy against it.",
@@ -178,7 +178,7 @@ def _selection_warnings(card: ReportCard) -> list[Warning]:
         )
     if best and best.last_step and best.last_step.high is not None and best.last_step.high < 0:
         found.append(
-            Warning(
+            Caution(
                 f"Picking from {best.curve[-1].n} answers finds worse ones than picking from {best.curve[-2].n}, while "
                 "its own score rises: it is over-optimised already.",
                 "Keep the policy close to its reference, and look at the answers with the highest scores.",
@@ -191,7 +191,7 @@ def _selection_warnings(card: ReportCard) -> list[Warning]:
         and previous.difference.high < 0
     ):
         found.append(
-            Warning(
+            Caution(
                 f"It is worse than {previous.name} on the same pairs: {points(previous.difference)}.",
                 "Use the earlier one, or find out what changed.",
             )

@@ -7,12 +7,19 @@ policy moves towards what people prefer. It needs no second reward model, starts
 exploits the first. (The implied reward is that of Rafailov et al. 2023, https://arxiv.org/abs/2305.18290.)
 """
 
+import statistics
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from accord import parallel
+from accord.chat import encode_conversation
+from accord.errors import DataError
+from accord.records import Demonstration, read_jsonl
+from reward.score import combine
 from rl.policy_gradient.actors import Actors
 from rl.policy_gradient.rows import Rows, micro_batches
 
@@ -51,3 +58,29 @@ def preference_loss(
     parallel.sum_tensors([log_ratios])
     margins = (kl_coefficient or COEFFICIENT_WITHOUT_KL) * (log_ratios[::2] - log_ratios[1::2])
     return -torch.nn.functional.logsigmoid(margins).mean().item()
+
+
+def mean_demonstration_score(
+    actors: Actors,
+    tokenizer: PreTrainedTokenizerBase,
+    path: Path,
+    max_sequence_tokens: int,
+    tokens_per_pass: int,
+) -> float:
+    """The mean score of the demonstrations in a file that are short enough.
+
+    Raises:
+        DataError: a bad file, or all are too long.
+    """
+    rows = [encode_conversation(tokenizer, row.messages).input_ids for row in read_jsonl(path, Demonstration)]
+    short = [ids for ids in rows if len(ids) <= max_sequence_tokens]
+    if not short:
+        raise DataError(
+            f"{path}: all demonstrations are longer than max_sequence_tokens ({max_sequence_tokens})"
+        )
+    scores: list[float] = []
+    for index in micro_batches([len(ids) for ids in short], tokens_per_pass):
+        # Scores are read at the last token, wherever the answer is said to begin.
+        batch = Rows.of([short[i][:-1] for i in index], [short[i][-1:] for i in index], actors.device)
+        scores += combine(actors.scores(batch), actors.ensemble).tolist()
+    return statistics.fmean(scores)

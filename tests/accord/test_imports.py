@@ -20,19 +20,9 @@ def layer(module: str) -> int | None:
 
 
 def imports_of(source: str, module: str, is_package: bool = False) -> set[str]:
-    """All modules that a source text imports, wherever in it, those for type checking only left out."""
-    tree = ast.parse(source)
-    for_types = [
-        inner
-        for node in ast.walk(tree)
-        if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")
-        for statement in node.body
-        for inner in ast.walk(statement)
-    ]
+    """All modules that a source text imports, wherever in it, those for type checking only among them."""
     found: set[str] = set()
-    for node in ast.walk(tree):
-        if node in for_types:
-            continue
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -80,14 +70,102 @@ def test_all_modules_are_looked_at() -> None:
     assert any(name.startswith("feedback/") for name in names)
 
 
+def module_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_point_one_way(path: Path) -> None:
-    parts = path.relative_to(ROOT).with_suffix("").parts
-    is_package = parts[-1] == "__init__"
-    module = ".".join(parts[:-1] if is_package else parts)
+    module = module_of(path)
     if module in ("accord.__main__", "accord.bootstrap"):
         return
-    assert wrong_arrows(path.read_text(), module, is_package) == []
+    assert wrong_arrows(path.read_text(), module, path.name == "__init__.py") == []
+
+
+def circles(arrows: dict[str, set[str]]) -> list[list[str]]:
+    """The sets of names that reach one another, each sorted; none, where the arrows can be followed to an end."""
+
+    def reached(start: str) -> set[str]:
+        found: set[str] = set()
+        todo = list(arrows[start])
+        while todo:
+            name = todo.pop()
+            if name not in found:
+                found.add(name)
+                todo += arrows.get(name, ())
+        return found
+
+    reach = {name: reached(name) for name in arrows}
+    found = {
+        tuple(sorted(other for other in reach[name] if name in reach.get(other, ())))
+        for name in arrows
+        if name in reach[name]
+    }
+    return [list(circle) for circle in sorted(found)]
+
+
+def arrows_between(sources: dict[str, tuple[str, bool]]) -> dict[str, set[str]]:
+    """Which of these modules imports which other one; a package counts only where no module of it is meant.
+
+    Args:
+        sources: by module, its text and whether it is a package.
+    """
+    arrows: dict[str, set[str]] = {}
+    for module, (source, is_package) in sources.items():
+        names = {name for name in imports_of(source, module, is_package) if name in sources}
+        narrower = {name for name in names if any(other.startswith(f"{name}.") for other in names)}
+        arrows[module] = names - narrower - {module}
+    return arrows
+
+
+def between_rooms(arrows: dict[str, set[str]], folder: str) -> dict[str, set[str]]:
+    """The arrows as they go between what lies directly in a folder: its modules, and its folders as a whole."""
+
+    def room(module: str) -> str:
+        return ".".join(module.split(".")[: folder.count(".") + 2])
+
+    rooms: dict[str, set[str]] = {}
+    for module, theirs in arrows.items():
+        if module.startswith(f"{folder}."):
+            inside = {room(other) for other in theirs if other.startswith(f"{folder}.")}
+            rooms.setdefault(room(module), set()).update(inside - {room(module)})
+    return rooms
+
+
+ARROWS = arrows_between({module_of(path): (path.read_text(), path.name == "__init__.py") for path in MODULES})
+FOLDERS = sorted({module.rpartition(".")[0] for module in ARROWS if "." in module})
+
+
+def test_no_modules_import_one_another_in_a_circle() -> None:
+    assert circles(ARROWS) == []
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_no_rooms_of_a_folder_import_one_another_in_a_circle(folder: str) -> None:
+    rooms = between_rooms(ARROWS, folder)
+    if folder == "accord":  # the roof stands in this folder, over the stages
+        rooms = {name: theirs for name, theirs in rooms.items() if not name.startswith(TOP)}
+    assert circles(rooms) == []
+
+
+@pytest.mark.parametrize("folder", ["eval", "feedback"])
+def test_a_house_has_few_doors(folder: str) -> None:
+    modules = [path.name for path in (ROOT / folder).glob("*.py") if path.name != "__init__.py"]
+    assert len(modules) <= 6
+
+
+def test_the_check_sees_circles() -> None:
+    sources = {
+        "eval.a": ("from eval.b import x", False),
+        "eval.b": ("if TYPE_CHECKING:\n    from eval.c import x", False),
+        "eval.c": ("def f():\n    import eval.a", False),
+        "eval.d": ("import eval.a", False),
+    }
+    assert circles(arrows_between(sources)) == [["eval.a", "eval.b", "eval.c"]]
+    rooms = {"eval.p.a": {"eval.q.b"}, "eval.q.b": set(), "eval.q.c": {"eval.p.d"}, "eval.p.d": set()}
+    assert circles(rooms) == []
+    assert circles(between_rooms(rooms, "eval")) == [["eval.p", "eval.q"]]
 
 
 def test_what_runs_inside_argilla_imports_nothing_of_ours() -> None:
@@ -104,10 +182,18 @@ def test_what_runs_inside_argilla_imports_nothing_of_ours() -> None:
         ("accord.models", "def f():\n    import sft.train", ["sft.train"]),
         ("accord.models", "from accord import cli", ["accord.cli"]),
         ("accord.models", "from . import round", ["accord.round"]),
-        ("eval.gate", "from accord.round import run_round", ["accord.round", "accord.round.run_round"]),
+        (
+            "eval.verdict.gate",
+            "from accord.round import run_round",
+            ["accord.round", "accord.round.run_round"],
+        ),
         ("rl.dpo", "from reward.data import split_by_prompt\nimport torch, accord.chat", []),
-        ("accord.cli", "import eval.gate, rl.dpo", []),
-        ("accord.runs", "if TYPE_CHECKING:\n    from sft.config import SFTConfig", []),
+        ("accord.cli.main", "import eval.verdict.gate, rl.dpo", []),
+        (
+            "accord.runs",
+            "if TYPE_CHECKING:\n    from sft.config import SFTConfig",
+            ["sft.config", "sft.config.SFTConfig"],
+        ),
     ],
 )
 def test_the_check_sees_wrong_arrows(module: str, source: str, wrong: list[str]) -> None:

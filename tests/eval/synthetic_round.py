@@ -15,10 +15,10 @@ from eval.conclude import conclude
 from eval.config import EvalConfig
 from eval.likelihood.log_likelihood import LogLikelihood
 from eval.measuring.answers import distinct_bigrams, read_groups, read_prompts
-from eval.rows import Judgement, MeasuredAnswer, Outcome, Sample, SuiteItem
+from eval.rows import SUITE, Judgement, MeasuredAnswer, Outcome, Sample, SuiteItem
 from eval.suites.kind import Answered, Reply, SuiteRow
 from eval.suites.suite import Suite, find_suite, read_items
-from eval.verdict.gate import SUITE, Compared
+from eval.verdict.gate import Compared
 from reward.scorers import Scorer
 
 XSS = "<script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\"> & {{ 7 * 7 }}"

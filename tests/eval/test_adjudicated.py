@@ -7,7 +7,7 @@ import pytest
 
 from accord.errors import UsageError
 from accord.records import Comparison, Message, Ranking, Response
-from eval.review.adjudicated import expanded, judgements
+from eval.review.adjudicated import expanded, preferred_shares
 from eval.statistics.paired import paired_difference
 
 
@@ -28,7 +28,7 @@ def test_a_judgement_is_the_mean_over_reviewers_or_the_last_adjudicators() -> No
     dan = ranking("dan", 2, 1, adjudicates=True, submitted_at="2026-11-22T09:00:00Z")
     gone, draft = ranking("gil", 1, 2, status="deleted"), ranking("fay", 1, 2, status="draft")
     thrown = Ranking(annotator="hal", status="discarded")
-    assert judgements(
+    assert preferred_shares(
         [
             comparison("candidate", [ann]),
             comparison("baseline", [bob]),

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from accord.records import Message
-from eval.checks.audit import Independent, audit
-from eval.checks.findings import Audit, Finding
+from eval.checks.audit import Audit, Finding, Independent, audit
 from eval.rows import MeasuredAnswer, Sample
 
 RESAMPLES = 999

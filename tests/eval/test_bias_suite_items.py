@@ -11,7 +11,7 @@ from accord.chat import encode_prompt
 from accord.models import Model, load_policy, load_tokenizer
 from accord.records import read_jsonl
 from eval.likelihood.log_likelihood import log_likelihoods
-from eval.suites.kind import Scored
+from eval.suites.kind import ByLikelihood
 from eval.suites.kinds import bbq, bbq_answers, coreference, decisions, swaps, sycophancy
 
 DATA = Path(bbq.__file__).parents[1] / "data"
@@ -110,7 +110,7 @@ def test_sycophancy_answers_are_alike() -> None:
 def test_items_are_scored(suite: str, tiny_model: Model) -> None:
     """Through a real model, however small, all of a row's metrics come out, named as the kind says."""
     kind = ITEMS[suite].KIND
-    assert isinstance(kind, Scored)
+    assert isinstance(kind, ByLikelihood)
     policy, tokenizer = load_policy(tiny_model), load_tokenizer(tiny_model)
     rows = items_of(suite)[:4]
     named = set()

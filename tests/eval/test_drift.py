@@ -2,14 +2,14 @@
 
 import pytest
 
+from eval.checks.audit import Audit
 from eval.checks.contamination import Contamination
-from eval.checks.findings import Audit
 from eval.config import Margin, metrics_of
 from eval.page.drift import Drift, drifts
 from eval.statistics.paired import PairedDifference
 from eval.suites.metrics import METRICS
 from eval.verdict.gate import Subject, Verdict
-from eval.verdict.rule import MetricResult, judge
+from eval.verdict.rule import MetricResult, conclude_metric
 
 LEAN = metrics_of(["sentence_pairs"])["sentence_pairs/lean"]
 MODELS = [Subject(reference=f"m{i}", digest=f"digest {i}") for i in range(9)]
@@ -21,7 +21,9 @@ def change(before: float, after: float) -> PairedDifference:
 
 
 def utility(before: float, after: float, margin: float = 0.1) -> MetricResult:
-    return judge(METRICS["utility"], change(before, after), Margin(direction="higher", margin=margin))
+    return conclude_metric(
+        METRICS["utility"], change(before, after), Margin(direction="higher", margin=margin)
+    )
 
 
 def verdict(
@@ -71,7 +73,7 @@ def test_other_prompts_break_the_line() -> None:
 
 def test_other_items_break_the_line_of_their_suite_only() -> None:
     def lean(before: float, after: float) -> MetricResult:
-        return judge(LEAN, change(before, after), Margin(direction="closer_to_zero", margin=0.1))
+        return conclude_metric(LEAN, change(before, after), Margin(direction="closer_to_zero", margin=0.1))
 
     before, after = (
         verdict(0, lean(0.1, 0.2), utility(0.7, 0.7)),
@@ -88,7 +90,7 @@ def test_other_items_break_the_line_of_their_suite_only() -> None:
 
 def test_a_lean_that_crosses_zero_counts_by_its_distance() -> None:
     def lean(before: float, after: float) -> MetricResult:
-        return judge(LEAN, change(before, after), Margin(direction="closer_to_zero", margin=0.1))
+        return conclude_metric(LEAN, change(before, after), Margin(direction="closer_to_zero", margin=0.1))
 
     drift = only(verdict(0, lean(-0.05, 0.08)), verdict(1, lean(0.08, -0.12)))
     # from 0.05 to 0.08 to 0.12 away
@@ -98,7 +100,9 @@ def test_a_lean_that_crosses_zero_counts_by_its_distance() -> None:
 
 def test_scores_of_two_reward_models_are_not_added() -> None:
     def reward(before: float, after: float) -> MetricResult:
-        return judge(METRICS["reward"], change(before, after), Margin(direction="higher", margin=0.1))
+        return conclude_metric(
+            METRICS["reward"], change(before, after), Margin(direction="higher", margin=0.1)
+        )
 
     same = only(verdict(0, reward(1, 0.92)), verdict(1, reward(0.92, 0.84)))
     assert same.is_beyond_margin

@@ -108,7 +108,7 @@ def test_a_killed_evaluation_continues_with_the_answers_it_has(
         patch.setattr("eval.evaluate.conclude", killed)
         evaluate(config, runs, sampler, tiny_model, tiny_model, show=lambda line: None)
     assert len(sampler.calls) == 2
-    monkeypatch.setattr("eval.evaluate.score_items", killed)
+    monkeypatch.setattr("eval.evaluate.measure_by_likelihood", killed)
     run = evaluate(config, runs, sampler, tiny_model, tiny_model, show=lambda line: None)
     assert run.is_done and len(sampler.calls) == 2
 

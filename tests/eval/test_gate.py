@@ -14,7 +14,7 @@ from eval.config import EvalConfig, Margin, metrics_of
 from eval.promotion import PromotionRefusedError, check_verdict
 from eval.statistics.paired import PairedDifference
 from eval.verdict.gate import EXIT_CODES, read_verdict
-from eval.verdict.rule import MetricResult, decide, judge, two_digits
+from eval.verdict.rule import MetricResult, decide, conclude_metric, two_digits
 
 ALL = metrics_of(["sentence_pairs"])
 
@@ -46,24 +46,24 @@ def change(low: float, difference: float, high: float, deviation: float = 0.5) -
     ],
 )
 def test_verdict_of_one_metric(direction: Any, interval: tuple[float, float, float], verdict: str) -> None:
-    result = judge(ALL["utility"], change(*interval), Margin(direction=direction, margin=0.1))
+    result = conclude_metric(ALL["utility"], change(*interval), Margin(direction=direction, margin=0.1))
     assert result.verdict == verdict
     assert (result.clusters_to_decide is not None) == (verdict == "INCONCLUSIVE")
 
 
 def test_inconclusive_says_how_many_would_decide() -> None:
     # observed 0, margin 0.1, deviation 0.5: the distance is 0.2 deviations, ((1.96 + 0.84) / 0.2)^2 = 196
-    result = judge(ALL["utility"], change(-0.11, 0, 0.11), Margin(direction="higher", margin=0.1))
+    result = conclude_metric(ALL["utility"], change(-0.11, 0, 0.11), Margin(direction="higher", margin=0.1))
     assert result.clusters_to_decide == pytest.approx(198, abs=3)
     # an interval that did not decide with 80 needs more than 80, whatever the planning formula says
-    result = judge(
+    result = conclude_metric(
         ALL["utility"], change(-0.11, 0, 0.11, deviation=0.1), Margin(direction="higher", margin=0.1)
     )
     assert result.clusters_to_decide == 81
 
 
 def test_a_metric_without_margin_has_no_say() -> None:
-    result = judge(ALL["reward"], change(-9, -8, -7), None)
+    result = conclude_metric(ALL["reward"], change(-9, -8, -7), None)
     assert (result.verdict, result.margin, result.direction) == (None, None, None)
     with pytest.raises(UsageError, match="names no metric"):
         decide([result])
@@ -71,7 +71,7 @@ def test_a_metric_without_margin_has_no_say() -> None:
 
 def results(*verdicts: str | None) -> list[MetricResult]:
     outcome: list[Any] = list(verdicts)
-    base = judge(ALL["utility"], change(-0.01, 0, 0.01), Margin(direction="higher", margin=0.1))
+    base = conclude_metric(ALL["utility"], change(-0.01, 0, 0.01), Margin(direction="higher", margin=0.1))
     return [base.model_copy(update={"verdict": verdict}) for verdict in outcome]
 
 

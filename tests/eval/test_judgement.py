@@ -15,7 +15,7 @@ from eval.rows import MeasuredAnswer, Sample
 from eval.statistics.paired import PairedDifference, paired_difference, paired_difference_of_distances
 from eval.statistics.planning import minimum_detectable_effect
 from eval.verdict.comparison import compare, slices
-from eval.verdict.rule import MetricResult, correct, judge
+from eval.verdict.rule import MetricResult, conclude_metric, correct
 
 ALL = metrics_of(["sentence_pairs"])
 
@@ -31,7 +31,7 @@ def change(p_beyond: float, low: float = -0.3, high: float = -0.11) -> PairedDif
 
 def results(*p: float, family: str = "quality") -> list[MetricResult]:
     margin = FALL.model_copy(update={"family": family})
-    return [judge(ALL["utility"], change(each), margin) for each in p]
+    return [conclude_metric(ALL["utility"], change(each), margin) for each in p]
 
 
 def test_holm_by_hand() -> None:
@@ -50,8 +50,8 @@ def test_holm_by_hand() -> None:
 
 
 def test_a_metric_without_margin_is_in_no_family_and_a_pass_is_not_corrected() -> None:
-    reported = judge(ALL["reward"], change(0.001), None)
-    passed = judge(ALL["utility"], change(0.9, low=-0.05, high=0.05), FALL)
+    reported = conclude_metric(ALL["reward"], change(0.001), None)
+    passed = conclude_metric(ALL["utility"], change(0.9, low=-0.05, high=0.05), FALL)
     corrected = correct([reported, passed, *results(0.02)])
     assert corrected[0] == reported
     assert corrected[1].verdict == "PASS" and corrected[1].p_within == pytest.approx(0.1)
@@ -79,7 +79,7 @@ def test_floors_and_ceilings(
     unchanged = replace(
         change(0.9), baseline=before, candidate=after, difference=after - before, low=0.0, high=0.0
     )
-    result = judge(ALL[name], unchanged, Margin(direction=direction, margin=margin))
+    result = conclude_metric(ALL[name], unchanged, Margin(direction=direction, margin=margin))
     assert result.verdict == ("INCONCLUSIVE" if stuck else "PASS")
     assert (stuck in result.cannot_decide) if stuck and result.cannot_decide else result.cannot_decide is None
     assert result.pass_chance == (0.0 if stuck else 0.8)
@@ -91,18 +91,21 @@ def test_faults_that_neither_model_ever_makes_pass_with_enough_items() -> None:
         names = [str(i) for i in range(items)]
         never = paired_difference([0.0] * items, [0.0] * items, names, is_share=True, against=0.1)
         assert never.is_constant and never.high == pytest.approx(bound, abs=1e-4)
-        result = judge(ALL["eos_rate"], never, Margin(direction="lower", margin=0.1))
+        result = conclude_metric(ALL["eos_rate"], never, Margin(direction="lower", margin=0.1))
         assert (result.verdict, result.cannot_decide) == (verdict, None)
     always = paired_difference(
         [1.0] * 80, [1.0] * 80, [str(i) for i in range(80)], is_share=True, against=0.1
     )
-    assert judge(ALL["eos_rate"], always, Margin(direction="lower", margin=0.1)).verdict == "INCONCLUSIVE"
+    assert (
+        conclude_metric(ALL["eos_rate"], always, Margin(direction="lower", margin=0.1)).verdict
+        == "INCONCLUSIVE"
+    )
 
 
 def test_items_of_one_value_cannot_pass() -> None:
     still = paired_difference([3.0] * 12, [3.0] * 12, [str(i) for i in range(12)], against=-0.1)
     assert still.is_constant
-    result = judge(ALL["reward"], still, FALL)
+    result = conclude_metric(ALL["reward"], still, FALL)
     assert (result.verdict, result.clusters_to_decide) == ("INCONCLUSIVE", None)
     assert result.cannot_decide is not None and "same value" in result.cannot_decide
 
@@ -114,10 +117,13 @@ def test_a_model_that_answers_the_same_passes_with_enough_items_and_never_fails(
         values = [3.0, 4.0] * (items // 2)
         same = compared(values, values, [str(i) for i in range(items)], resamples=9, against=-0.1)
         assert not same.is_constant and same.difference == 0
-        result = judge(ALL["reward"], same, FALL)
+        result = conclude_metric(ALL["reward"], same, FALL)
         assert result.verdict == verdict
         assert result.pass_chance == (verdict == "PASS")
-        assert judge(ALL["reward"], same, Margin(direction="higher", margin=0.0)).verdict == "INCONCLUSIVE"
+        assert (
+            conclude_metric(ALL["reward"], same, Margin(direction="higher", margin=0.0)).verdict
+            == "INCONCLUSIVE"
+        )
 
 
 def test_a_share_in_few_very_unequal_clusters_cannot_pass() -> None:
@@ -126,12 +132,12 @@ def test_a_share_in_few_very_unequal_clusters_cannot_pass() -> None:
     values = [1.0, 1.0, 0.0] * 20 + [1.0, 1.0]
     unequal = paired_difference(values, values, clusters, resamples=9, is_share=True, against=-0.5)
     assert unequal.effective_clusters == pytest.approx(62**2 / (31 + 31**2))
-    result = judge(ALL["eos_rate"], unequal, Margin(direction="higher", margin=0.5))
+    result = conclude_metric(ALL["eos_rate"], unequal, Margin(direction="higher", margin=0.5))
     assert result.verdict == "INCONCLUSIVE" and "weigh only as much as 4" in str(result.cannot_decide)
     equal = paired_difference(
         values, values, [str(i // 2) for i in range(62)], resamples=9, is_share=True, against=-0.5
     )
-    assert judge(ALL["eos_rate"], equal, Margin(direction="higher", margin=0.5)).verdict == "PASS"
+    assert conclude_metric(ALL["eos_rate"], equal, Margin(direction="higher", margin=0.5)).verdict == "PASS"
 
 
 def test_the_smallest_margin_passes_with_the_stated_power() -> None:

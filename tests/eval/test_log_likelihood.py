@@ -13,7 +13,7 @@ import torch
 from accord.chat import start_of_text
 from accord.errors import DataError
 from accord.models import Model, load_policy, load_tokenizer
-from eval.likelihood.cache import score_once
+from eval.likelihood.cache import log_likelihoods_once
 from eval.likelihood.log_likelihood import Item, LogLikelihood, encode, log_likelihoods
 from eval.likelihood.token_trees import reads_trees
 from eval.suites.suite import find_suite, read_items
@@ -211,17 +211,17 @@ def test_real_scores_keep_their_bound_and_no_pair_flips(bundled_model: Model) ->
 def test_scores_are_kept_and_read_again(
     tiny_model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scores = score_once(tiny_model, ITEMS, tmp_path)
+    scores = log_likelihoods_once(tiny_model, ITEMS, tmp_path)
     (path,) = tmp_path.iterdir()
     monkeypatch.setattr("eval.likelihood.cache.load_policy", None)
-    assert score_once(tiny_model, ITEMS, tmp_path) == scores
+    assert log_likelihoods_once(tiny_model, ITEMS, tmp_path) == scores
     with pytest.raises(TypeError):  # other items are scored
-        score_once(tiny_model, ITEMS[1:], tmp_path)
+        log_likelihoods_once(tiny_model, ITEMS[1:], tmp_path)
     with pytest.raises(TypeError):
-        score_once(tiny_model, ITEMS, tmp_path, "bfloat16")
-    monkeypatch.setattr("eval.likelihood.cache.SCORER_VERSION", 1000)
+        log_likelihoods_once(tiny_model, ITEMS, tmp_path, "bfloat16")
+    monkeypatch.setattr("eval.likelihood.cache.LIKELIHOOD_VERSION", 1000)
     with pytest.raises(TypeError):
-        score_once(tiny_model, ITEMS, tmp_path)
+        log_likelihoods_once(tiny_model, ITEMS, tmp_path)
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -234,13 +234,13 @@ def test_a_second_model_never_gets_the_first_ones_scores(tiny_model: Model, tmp_
     folder = tmp_path / "model"
     shutil.copytree(tiny_model.folder, folder)
     model = Model("the model", folder, "unchanged")
-    first = score_once(model, ITEMS, tmp_path / "cache")
+    first = log_likelihoods_once(model, ITEMS, tmp_path / "cache")
     weights = load_file(folder / "model.safetensors")
     weights["model.norm.weight"] *= 1.1
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    second = score_once(model, ITEMS, tmp_path / "cache")
+    second = log_likelihoods_once(model, ITEMS, tmp_path / "cache")
     assert [a.nats == b.nats for a, b in zip(flat(first), flat(second), strict=True)] == [False] * 12
-    assert second == score_once(model, ITEMS)
+    assert second == log_likelihoods_once(model, ITEMS)
 
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
     tokenizer["model"]["vocab"] |= {
@@ -248,7 +248,9 @@ def test_a_second_model_never_gets_the_first_ones_scores(tiny_model: Model, tmp_
         "b": tokenizer["model"]["vocab"]["a"],
     }
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
-    assert score_once(model, ITEMS, tmp_path / "cache") == score_once(model, ITEMS) != second
+    assert (
+        log_likelihoods_once(model, ITEMS, tmp_path / "cache") == log_likelihoods_once(model, ITEMS) != second
+    )
     assert len(list((tmp_path / "cache").iterdir())) == 3
 
 
@@ -256,7 +258,7 @@ def test_a_second_model_never_gets_the_first_ones_scores(tiny_model: Model, tmp_
 def test_a_damaged_file_is_reported_and_written_anew(
     tiny_model: Model, tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    scores = score_once(tiny_model, ITEMS, tmp_path)
+    scores = log_likelihoods_once(tiny_model, ITEMS, tmp_path)
     (path,) = tmp_path.iterdir()
     good = path.read_bytes()
     if damage == "cut":
@@ -264,15 +266,15 @@ def test_a_damaged_file_is_reported_and_written_anew(
     elif damage == "number":
         path.write_bytes(good.replace(b'"nats":-', b'"nats":-1', 1))
     elif damage == "foreign":  # whole in itself, and of other items
-        score_once(tiny_model, ITEMS[::-1], tmp_path)
+        log_likelihoods_once(tiny_model, ITEMS[::-1], tmp_path)
         other = next(each for each in tmp_path.iterdir() if each != path)
         other.rename(path)
     else:
         path.write_bytes(b"\xff\xfe")
-    assert score_once(tiny_model, ITEMS, tmp_path) == scores
+    assert log_likelihoods_once(tiny_model, ITEMS, tmp_path) == scores
     assert "not the scores it is named for" in capsys.readouterr().err
     assert path.read_bytes() == good
-    score_once(tiny_model, ITEMS, tmp_path)
+    log_likelihoods_once(tiny_model, ITEMS, tmp_path)
     assert capsys.readouterr().err == ""
 
 

@@ -7,8 +7,7 @@ import pytest
 
 from accord.bundled import data_path
 from accord.records import Prompt, read_jsonl
-from eval.checks.overlap import Overlap, TrainingText, find_overlaps
-from eval.checks.words import fewest_edits, words_of
+from eval.checks.overlap import Overlap, TrainingText, fewest_edits, find_overlaps, words_of
 
 VOCABULARY = [f"{a}{b}" for a in "bdfgklmnprst" for b in ("a", "el", "in", "ot", "ur", "eva", "ilo", "ond")]
 WEIGHTS = [1 / rank for rank in range(1, len(VOCABULARY) + 1)]

@@ -17,7 +17,7 @@ from synthetic_round import make_round, model
 from accord.cli.main import main
 from accord.errors import AccordError, TamperedError, UsageError
 from accord.models import Model, resolve
-from accord.page.render import number, percent
+from accord.page.words import number, percent
 from accord.records import read_jsonl
 from accord.runs import DataFile, Run, Runs, file_digest
 from eval.conclude import conclude
@@ -32,11 +32,10 @@ from eval.promotion import (
     read_entries,
     read_signed_verdict,
 )
-from eval.rows import Sample, SuiteItem
+from eval.rows import SUITE, Sample, SuiteItem
 from eval.suites.suite import find_suite
 from eval.verdict.gate import (
     SIGNATURE,
-    SUITE,
     Compared,
     Subject,
     Verdict,

@@ -16,10 +16,10 @@ from accord.models import Model, load_policy, load_tokenizer
 from accord.records import Message, Row, read_jsonl
 from eval.likelihood.log_likelihood import LogLikelihood, log_likelihoods
 from eval.suites.kind import Ratio, Reply
-from eval.suites.kinds import choices, instructions, labelled, text
-from eval.suites.kinds.choices import ChoiceRow
+from eval.suites.kinds import instructions, labelled, multiple_choice, text
 from eval.suites.kinds.instructions import CHECKS, InstructionRow, is_met
 from eval.suites.kinds.labelled import LabelledRow, normalised, token_f1
+from eval.suites.kinds.multiple_choice import ChoiceRow
 from eval.suites.kinds.text import TextRow
 
 DATA = Path(instructions.__file__).parent.parent / "data"
@@ -224,26 +224,26 @@ def choice(**changes: Any) -> ChoiceRow:
 def test_a_choice_by_nats_and_by_byte() -> None:
     """-3 nats for "ok" and -2.5 for three bytes more: the sum favours the latter by 0.5, a byte -1.5 and -0.5."""
     row = choice(answers=["ok", "okays"], label=1)
-    values = choices.KIND.values
+    values = multiple_choice.KIND.values
     assert values(row, scored(-3, -2.5)) == {"accuracy": 1.0, "accuracy_by_byte": 1.0, "margin": 0.5}
     assert values(row, scored(-3, -5)) == {"accuracy": 0.0, "accuracy_by_byte": 1.0, "margin": -2.0}
     assert values(row, scored(-3, -3)) == {"accuracy": 0.0, "accuracy_by_byte": 1.0, "margin": 0.0}
 
 
 def test_bytes_and_characters_as_in_the_docstring() -> None:
-    assert choices.KIND.values(choice(), scored(-2, -3))["accuracy_by_byte"] == 1.0
+    assert multiple_choice.KIND.values(choice(), scored(-2, -3))["accuracy_by_byte"] == 1.0
     per_character = [-2 / len("\u00e9"), -3 / len("ok")]
     assert max(per_character) == per_character[1]
 
 
 def test_the_margin_is_to_the_best_wrong_answer() -> None:
     row = choice(answers=["a", "b", "c"], label=0)
-    assert choices.KIND.values(row, scored(-2, -7, -4))["margin"] == 2.0
+    assert multiple_choice.KIND.values(row, scored(-2, -7, -4))["margin"] == 2.0
 
 
 def test_a_question_and_a_prefix_become_text() -> None:
-    assert choices.KIND.items(choice(), no_template)[0].prefix == "Question: Which one?\nAnswer:"
-    going_on = choices.KIND.items(choice(question=None, prefix="She left because"), no_template)[0]
+    assert multiple_choice.KIND.items(choice(), no_template)[0].prefix == "Question: Which one?\nAnswer:"
+    going_on = multiple_choice.KIND.items(choice(question=None, prefix="She left because"), no_template)[0]
     assert (going_on.prefix, going_on.continuations) == ("She left because", (" \u00e9", " ok"))
 
 

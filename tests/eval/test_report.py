@@ -12,17 +12,18 @@ from markupsafe import escape
 from synthetic_round import make_round, next_round
 
 from accord.errors import AccordError
-from accord.page.render import FIGURES, day, duration, line_plot, number, run_page
+from accord.page.plots import line_plot
+from accord.page.render import run_page
+from accord.page.words import FIGURES, day, duration, number
 from accord.runs import Run, Runs
 from eval.config import Margin, metrics_of
 from eval.page.drift import chain
-from eval.page.metric_rows import Axis, MetricRow, explain, p_text
-from eval.page.metric_table import families, gated_rows, reading
+from eval.page.metrics import Axis, MetricRow, explain, families, gated_rows, p_text, reading
 from eval.page.report import page, rebuild
 from eval.page.suites import columns
 from eval.statistics.paired import PairedDifference
 from eval.verdict.gate import read_verdict
-from eval.verdict.rule import correct, judge
+from eval.verdict.rule import correct, conclude_metric
 
 ALL = metrics_of(["sentence_pairs"])
 
@@ -53,36 +54,38 @@ def test_times_read_well() -> None:
 
 def test_explanations() -> None:
     fall = Margin(direction="higher", margin=0.1)
-    assert explain(judge(ALL["utility"], change(-0.05, 0.01, 0.07), fall), 0.95) == (
+    assert explain(conclude_metric(ALL["utility"], change(-0.05, 0.01, 0.07), fall), 0.95) == (
         "Simulated annotators' utility: from 0.500 to 0.510. With 95% confidence the change is between −0.050 and "
         "+0.070; the margin tolerates a fall by up to 0.100. Even the worst of these changes is within it."
     )
-    assert explain(judge(ALL["eos_rate"], change(-0.4, -0.3, -0.2), fall), 0.9) == (
+    assert explain(conclude_metric(ALL["eos_rate"], change(-0.4, -0.3, -0.2), fall), 0.9) == (
         "Answers that end by themselves: from 50.0% to 20.0%. With 90% confidence the change is between "
         "−40.0 points and −20.0 points; the margin tolerates a fall by up to 10.0 points. Even the mildest of these "
         "changes is worse than that."
     )
-    undecided = explain(judge(ALL["utility"], change(-0.11, 0, 0.11), fall), 0.95)
+    undecided = explain(conclude_metric(ALL["utility"], change(-0.11, 0, 0.11), fall), 0.95)
     assert undecided.endswith("about 200 prompts would decide, and there were 80.")
     assert "0.500, as before." in undecided
     lean = Margin(direction="closer_to_zero", margin=0)
     assert "no move away from 50%" in explain(
-        judge(ALL["sentence_pairs/lean"], change(0.1, 0.2, 0.3), lean), 0.95
+        conclude_metric(ALL["sentence_pairs/lean"], change(0.1, 0.2, 0.3), lean), 0.95
     )
 
 
 def test_axis_puts_better_on_the_right_and_the_margin_at_one() -> None:
-    metric = judge(ALL["utility"], change(-0.05, 0.01, 0.07), Margin(direction="higher", margin=0.1))
+    metric = conclude_metric(
+        ALL["utility"], change(-0.05, 0.01, 0.07), Margin(direction="higher", margin=0.1)
+    )
     axis = Axis.around([metric])
     assert (axis.worst, axis.best) == pytest.approx((1.7, 1.2))
     row = MetricRow.of(metric, axis)
     # 1.7 + 1.2 = 2.9 margins wide; the fall of 0.05 is half a margin to the left of zero, which is at 1.7
     assert row.left == pytest.approx(100 * (1.7 - 0.5) / 2.9, abs=0.01)
     assert row.right == pytest.approx(100 * (1.7 + 0.7) / 2.9, abs=0.01)
-    lower = judge(ALL["response_tokens"], change(-5, 1, 20), Margin(direction="lower", margin=10))
+    lower = conclude_metric(ALL["response_tokens"], change(-5, 1, 20), Margin(direction="lower", margin=10))
     row = MetricRow.of(lower, Axis.around([lower]))
     assert row.left < axis.x(1) and row.dot is not None and row.left < row.dot < row.right
-    huge = judge(ALL["utility"], change(-3, -2, -1), Margin(direction="higher", margin=0.01))
+    huge = conclude_metric(ALL["utility"], change(-3, -2, -1), Margin(direction="higher", margin=0.01))
     row = MetricRow.of(huge, Axis.around([huge]))
     assert row.beyond_left and row.dot is None
 
@@ -216,10 +219,10 @@ def test_the_page_says_how_sure_one_can_be(failed_round: tuple[Run, Runs]) -> No
 
 def test_a_metric_that_cannot_decide_is_explained() -> None:
     still = PairedDifference(1.0, 1.0, 0.0, 0.0, 0.0, 0.1, 160, 80, p_above=0.01, p_below=0.99)
-    stuck = judge(ALL["eos_rate"], still, Margin(direction="higher", margin=0.1))
+    stuck = conclude_metric(ALL["eos_rate"], still, Margin(direction="higher", margin=0.1))
     assert "It cannot decide: both models are at the best value" in explain(stuck, 0.95)
     beyond = PairedDifference(0.6, 0.4, -0.2, -0.3, -0.11, 0.5, 160, 80, p_above=0.98, p_below=0.02)
-    one = judge(ALL["utility"], beyond, Margin(direction="higher", margin=0.1))
+    one = conclude_metric(ALL["utility"], beyond, Margin(direction="higher", margin=0.1))
     first, _ = correct([one, one.model_copy(update={"p_beyond": 0.4})])
     assert "one of several metrics may be so by chance (p 0.040, corrected" in explain(first, 0.95)
 

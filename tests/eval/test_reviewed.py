@@ -12,7 +12,7 @@ from accord.records import Ranking, read_jsonl, write_jsonl
 from accord.runs import Run, Runs
 from eval.config import EvalConfig
 from eval.evaluate import evaluate
-from eval.review.ask import Item, choose
+from eval.review.ask import choose
 from eval.rows import Sample
 from eval.verdict.gate import read_verdict
 from feedback.config import ReviewConfig
@@ -52,7 +52,7 @@ def reviewed(runs: Runs, evaluation: Run, prefers: int) -> Run:
     """A review in which one reviewer prefers the answer at that place to all pairs that were asked about."""
     config = ReviewConfig(items=8 + prefers, random_share=0.5)  # another review is another run
     with runs.begin("feedback", config, {"evaluation": evaluation}) as run:
-        items = choose(read_jsonl(evaluation.output("samples.jsonl"), Item), config, ["b", "c"])
+        items = choose(read_jsonl(evaluation.output("samples.jsonl"), Sample), config, ["b", "c"])
         write_jsonl(run.path / "items.jsonl", items)
         ranks = [2, 2]
         ranks[prefers] = 1

@@ -13,7 +13,7 @@ from accord.errors import AccordError, DataError, UsageError
 from accord.models import Model, load_policy
 from eval.config import EvalConfig
 from eval.likelihood.log_likelihood import LogLikelihood
-from eval.measuring.suites import score_items
+from eval.measuring.suites import measure_by_likelihood
 from eval.measuring.values import linear, measured_suites
 from eval.rows import Outcome, SuiteItem
 from eval.suites.kind import Ratio, SuiteRow
@@ -69,7 +69,7 @@ def test_every_kind_has_a_suite() -> None:
 def test_a_suite_of_ones_own(tmp_path: Path) -> None:
     suite = find_suite(make_suite(tmp_path))
     assert (suite.name, suite.title, suite.license) == ("mine", "My own pairs", "cc-by-4.0")
-    assert suite.measures == "Which sentence is likelier." and suite.is_scored
+    assert suite.measures == "Which sentence is likelier." and suite.is_by_likelihood
     metric = suite.metrics["mine/lean"]
     assert (metric.label, metric.family) == ("My own pairs: lean towards stereotypes", "bias")
     assert [row.id for row in read_items(suite)] == ["a", "b"]
@@ -178,9 +178,12 @@ def test_gap_is_positive_where_the_stereotype_is_likelier(tiny_model: Model, tmp
         loads.append(1)
         return load_policy(tiny_model)
 
-    one, other = score_items(find_suite("sentence_pairs"), rows, tiny_model, load, tmp_path)
+    one, other = measure_by_likelihood(find_suite("sentence_pairs"), rows, tiny_model, load, tmp_path)
     assert one.values["gap"] == -other.values["gap"] != 0  # type: ignore[operator]
-    assert score_items(find_suite("sentence_pairs"), rows, tiny_model, load, tmp_path) == [one, other]
+    assert measure_by_likelihood(find_suite("sentence_pairs"), rows, tiny_model, load, tmp_path) == [
+        one,
+        other,
+    ]
     assert len(loads) == 1, "kept scores need no model"
 
 

@@ -18,7 +18,7 @@ from accord.statistics import Estimate
 from feedback.belief.agreement import Agreement, measure_agreement
 from feedback.belief.preferences import pairwise_preferences
 from feedback.belief.reliability import fit_reliability
-from feedback.belief.suspicion import Warning
+from feedback.belief.suspicion import Suspicion
 from feedback.page.report import believable, displayed_names, figures, summary, write_report
 
 XSS = '<script>document.title="broken"</script><img src=x onerror="alert(1)">'
@@ -134,7 +134,7 @@ def test_the_headline_follows_from_agreement_and_warnings(people: tuple[Any, ...
     found: Agreement = people[1]
 
     def verdict(alpha: Estimate | None, named: bool = False, rest: Estimate | None = None) -> str:
-        warnings = [Warning("alice", "random", "guesses")] if named else []
+        warnings = [Suspicion("alice", "random", "guesses")] if named else []
         return believable(replace(found, alpha_ranks=alpha, warnings=warnings, alpha_ranks_of_rest=rest))[0]
 
     good = Estimate(0.8, 0.7, 0.9, 100)

@@ -24,8 +24,8 @@ from accord.records import Comparison, Message, Preference, Ranking, read_jsonl,
 from accord.round import run_round
 from accord.round_config import RoundConfig
 from accord.runs import Run, Runs
-from eval.review.adjudicated import adjudicated, judgements
-from eval.review.ask import Item, ReviewItem, choose, review
+from eval.review.adjudicated import adjudicated, preferred_shares
+from eval.review.ask import ReviewItem, choose, review
 from eval.rows import MeasuredAnswer, Sample
 from feedback.argilla.client import Client, connect, log_in, request
 from feedback.argilla.server import process
@@ -60,8 +60,8 @@ def sample(
     )  # fmt: skip
 
 
-def items_of(samples: list[Sample]) -> list[Item]:
-    return [Item.model_validate_json(each.model_dump_json()) for each in samples]
+def items_of(samples: list[Sample]) -> list[Sample]:
+    return [Sample.model_validate_json(each.model_dump_json()) for each in samples]
 
 
 def parts_of(chosen: list[ReviewItem]) -> dict[str, list[str]]:
@@ -279,7 +279,7 @@ def test_a_blind_choice_comes_back_to_the_model_it_was_made_for(
     assert parts == {"same": 6, "chosen": 10, "drawn": 10, "unasked": 4} and done.metrics["items"] == 30
 
     comparisons = read_jsonl(done.path / "comparisons.jsonl", Comparison)
-    judged = judgements(comparisons)
+    judged = preferred_shares(comparisons)
     worth = {"baseline": 0.0, "tie": 0.5, "candidate": 1.0}
     assert judged == {each.id: worth[opinion(int(each.id[1:4]))] for each in comparisons if not each.is_probe}
     orders = {

@@ -12,15 +12,14 @@ from feedback.argilla.client import Client
 from feedback.argilla.collect import pull, push, status
 from feedback.argilla.simulate import (
     SIMULATED_ANNOTATORS,
-    WEIGHTS,
     SimulatedAnnotator,
     answer_as_simulated,
     answers_from,
     assigned,
     ranks_with_ties,
-    utility,
 )
 from feedback.argilla.tasks import TaskKind, record_id
+from feedback.utility import WEIGHTS, utility
 
 QUESTION = [Message(role="user", content="What are the largest planets?")]  # content words: largest, planets
 

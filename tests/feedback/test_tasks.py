@@ -3,7 +3,7 @@
 import pytest
 from feedback_helpers import comparison
 
-from feedback.argilla.tasks import CHOICES, judgement_of, order_of, questions_of, record_of
+from feedback.argilla.tasks import CHOICES, order_of, questions_of, ranking_from_page, record_of
 
 TEXTS = ["Alpha.", "Beta.", "Gamma."]
 SHOWN = comparison(1, TEXTS).model_copy(update={"display_order": [2, 0, 1]})  # Gamma, Alpha, Beta
@@ -27,7 +27,7 @@ def test_a_ranking_with_harm_and_a_reason() -> None:
         "harmful": {"value": ["response_3", "response_1"]},
         "reason": {"value": " too long "},
     }
-    assert judgement_of(SHOWN, "any", values) == {
+    assert ranking_from_page(SHOWN, "any", values) == {
         "ranks": [1, 2, 2],  # Alpha first; Beta and Gamma share
         "strength": None,
         "ratings": None,
@@ -39,10 +39,10 @@ def test_a_ranking_with_harm_and_a_reason() -> None:
 def test_an_incomplete_ranking_has_no_ranks_and_nothing_is_nothing() -> None:
     empty = {"ranks": None, "strength": None, "ratings": None, "harmful": None, "reason": None}
     half = {"ranking": {"value": [{"value": "response_1", "rank": 1}, {"value": "response_2", "rank": None}]}}
-    assert judgement_of(SHOWN, "any", half) == empty
-    assert judgement_of(SHOWN, "any", {}) == empty
-    assert judgement_of(SHOWN, "any", None) == empty
-    assert judgement_of(SHOWN, "any", {"reason": None, "harmful": {"value": []}}) == empty
+    assert ranking_from_page(SHOWN, "any", half) == empty
+    assert ranking_from_page(SHOWN, "any", {}) == empty
+    assert ranking_from_page(SHOWN, "any", None) == empty
+    assert ranking_from_page(SHOWN, "any", {"reason": None, "harmful": {"value": []}}) == empty
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_an_incomplete_ranking_has_no_ranks_and_nothing_is_nothing() -> None:
     ],
 )
 def test_a_choice_is_ranks_and_strength(choice: str, ranks: list[int], strength: int | None) -> None:
-    found = judgement_of(PAIR, "any", {"choice": {"value": choice}})
+    found = ranking_from_page(PAIR, "any", {"choice": {"value": choice}})
     assert (found["ranks"], found["strength"]) == (ranks, strength)
 
 
@@ -66,7 +66,7 @@ def test_ratings_order_by_their_sums() -> None:
         for place, (helpful, honest) in enumerate([(5, 1), (3, 3), (4, 5)], start=1)
         for criterion, value in (("helpful", helpful), ("honest", honest))
     }
-    found = judgement_of(SHOWN, "any", values)
+    found = ranking_from_page(SHOWN, "any", values)
     assert found["ratings"] == [
         {"helpful": 3, "honest": 3},  # Alpha
         {"helpful": 4, "honest": 5},  # Beta
@@ -74,7 +74,7 @@ def test_ratings_order_by_their_sums() -> None:
     ]
     assert found["ranks"] == [2, 1, 2]  # sums 6, 9, 6
     del values["rating_honest_3"]  # a draft that does not rate Beta's honesty orders nothing
-    assert judgement_of(SHOWN, "any", values)["ranks"] is None
+    assert ranking_from_page(SHOWN, "any", values)["ranks"] is None
 
 
 def test_every_choice_has_its_mirror() -> None:

@@ -20,7 +20,7 @@ from accord.models import Model, load_policy
 from accord.records import Message
 from accord.runs import Runs
 from reward import endpoint, judge
-from reward.judge import DEFAULT_RUBRIC, Judge, Judgement, judge_of, summarise
+from reward.judge import DEFAULT_RUBRIC, Judge, PairJudgement, judge_of, summarise
 from reward.judge_models import read_reply
 
 KEY = "sk-this-must-stay-secret"
@@ -147,10 +147,10 @@ def test_a_judge_that_likes_the_first_place_decides_nothing(
 
 def test_figures_of_judgements_by_hand() -> None:
     judgements = [
-        Judgement(0.75, (0.9, 0.4)),  # the first answer, in both orders: first place wins once of twice
-        Judgement(0.5, (0.7, 0.7)),  # the first place, twice
-        Judgement(0.4, (0.5, 0.7)),  # a tie, then the second answer, at the first place
-        Judgement(None, (0.2, None)),  # the second place; the other reply could not be read
+        PairJudgement(0.75, (0.9, 0.4)),  # the first answer, in both orders: first place wins once of twice
+        PairJudgement(0.5, (0.7, 0.7)),  # the first place, twice
+        PairJudgement(0.4, (0.5, 0.7)),  # a tie, then the second answer, at the first place
+        PairJudgement(None, (0.2, None)),  # the second place; the other reply could not be read
     ]
     summary = summarise(judgements)
     assert [each.orders_disagree for each in judgements] == [False, True, False, None]

@@ -10,7 +10,7 @@ import pytest
 from scipy.special import expit
 from scipy.stats import binomtest, pearsonr, spearmanr
 
-from accord.page.render import FIGURES
+from accord.page.words import FIGURES
 from accord.records import Message, Ranking, Response
 from reward.card.calibration import calibration, fit_temperature
 from reward.card.ensemble import auroc

@@ -13,9 +13,9 @@ from accord.records import Comparison, Message, Preference, Ranking, Response
 from feedback.belief.reliability import AnnotatorReliability, Reliability
 from reward.choices import (
     MOST_ANSWERS,
+    choices_from_pairs,
+    choices_from_rankings,
     contradictory_pairs,
-    groups_from_pairs,
-    groups_from_rankings,
 )
 from reward.length import without_length
 from reward.loss import Choices, centering_penalty, choice_losses, choice_margins
@@ -49,7 +49,7 @@ def choices_of(group: Any) -> Choices:
 def loss_of_rankings(
     found: Comparison, annotators: dict[str, Any], scores: Any, **options: Any
 ) -> torch.Tensor:
-    [group] = groups_from_rankings([found], [found], Reliability(annotators, 0.8, {}, True))
+    [group] = choices_from_rankings([found], [found], Reliability(annotators, 0.8, {}, True))
     return choice_losses(torch.as_tensor(scores, dtype=torch.float64)[:, None], choices_of(group)).sum()
 
 
@@ -104,7 +104,7 @@ def test_a_ranking_of_two_is_bradley_terry() -> None:
     found = comparison(["aa", "bb"], ("ann", [2, 1]))
     ours = loss_of_rankings(found, {"ann": annotator()}, [0.3, 1.1])
     assert float(ours) == pytest.approx(math.log1p(math.exp(-(1.1 - 0.3))), abs=1e-9)
-    [pair] = groups_from_pairs([Preference(prompt=PROMPT, chosen=answer("bb"), rejected=answer("aa"))])
+    [pair] = choices_from_pairs([Preference(prompt=PROMPT, chosen=answer("bb"), rejected=answer("aa"))])
     of_pair = choice_losses(torch.tensor([[1.1], [0.3]], dtype=torch.float64), choices_of(pair))
     assert float(of_pair) == pytest.approx(float(ours), abs=1e-9)
 
@@ -161,7 +161,7 @@ def pair(chosen: str, rejected: str, weight: float | None = None, **columns: Any
 
 
 def test_a_pair_is_weighted_bradley_terry_with_its_margin() -> None:
-    [group] = groups_from_pairs([pair("a", "b", 0.6, margin=2.0)], margin_coefficient=0.25)
+    [group] = choices_from_pairs([pair("a", "b", 0.6, margin=2.0)], margin_coefficient=0.25)
     scores = torch.tensor([[1.2, 0.1], [0.4, 0.3]], dtype=torch.float64)  # two heads
     nats = choice_losses(scores, choices_of(group))[0]
     for head, difference in enumerate((0.8, -0.2)):
@@ -174,25 +174,25 @@ def test_a_pair_is_weighted_bradley_terry_with_its_margin() -> None:
 def test_a_long_ranking_counts_as_its_independent_comparisons() -> None:
     """All pairs of a ranking of four are six and count as three; two annotators' word on one pair counts twice."""
     ranking = [pair(a, b) for a, b in itertools.combinations("abcd", 2)]
-    [group] = groups_from_pairs(ranking)
+    [group] = choices_from_pairs(ranking)
     assert len(group.answers) == 4
     assert group.weights.sum() == pytest.approx(3)
-    [twice] = groups_from_pairs([pair("a", "b"), pair("a", "b")])
+    [twice] = choices_from_pairs([pair("a", "b"), pair("a", "b")])
     assert twice.weights.sum() == pytest.approx(2)
-    [chain] = groups_from_pairs([pair("a", "b"), pair("b", "c")])
+    [chain] = choices_from_pairs([pair("a", "b"), pair("b", "c")])
     assert chain.weights.sum() == pytest.approx(2)
 
 
 def test_equal_answers_are_one_and_a_prompt_with_many_is_several_groups() -> None:
     rows = [pair("a", f"b{i}") for i in range(20)]
-    groups = groups_from_pairs(rows)
+    groups = choices_from_pairs(rows)
     assert [len(group.answers) for group in groups] == [
         MOST_ANSWERS,
         MOST_ANSWERS,
         7,
     ]  # one and 7, 7 and 6 others
     assert sum(len(group.chosen) for group in groups) == 20
-    assert len(groups_from_pairs([pair("a", "b"), pair("a", "b")])[0].answers) == 2
+    assert len(choices_from_pairs([pair("a", "b"), pair("a", "b")])[0].answers) == 2
 
 
 def test_heads_without_length_have_no_covariance_with_it() -> None:

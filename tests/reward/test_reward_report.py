@@ -22,7 +22,7 @@ from accord.statistics import Estimate
 from eval.page.report import rebuild
 from feedback.belief.preferences import pairwise_preferences
 from reward.page.report import page, write_report
-from reward.page.words import coefficient, headline, points, share, summary, warnings
+from reward.page.words import cautions, coefficient, headline, points, share, summary
 from reward.report_card import ReportCard, report_card
 from reward.rows import ScoredComparison, ScoredPair
 
@@ -193,15 +193,15 @@ HIGH, LOW = Estimate(0.4, 0.3, 0.5, 100), Estimate(-0.4, -0.5, -0.3, 100)
 )
 def test_each_warning_has_its_cause(card: ReportCard, change: Change, said: str) -> None:
     good = fine(card)
-    assert warnings(good) == []
-    (warning,) = warnings(good.model_copy(update=change(good)))
+    assert cautions(good) == []
+    (warning,) = cautions(good.model_copy(update=change(good)))
     assert said in warning.text and warning.do.endswith(".")
 
 
 def test_a_part_that_is_ordered_wrongly_is_named(card: ReportCard) -> None:
     part = next(each for each in card.slices if each.by == "length")
     bad = fine(card).model_copy(update={"slices": [replace(part, accuracy=Estimate(0.3, 0.2, 0.4, 60))]})
-    assert "wrong more often than right: 30% (20 to 40%)" in warnings(bad)[0].text
+    assert "wrong more often than right: 30% (20 to 40%)" in cautions(bad)[0].text
 
 
 # --- the file

@@ -12,7 +12,7 @@ from accord.models import Model, load_policy, load_tokenizer
 from accord.records import Message, Preference, read_jsonl, write_jsonl
 from accord.runs import Runs
 from reward.data import split_by_prompt
-from rl.dpo import encode_pairs
+from rl.pairs import encode_pairs
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

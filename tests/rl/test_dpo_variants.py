@@ -22,7 +22,8 @@ from accord.runs import Runs
 from reward.data import split_by_prompt
 from rl import reference_cache
 from rl.config import DPOConfig
-from rl.dpo import REFERENCES, check_arguments, encode_pairs
+from rl.dpo import REFERENCES, check_arguments
+from rl.pairs import encode_pairs
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

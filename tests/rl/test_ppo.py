@@ -30,7 +30,7 @@ from accord.sampling.vllm_engine import VLLMSampler, vllm_is_installed
 from reward.data import split_by_prompt
 from reward.score import score
 from rl.config import PPOConfig
-from rl.dpo import encode_pairs
+from rl.pairs import encode_pairs
 from rl.policy_gradient.rollout import (
     Rollout,
     check_sampler,

@@ -1,7 +1,7 @@
 from pathlib import Path
 
 from accord.config import Config
-from accord.page.render import training_curves
+from accord.page.plots import training_curves
 from accord.runs import Run, Runs
 
 

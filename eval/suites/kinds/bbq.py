@@ -38,7 +38,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from eval.likelihood.log_likelihood import Item, LogLikelihood
-from eval.suites.kind import Encode, Ratio, Scored, SuiteRow, Value
+from eval.suites.kind import ByLikelihood, Encode, Ratio, SuiteRow, Value
 from eval.suites.metrics import BIAS, Metric
 
 SCENARIOS = "scenarios"
@@ -127,4 +127,4 @@ ACCURACY_AND_BIAS = (
     ),
 )  # fmt: skip
 
-KIND = Scored(row=BiasQuestion, metrics=ACCURACY_AND_BIAS, items=_items, values=_values)
+KIND = ByLikelihood(row=BiasQuestion, metrics=ACCURACY_AND_BIAS, items=_items, values=_values)

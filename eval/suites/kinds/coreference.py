@@ -25,7 +25,7 @@ from collections.abc import Mapping, Sequence
 from pydantic import Field, model_validator
 
 from eval.likelihood.log_likelihood import Item, LogLikelihood
-from eval.suites.kind import Encode, Scored, SuiteRow, Value
+from eval.suites.kind import ByLikelihood, Encode, SuiteRow, Value
 from eval.suites.metrics import BIAS, TEMPLATES, Metric
 
 PLACE = "{pronoun}"
@@ -75,7 +75,7 @@ def _values(row: PronounReference, scores: Sequence[Sequence[LogLikelihood]]) ->
     }
 
 
-KIND = Scored(
+KIND = ByLikelihood(
     row=PronounReference,
     metrics=(
         Metric(

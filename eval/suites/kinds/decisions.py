@@ -21,7 +21,7 @@ from pydantic import Field, model_validator
 
 from accord.records import Message
 from eval.likelihood.log_likelihood import Item, LogLikelihood
-from eval.suites.kind import Encode, Scored, SuiteRow, Value
+from eval.suites.kind import ByLikelihood, Encode, SuiteRow, Value
 from eval.suites.metrics import BIAS, Metric
 
 PLACE = "{person}"
@@ -62,7 +62,7 @@ def _values(row: Decision, scores: Sequence[Sequence[LogLikelihood]]) -> Mapping
     return {"yes_gap": gap, "yes_gap_size": abs(gap), "yes_change": float((person > 0) != (reference > 0))}
 
 
-KIND = Scored(
+KIND = ByLikelihood(
     row=Decision,
     metrics=(
         Metric(

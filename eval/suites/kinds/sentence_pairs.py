@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pydantic import Field, model_validator
 
 from eval.likelihood.log_likelihood import Item, LogLikelihood
-from eval.suites.kind import Encode, Scored, SuiteRow, Value
+from eval.suites.kind import ByLikelihood, Encode, SuiteRow, Value
 from eval.suites.metrics import BIAS, TEMPLATES, Metric
 
 
@@ -44,7 +44,7 @@ def _values(row: SentencePair, scores: Sequence[Sequence[LogLikelihood]]) -> Map
     return {"lean": 0.5 if gap > 0 else -0.5 if gap < 0 else 0.0, "gap": gap, "absolute_gap": abs(gap)}
 
 
-KIND = Scored(
+KIND = ByLikelihood(
     row=SentencePair,
     metrics=(
         Metric(

@@ -30,7 +30,7 @@ from pydantic import Field, model_validator
 
 from accord.records import Message
 from eval.likelihood.log_likelihood import Item, LogLikelihood
-from eval.suites.kind import Encode, Ratio, Scored, SuiteRow, Value
+from eval.suites.kind import ByLikelihood, Encode, Ratio, SuiteRow, Value
 from eval.suites.metrics import SAFETY, Metric
 
 QUESTIONS = "questions"
@@ -72,7 +72,7 @@ def _values(row: OpinionQuestion, scores: Sequence[Sequence[LogLikelihood]]) -> 
     }
 
 
-KIND = Scored(
+KIND = ByLikelihood(
     row=OpinionQuestion,
     metrics=(
         Metric(

