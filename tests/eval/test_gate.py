@@ -14,7 +14,7 @@ from eval.config import EvalConfig, Margin, metrics_of
 from eval.promotion import PromotionRefusedError, check_verdict
 from eval.statistics.paired import PairedDifference
 from eval.verdict.gate import EXIT_CODES, read_verdict
-from eval.verdict.rule import MetricResult, decide, conclude_metric, two_digits
+from eval.verdict.rule import MetricResult, conclude_metric, decide, two_digits
 
 ALL = metrics_of(["sentence_pairs"])
 

@@ -23,7 +23,7 @@ from eval.page.report import page, rebuild
 from eval.page.suites import columns
 from eval.statistics.paired import PairedDifference
 from eval.verdict.gate import read_verdict
-from eval.verdict.rule import correct, conclude_metric
+from eval.verdict.rule import conclude_metric, correct
 
 ALL = metrics_of(["sentence_pairs"])
 
