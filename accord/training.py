@@ -10,7 +10,6 @@ import math
 import shutil
 import statistics
 import sys
-import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -26,13 +25,18 @@ from transformers.trainer_callback import PrinterCallback, TrainerState
 
 from accord.config import LoraConfig
 from accord.errors import AccordError, UsageError
+from accord.progress import EveryFewSeconds
 from accord.runs import Run
 from accord.training_config import TrainingConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-SECONDS_BETWEEN_LINES = 10
+NOTICES_FROM = (
+    r"(accelerate|accord|bitsandbytes|datasets|eval|feedback|huggingface_hub|peft|reward|rl|sft|torch|transformers|trl)"
+    r"(\.|$)"
+)
+"""The modules whose warnings are notices: of libraries, and of our own calls of them."""
 SET_BY_ACCORD = (
     "output_dir", "num_train_epochs", "learning_rate", "warmup_steps", "warmup_ratio", "gradient_accumulation_steps",
     "per_device_train_batch_size", "per_device_eval_batch_size", "max_length", "bf16", "fp16", "use_cpu", "save_steps",
@@ -267,7 +271,7 @@ class _RunCallback(TrainerCallback):
     def __init__(self, run: Run, label: str):
         self.run = run
         self.label = label
-        self.last_line = 0.0
+        self.lines = EveryFewSeconds()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         # After a kill, rows beyond the checkpoint are made again: start from the rows the checkpoint knows.
@@ -284,10 +288,8 @@ class _RunCallback(TrainerCallback):
                     f"{self.label}: {key} became {row[key]} at update {state.global_step}; lower the learning rate "
                     f"(rows are in {self.run.path / 'metrics.jsonl'})"
                 )
-        now = time.monotonic()
         is_last = state.global_step == state.max_steps
-        if args.disable_tqdm and "loss" in row and (now - self.last_line > SECONDS_BETWEEN_LINES or is_last):
-            self.last_line = now
+        if args.disable_tqdm and "loss" in row and self.lines.is_due(at_once=is_last):
             figure = "reward" if "reward" in row else "loss"  # a loss of RLOO or GRPO says nothing
             click.echo(
                 f"{self.label}: update {state.global_step}/{state.max_steps}, {figure} {row[figure]:.3f}"
@@ -300,17 +302,27 @@ class _RunCallback(TrainerCallback):
 
 @contextlib.contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Keep the libraries' notices, which users cannot act on, out of our output; errors still show."""
+    """Keep the libraries' notices, which users cannot act on, out of our output; errors still show.
+
+    Warnings of other modules, a user's reward function among them, show as ever. Afterwards all is as it was before.
+    """
     level = transformers.utils.logging.get_verbosity()
+    bars_were_on = not datasets.utils.are_progress_bars_disabled()
+    loggers = {
+        logging.getLogger(name): logging.getLogger(name).level for name in ("accelerate", "bitsandbytes")
+    }
     transformers.utils.logging.set_verbosity_error()
     datasets.disable_progress_bars()
-    for name in ("accelerate", "bitsandbytes"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=FutureWarning)
-        warnings.filterwarnings("ignore", category=UserWarning)
+        for category in (FutureWarning, UserWarning):
+            warnings.filterwarnings("ignore", category=category, module=NOTICES_FROM)
         try:
             yield
         finally:
             transformers.utils.logging.set_verbosity(level)
-            datasets.enable_progress_bars()
+            for logger, before in loggers.items():
+                logger.setLevel(before)
+            if bars_were_on:
+                datasets.enable_progress_bars()

@@ -15,19 +15,19 @@ the responses in the displayed order, and posts an answer in the page's form. Fo
 """
 
 import hashlib
+import itertools
 import math
 import random
 import threading
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+import click
 import httpx
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from accord.progress import progress
 from accord.records import Message
 from feedback.argilla.client import WORKSPACE, Client, Json, RefusedError, log_in, request, workspace_of
 from feedback.argilla.tasks import CHOICE, RANKING, as_read
@@ -36,7 +36,6 @@ from feedback.utility import utility
 RECORDS_PER_PAGE = 10  # what the web page asks for at a time
 TIE_THRESHOLD = 0.02
 DISCARD_BELOW = 0.25
-SECONDS_BETWEEN_LINES = 10.0
 
 
 @dataclass(frozen=True)
@@ -142,18 +141,20 @@ def answer_as_simulated(
         for _, _, dataset in queues
     }
     total = sum(counts.values()) * (1 if is_assigned else min(wanted, len(annotators)))
-    report = _Report(f"simulated annotators judge '{dataset_name}'", total)
+    given = itertools.count(1)
     must_stop = threading.Event()
 
-    def answer_queue(annotator: SimulatedAnnotator, http: httpx.Client, dataset: Json) -> int:
+    def answer_queue(
+        annotator: SimulatedAnnotator, http: httpx.Client, dataset: Json, show: Callable[[float], None]
+    ) -> int:
         questions = {
             each["name"] for each in request(http, "GET", f"datasets/{dataset['id']}/questions")["items"]
         }
         answers = skipped = 0
         answers_of_this_pass = 0
         while not must_stop.is_set():
-            page = _pending(http, dataset["id"], offset=skipped)
-            if not page and not answers_of_this_pass:
+            page, pending = _pending(http, dataset["id"], offset=skipped)
+            if not page and not answers_of_this_pass and pending == skipped:
                 break
             if not page:  # records that others completed have left the queue, so look at its beginning again
                 skipped = answers_of_this_pass = 0
@@ -165,24 +166,27 @@ def answer_as_simulated(
                 _answer(http, annotator, questions, record, seed)
                 answers += 1
                 answers_of_this_pass += 1
-                report.advance()
+                show(next(given))
                 if must_stop.is_set():
                     break
         return answers
 
-    with report, ThreadPoolExecutor(len(queues)) as pool:
-        futures = [pool.submit(answer_queue, *queue) for queue in queues]
+    what = f"simulated annotators judge '{dataset_name}'"
+    with progress(what, total) as show, ThreadPoolExecutor(len(queues)) as pool:
+        futures = [pool.submit(answer_queue, *queue, show) for queue in queues]
         try:
-            return sum(future.result() for future in futures)
+            answers = sum(future.result() for future in futures)
         finally:
             must_stop.set()
             for _, session, _ in queues:
                 # a session is closed after its thread is done, which `must_stop` brings about
                 pool.submit(session.close)
+    click.echo(f"{what}: {answers} answers given")
+    return answers
 
 
-def _pending(http: httpx.Client, dataset_id: str, offset: int) -> list[dict[str, Any]]:
-    """One page of the user's queue, asked for in the web page's words."""
+def _pending(http: httpx.Client, dataset_id: str, offset: int) -> tuple[list[dict[str, Any]], int]:
+    """One page of the user's queue, asked for in the web page's words, and how many records the whole queue has."""
     pending = [
         {"type": "terms", "scope": {"entity": entity, "property": "status"}, "values": ["pending"]}
         for entity in ("response", "record")
@@ -194,7 +198,7 @@ def _pending(http: httpx.Client, dataset_id: str, offset: int) -> list[dict[str,
         params={"include": ["responses", "suggestions"], "offset": offset, "limit": RECORDS_PER_PAGE},
         json={"query": {}, "filters": {"and": pending}},
     )
-    return [item["record"] for item in found["items"]]
+    return [item["record"] for item in found["items"]], found["total"]
 
 
 def _answer(
@@ -247,41 +251,3 @@ def answers_from(felt: Sequence[float], questions: set[str]) -> dict[str, Any]:
 def _random(seed: int, *parts: str) -> random.Random:
     digest = hashlib.sha256("\n".join([str(seed), *parts]).encode()).digest()
     return random.Random(int.from_bytes(digest[:8]))
-
-
-class _Report:
-    """A progress bar in a terminal; elsewhere a plain line every ten seconds."""
-
-    def __init__(self, title: str, total: int) -> None:
-        self.title, self.total, self.done = title, total, 0
-        self.lock = threading.Lock()
-        self.printed_at = time.monotonic()
-        console = Console(stderr=True)
-        self.bar: Progress | None = None
-        if console.is_terminal:
-            self.bar = Progress(
-                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-                console=console,
-            )  # fmt: skip
-            self.task = self.bar.add_task(title, total=total)
-
-    def __enter__(self) -> "_Report":
-        if self.bar:
-            self.bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.bar:
-            self.bar.stop()
-        else:
-            print(f"{self.title}: {self.done} answers given", flush=True)
-
-    def advance(self) -> None:
-        """Count one answer; called from every annotator's thread."""
-        with self.lock:
-            self.done += 1
-            if self.bar:
-                self.bar.advance(self.task)
-            elif time.monotonic() - self.printed_at > SECONDS_BETWEEN_LINES:
-                self.printed_at = time.monotonic()
-                print(f"{self.title}: {self.done} of {self.total}", flush=True)

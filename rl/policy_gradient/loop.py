@@ -18,9 +18,9 @@ from transformers import PreTrainedTokenizerBase
 from accord import parallel
 from accord.chat import answer, decode_response
 from accord.errors import AccordError
+from accord.progress import EveryFewSeconds
 from accord.records import write_jsonl
 from accord.sampling.verify import BFLOAT16_BOUND
-from accord.training import SECONDS_BETWEEN_LINES
 from reward.scorers import Scorer
 from rl.config import PPOConfig
 from rl.data import Data
@@ -67,7 +67,7 @@ class Loop:
             total=config.updates, initial=progress.update, desc="ppo", unit="update",
             disable=not (sys.stderr.isatty() and parallel.is_first()),
         )  # fmt: skip
-        shown_at = 0.0
+        lines = EveryFewSeconds()
         with bar:
             while progress.update < config.updates and progress.stop_reason is None:
                 row = self.update()
@@ -86,8 +86,7 @@ class Loop:
                     f"ratio {row['ratio_mean']:.2f}, {row['tokens_per_second']:.0f} tokens/s"
                 )
                 bar.update()
-                if bar.disable and (time.monotonic() - shown_at > SECONDS_BETWEEN_LINES or is_last):
-                    shown_at = time.monotonic()
+                if bar.disable and lines.is_due(at_once=is_last):
                     self._say(f"ppo: update {progress.update}/{config.updates}, {_in_words(row)}")
         if progress.stop_reason:
             self._say(f"ppo: stopped after update {progress.update}: {progress.stop_reason}")
@@ -217,10 +216,9 @@ class Loop:
                 return scorer.function(
                     conversations, responses, completion_ids=rollout.responses, reward_model_scores=scores
                 )
-            # A message must not be empty; an empty answer is scored as a blank.
             return scorer.score(
                 [
-                    [*prompt, *answer(response or " ")]
+                    [*prompt, *answer(response)]
                     for prompt, response in zip(conversations, responses, strict=True)
                 ]
             )
