@@ -107,8 +107,17 @@ def decode_response(tokenizer: "PreTrainedTokenizerBase", token_ids: Sequence[in
 
 
 def answer(text: str) -> list[Message]:
-    """An assistant turn as TRL's `chosen` and `rejected` columns hold it."""
-    return [Message(role="assistant", content=text)]
+    """An assistant's turn as TRL's `chosen` and `rejected` columns hold it; an empty one counts as a blank.
+
+    A message has content, so wherever an answer without any is scored or judged, it is as one space.
+    """
+    return [Message(role="assistant", content=text or " ")]
+
+
+def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens two sequences have in common at their beginnings."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 def start_of_text(tokenizer: "PreTrainedTokenizerBase") -> int:

@@ -20,6 +20,8 @@ import transformers
 from torch import Tensor
 from torch.nn import functional as F
 
+from accord.chat import common_prefix
+
 ATTENTION = "accord_packed"
 """The name of `packed_attention` among transformers' attention implementations."""
 
@@ -259,7 +261,7 @@ def _groups(sequences: Sequence[Sequence[int]]) -> list[tuple[int, list[int]]]:
         prefix = len(sequences[order[end - 1]]) - 1  # leaves a token of each
         for begin in range(end - 2, -1, -1):
             neighbours = (sequences[order[begin]], sequences[order[begin + 1]])
-            prefix = min(prefix, len(neighbours[0]) - 1, _common_prefix(*neighbours))
+            prefix = min(prefix, len(neighbours[0]) - 1, common_prefix(*neighbours))
             if not prefix:
                 break
             best = max(best, (saved[begin] + prefix * (end - 1 - begin), prefix, begin))
@@ -275,12 +277,6 @@ def _groups(sequences: Sequence[Sequence[int]]) -> list[tuple[int, list[int]]]:
             alone += order[begin:end]
         end = begin
     return [*groups, (0, alone)] if alone else groups
-
-
-def _common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
-    return next(
-        (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other))
-    )
 
 
 transformers.AttentionInterface.register(ATTENTION, packed_attention)

@@ -7,10 +7,9 @@ One preference, on one line of a file:
      "rejected": [{"role": "assistant", "content": "Nine."}], "agreement": 0.75, "annotators": 4}
 
 Columns that accord does not know are kept, so files made for other tools stay whole; a column whose name is
-almost one of accord's is refused, because a silently ignored "wieght" is worse than an error.
+a slip away from one of accord's is refused, because a silently ignored "wieght" is worse than an error.
 """
 
-import difflib
 import hashlib
 import json
 import os
@@ -44,11 +43,33 @@ class Row(BaseModel):
 
     @model_validator(mode="after")
     def _no_misspelled_column(self) -> Self:
-        known = list(type(self).model_fields)
+        lacking = [name for name in type(self).model_fields if name not in self.model_fields_set]
         for name in self.model_extra or {}:
-            if close := difflib.get_close_matches(name, known, n=1, cutoff=0.8):
-                raise ValueError(f"unknown column '{name}'; did you mean '{close[0]}'?")
+            for known in lacking:
+                if _is_slip(name, known):
+                    raise ValueError(f"unknown column '{name}'; did you mean '{known}'?")
         return self
+
+
+def _is_slip(written: str, meant: str) -> bool:
+    """Whether a name is another one mistyped: one letter changed, left out, added or swapped with its neighbour.
+
+    In a name of eight letters or more it may be two; names of up to three letters have too many neighbours.
+    """
+    most = 0 if len(meant) < 4 else 1 if len(meant) < 8 else 2
+    if abs(len(written) - len(meant)) > most:
+        return False
+    # Optimal string alignment: `rows[i][j]` edits turn the first i letters of the one into the first j of the other.
+    rows = [list(range(len(meant) + 1))]
+    for i, letter in enumerate(written, start=1):
+        row = [i]
+        for j, other in enumerate(meant, start=1):
+            edits = min(rows[-1][j] + 1, row[-1] + 1, rows[-1][j - 1] + (letter != other))
+            if i > 1 and j > 1 and letter == meant[j - 2] and written[i - 2] == other:
+                edits = min(edits, rows[-2][j - 2] + 1)
+            row.append(edits)
+        rows.append(row)
+    return rows[-1][-1] <= most
 
 
 class Demonstration(Row):
@@ -264,6 +285,11 @@ def content_id(value: Any, digits: int = 12) -> str:
     """The first hex digits of the SHA-256 of a value's canonical JSON: equal values, equal ids, on any machine."""
     canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(canonical.encode()).hexdigest()[:digits]
+
+
+def conversation_id(messages: Iterable[Message], digits: int = 64) -> str:
+    """What identifies a prompt, or any conversation: two are one if they have the same turns, every one of them."""
+    return content_id(messages_as_dicts(messages), digits)
 
 
 def messages_as_dicts(messages: Iterable[Message]) -> list[dict[str, str]]:

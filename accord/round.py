@@ -16,9 +16,10 @@ import rl.online
 import rl.trackers
 import sft.train
 from accord.bundled import data_path
+from accord.chat import answer
 from accord.errors import UsageError
 from accord.models import Model, resolve
-from accord.records import Comparison, Message, read_jsonl
+from accord.records import Comparison, conversation_id, read_jsonl
 from accord.round_config import RoundConfig, StageName
 from accord.runs import DataFile, Run, Runs
 from accord.sampling.shared import SharedSampler
@@ -131,10 +132,10 @@ def _earlier_feedback(config: RoundConfig, runs: Runs) -> Run | None:
     if run.record.stage != "feedback":
         raise UsageError(f"preferences: {run.id} is no feedback run; `accord runs list` shows which are")
     comparisons = read_jsonl(run.output("comparisons.jsonl"), Comparison)
-    judged = {each.prompt[-1].content for each in comparisons if not each.is_probe}
+    judged = {conversation_id(each.prompt) for each in comparisons if not each.is_probe}
     runs.check(run)
     prompts = list(read_prompts(data_path(config.eval.prompts)).values())[: config.eval.max_prompts]
-    if seen := sum(prompt[-1].content in judged for prompt in prompts):
+    if seen := sum(conversation_id(prompt) in judged for prompt in prompts):
         raise UsageError(
             f"{seen} of the evaluation's {len(prompts)} prompts were judged in {run.id}, so training would see what "
             "the gate measures; give eval.prompts a file without them"
@@ -143,9 +144,9 @@ def _earlier_feedback(config: RoundConfig, runs: Runs) -> Run | None:
 
 
 def _scores(reward_model: Model, comparisons: Sequence[Comparison]) -> list[list[float]]:
-    """The reward of every response of every comparison; an empty response is scored as one space would be."""
+    """The reward of every response of every comparison."""
     conversations = [
-        [*comparison.prompt, Message(role="assistant", content=response.text or " ")]
+        [*comparison.prompt, *answer(response.text)]
         for comparison in comparisons
         for response in comparison.responses
     ]

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from accord.records import Comparison, Message, Preference, content_id, messages_as_dicts
+from accord.chat import answer
+from accord.records import Comparison, Message, Preference, conversation_id
 from feedback.belief.reliability import Reliability, choices_given
 
 MOST_ANSWERS = 8
@@ -35,11 +36,6 @@ class PromptChoices:
     """[C]"""
 
 
-def prompt_id(prompt: Sequence[Message]) -> str:
-    """A name for the content of a prompt."""
-    return content_id(messages_as_dicts(prompt), 64)
-
-
 def choices_from_pairs(rows: Sequence[Preference], margin_coefficient: float = 0.0) -> list[PromptChoices]:
     """One group for each prompt, or several where it has more than `MOST_ANSWERS` answers.
 
@@ -55,9 +51,9 @@ def choices_from_pairs(rows: Sequence[Preference], margin_coefficient: float = 0
     for same_prompt in _by_prompt(rows):
         for pairs in _at_most(same_prompt, MOST_ANSWERS):
             answers: list[list[Message]] = []
-            for answer in (answer for row in pairs for answer in (row.chosen, row.rejected)):
-                if answer not in answers:
-                    answers.append(answer)
+            for side in (side for row in pairs for side in (row.chosen, row.rejected)):
+                if side not in answers:
+                    answers.append(side)
             sides = [(answers.index(row.chosen), answers.index(row.rejected)) for row in pairs]
             different = len({frozenset(pair) for pair in sides})
             scale = min(1.0, (len(answers) - 1) / different)
@@ -98,8 +94,8 @@ def choices_from_rankings(
 
 
 def answers_of(comparison: Comparison) -> list[list[Message]]:
-    """A comparison's responses as turns; an empty one as a space, since a message has content."""
-    return [[Message(role="assistant", content=each.text or " ")] for each in comparison.responses]
+    """A comparison's responses as turns."""
+    return [answer(each.text) for each in comparison.responses]
 
 
 def contradictory_pairs(rows: Sequence[Preference]) -> tuple[int, int]:
@@ -108,9 +104,7 @@ def contradictory_pairs(rows: Sequence[Preference]) -> tuple[int, int]:
     """
     weights: dict[tuple[str, str, str], list[float]] = {}
     for row in rows:
-        prompt, chosen, rejected = (
-            content_id(messages_as_dicts(part), 64) for part in (row.prompt, row.chosen, row.rejected)
-        )
+        prompt, chosen, rejected = (conversation_id(part) for part in (row.prompt, row.chosen, row.rejected))
         weights.setdefault((prompt, chosen, rejected), []).append(1.0 if row.weight is None else row.weight)
     opposed = undecided = 0
     for (prompt, chosen, rejected), of_pair in weights.items():
@@ -124,7 +118,7 @@ def _by_prompt(rows: Sequence[Preference]) -> Iterable[list[Preference]]:
     """The rows of each prompt, in the order in which prompts occur first."""
     found: dict[str, list[Preference]] = {}
     for row in rows:
-        found.setdefault(prompt_id(row.prompt), []).append(row)
+        found.setdefault(conversation_id(row.prompt), []).append(row)
     return found.values()
 
 
@@ -132,11 +126,7 @@ def _at_most(rows: Sequence[Preference], answers: int) -> Iterable[list[Preferen
     """The rows in their order, in parts that name at most so many different answers."""
     part: list[Preference] = []
     for row in rows:
-        texts = {
-            content_id(messages_as_dicts(side))
-            for each in [*part, row]
-            for side in (each.chosen, each.rejected)
-        }
+        texts = {conversation_id(side) for each in [*part, row] for side in (each.chosen, each.rejected)}
         if part and len(texts) > answers:
             yield part
             part = []

@@ -11,11 +11,11 @@ from transformers import PreTrainedTokenizerBase
 
 from accord.chat import encode_conversation, encode_prompt
 from accord.errors import DataError
-from accord.records import Comparison, Message, Preference, read_jsonl
+from accord.records import Comparison, Message, Preference, conversation_id, read_jsonl
 from accord.runs import DataFile, Run
 from feedback.belief.preferences import pairwise_preferences
 from feedback.belief.reliability import Reliability, fit_reliability
-from reward.choices import PromptChoices, answers_of, prompt_id
+from reward.choices import PromptChoices, answers_of
 
 
 @dataclass(frozen=True)
@@ -66,10 +66,15 @@ def split_by_prompt(
     The prompts with the smallest hashes are held out: at least one, and the same ones in every stage that asks
     for the same fraction of the same rows.
     """
-    prompts = sorted({_prompt_hash(row.prompt) for row in preferences})
-    heldout = set(prompts[: math.ceil(heldout_fraction * len(prompts))])
-    train = [row for row in preferences if _prompt_hash(row.prompt) not in heldout]
-    return train, [row for row in preferences if _prompt_hash(row.prompt) in heldout]
+    ids = [conversation_id(row.prompt) for row in preferences]
+    draws = {id_: _draw(row.prompt) for id_, row in zip(ids, preferences, strict=True)}
+    heldout = set(
+        sorted(draws, key=lambda id_: (draws[id_], id_))[: math.ceil(heldout_fraction * len(draws))]
+    )
+    parts: tuple[list[Preference], list[Preference]] = [], []
+    for id_, row in zip(ids, preferences, strict=True):
+        parts[id_ in heldout].append(row)
+    return parts
 
 
 def drop_too_long(
@@ -140,7 +145,7 @@ def _head_weights(prompt: Sequence[Message], heads: int, seed: int | None) -> li
     if heads == 1 or seed is None:
         return [1.0] * heads
     draws: list[float] = (
-        np.random.default_rng([seed, int(prompt_id(prompt)[:16], 16)]).exponential(size=heads).tolist()
+        np.random.default_rng([seed, int(conversation_id(prompt)[:16], 16)]).exponential(size=heads).tolist()
     )
     return draws
 
@@ -154,5 +159,6 @@ def _holds_comparisons(source: DataFile) -> bool:
         return False
 
 
-def _prompt_hash(prompt: Sequence[Message]) -> str:
+def _draw(prompt: Sequence[Message]) -> str:
+    """What decides by chance which prompts are held out: a hash of the words, so that nothing else changes it."""
     return hashlib.sha256("\n".join(f"{m.role}: {m.content}" for m in prompt).encode()).hexdigest()

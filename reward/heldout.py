@@ -7,9 +7,9 @@ from transformers import PreTrainedTokenizerBase
 
 from accord.chat import encode_conversation, encode_prompt
 from accord.models import Model
-from accord.records import Comparison, Message, Preference, content_id, messages_as_dicts
+from accord.records import Comparison, Message, Preference, conversation_id
 from accord.runs import Runs
-from reward.choices import answers_of, prompt_id
+from reward.choices import answers_of
 from reward.rows import ScoredComparison, ScoredPair
 from reward.score import score, score_by_head
 
@@ -39,10 +39,10 @@ def score_heldout(
     comparisons = [each for each in comparisons if not each.is_probe]
     texts = [[*row.prompt, *side] for row in pairs for side in (row.chosen, row.rejected)]
     texts += [[*each.prompt, *answer] for each in comparisons for answer in answers_of(each)]
-    different = list({_key(messages): messages for messages in texts}.values())
-    scores = dict(zip(map(_key, different), score_by_head(reward_model, different), strict=True))
+    different = list({conversation_id(messages): messages for messages in texts}.values())
+    scores = dict(zip(map(conversation_id, different), score_by_head(reward_model, different), strict=True))
     seen = _trained_on(previous, runs)
-    fresh = [row for row in pairs if previous and prompt_id(row.prompt) not in seen]
+    fresh = [row for row in pairs if previous and conversation_id(row.prompt) not in seen]
     earlier = (
         score(previous, [[*row.prompt, *side] for row in fresh for side in (row.chosen, row.rejected)])
         if previous
@@ -57,8 +57,8 @@ def score_heldout(
         scored_pairs.append(
             ScoredPair(
                 **row.model_dump(exclude_unset=True),
-                chosen_scores=scores[_key([*row.prompt, *row.chosen])],
-                rejected_scores=scores[_key([*row.prompt, *row.rejected])],
+                chosen_scores=scores[conversation_id([*row.prompt, *row.chosen])],
+                rejected_scores=scores[conversation_id([*row.prompt, *row.rejected])],
                 chosen_tokens=lengths[0], rejected_tokens=lengths[1], shown_first=first.get(row.id or ""),
                 previous_chosen_score=of_previous[0], previous_rejected_score=of_previous[1],
             )
@@ -66,7 +66,7 @@ def score_heldout(
     scored_comparisons = [
         ScoredComparison(
             **each.model_dump(exclude_unset=True),
-            scores=[scores[_key([*each.prompt, *answer])] for answer in answers_of(each)],
+            scores=[scores[conversation_id([*each.prompt, *answer])] for answer in answers_of(each)],
             tokens=[answer_tokens(tokenizer, each.prompt, answer) for answer in answers_of(each)],
         )
         for each in comparisons
@@ -111,7 +111,3 @@ def _trained_on(model: Model | None, runs: Runs | None) -> set[str]:
         return set()
     path = runs.load(model.run_id).path / TRAINED_ON
     return set(json.loads(path.read_text())) if path.exists() else set()
-
-
-def _key(messages: Sequence[Message]) -> str:
-    return content_id(messages_as_dicts(messages), 64)

@@ -29,6 +29,7 @@ from accord.records import (
     Demonstration,
     Message,
     Preference,
+    conversation_id,
     read_jsonl,
     write_atomically,
     write_jsonl,
@@ -51,7 +52,6 @@ from reward.choices import (
     choices_from_pairs,
     choices_from_rankings,
     contradictory_pairs,
-    prompt_id,
 )
 from reward.config import RewardConfig
 from reward.data import (
@@ -116,9 +116,9 @@ def train_reward_model(
         train, heldout = split_by_prompt(kept, config.heldout_fraction)
         name = preferences.id if isinstance(preferences, Run) else str(preferences.path)
         _check_enough(name, train, heldout, config)
-        heldout_prompts = {prompt_id(row.prompt) for row in heldout}
-        compared = [each for each in comparisons if prompt_id(each.prompt) not in heldout_prompts]
-        compared_heldout = [each for each in comparisons if prompt_id(each.prompt) in heldout_prompts]
+        heldout_prompts = {conversation_id(row.prompt) for row in heldout}
+        compared = [each for each in comparisons if conversation_id(each.prompt) not in heldout_prompts]
+        compared_heldout = [each for each in comparisons if conversation_id(each.prompt) in heldout_prompts]
 
         # build
         arguments = trainer_arguments(config, run, evaluate=True)
@@ -166,14 +166,16 @@ def train_reward_model(
         write_jsonl(run.path / "heldout.jsonl", pairs)
         if scored:
             write_jsonl(run.path / "heldout_comparisons.jsonl", scored)
-        write_atomically(run.path / TRAINED_ON, json.dumps(sorted({prompt_id(g.prompt) for g in groups})))
+        write_atomically(
+            run.path / TRAINED_ON, json.dumps(sorted({conversation_id(g.prompt) for g in groups}))
+        )
         write_atomically(run.path / "report_card.json", card.model_dump_json(indent=2) + "\n")
         run.record.dropped = dropped  # which the page shows
         write_report(run, runs)
         run.finish(
             {
                 "pairs": len(train),
-                "prompts": len({prompt_id(group.prompt) for group in groups}),
+                "prompts": len({conversation_id(group.prompt) for group in groups}),
                 "contradictory_pairs": contradictory_pairs(kept)[0],
                 "updates": trainer.state.global_step,
                 "train_loss": mean_loss(trainer),

@@ -1,6 +1,5 @@
 """What PPO, RLOO and GRPO read: prompts to train on, and what is held out."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from accord.chat import encode_prompt
 from accord.errors import DataError
-from accord.records import Message, Preference, Prompt, read_jsonl
+from accord.records import Message, Preference, Prompt, conversation_id, read_jsonl
 from reward.data import drop_too_long, split_by_prompt
 from rl.pairs import encode_pairs
 
@@ -45,9 +44,11 @@ def load_data(
             f"{preferences}: no pair is left to hold out, {pairs_too_long} were longer than max_sequence_tokens; "
             "collect more preferences or raise it"
         )
-    aside = {_key(row.prompt): encode_prompt(tokenizer, row.prompt) for row in heldout}
+    aside = {conversation_id(row.prompt): encode_prompt(tokenizer, row.prompt) for row in heldout}
     rows = read_jsonl(prompts, Prompt)
-    training = [encode_prompt(tokenizer, row.prompt) for row in rows if _key(row.prompt) not in aside]
+    training = [
+        encode_prompt(tokenizer, row.prompt) for row in rows if conversation_id(row.prompt) not in aside
+    ]
     conversations = {
         tuple(encode_prompt(tokenizer, prompt)): prompt
         for prompt in (*(row.prompt for row in rows), *(row.prompt for row in heldout))
@@ -69,7 +70,3 @@ def load_data(
             f"max_sequence_tokens ({max_sequence_tokens}); raise it"
         )
     return Data(short, heldout_prompts, conversations, list(encode_pairs(tokenizer, heldout)), dropped)
-
-
-def _key(prompt: Sequence[Message]) -> str:
-    return "\n".join(f"{message.role}: {message.content}" for message in prompt)

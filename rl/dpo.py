@@ -21,7 +21,7 @@ from accord.errors import DataError
 from accord.models import Model, load_policy, load_tokenizer, peft_config
 from accord.progress import progress
 from accord.records import Preference, content_id, read_jsonl
-from accord.runs import DataFile, Run, Runs
+from accord.runs import DataFile, Run, Runs, file_of
 from accord.training import (
     SET_BY_ACCORD,
     base_dtype,
@@ -59,7 +59,7 @@ def train_dpo(config: DPOConfig, runs: Runs, policy: Model, preferences: Run | D
             return run
 
         # load
-        path = preferences.output("preferences.jsonl") if isinstance(preferences, Run) else preferences.path
+        path = file_of(preferences, "preferences.jsonl")
         tokenizer = load_tokenizer(policy)
         rows = read_jsonl(path, Preference)
         kept, too_long = drop_too_long(tokenizer, rows, config.max_sequence_tokens)

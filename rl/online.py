@@ -22,7 +22,7 @@ from accord.bundled import data_path
 from accord.config import check_trainer_arguments
 from accord.errors import AccordError, DataError, UsageError
 from accord.models import Model, check_same_tokens, load_policy, load_tokenizer, peft_config
-from accord.runs import DataFile, Run, Runs, Source
+from accord.runs import DataFile, Run, Runs, Source, file_of
 from accord.training import (
     SET_BY_ACCORD,
     base_dtype,
@@ -82,7 +82,7 @@ def train_online(
 
         # load
         tokenizer = load_tokenizer(policy)
-        path = preferences.output("preferences.jsonl") if isinstance(preferences, Run) else preferences.path
+        path = file_of(preferences, "preferences.jsonl")
         data = load_data(
             tokenizer, prompts_file.path, path, config.heldout_fraction, config.max_sequence_tokens,
             config.max_response_tokens,

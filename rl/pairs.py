@@ -4,9 +4,8 @@ from collections.abc import Sequence
 
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
-from trl.data_utils import common_prefix_length
 
-from accord.chat import encode_conversation, encode_prompt
+from accord.chat import common_prefix, encode_conversation, encode_prompt
 from accord.records import Preference
 
 
@@ -24,7 +23,7 @@ def encode_pairs(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Preference])
         chosen = chosen[:-1] if row.chosen_truncated else chosen
         rejected = rejected[:-1] if row.rejected_truncated else rejected
         prompt = encode_prompt(tokenizer, row.prompt)
-        start = min(common_prefix_length(prompt, chosen), common_prefix_length(prompt, rejected))
+        start = min(common_prefix(prompt, chosen), common_prefix(prompt, rejected))
         encoded.append(
             {"prompt_ids": prompt[:start], "chosen_ids": chosen[start:], "rejected_ids": rejected[start:]}
         )

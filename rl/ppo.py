@@ -21,7 +21,7 @@ from accord import parallel
 from accord.bundled import data_path
 from accord.errors import UsageError
 from accord.models import Model, load_policy, load_tokenizer
-from accord.runs import DataFile, Run, Runs, Source
+from accord.runs import DataFile, Run, Runs, Source, file_of
 from accord.sampling.shared import SharedSampler
 from accord.training import base_dtype, computes_in_bfloat16, quiet_libraries, save_model
 from reward.scorers import scorer_of
@@ -79,12 +79,9 @@ def train_ppo(
 
         # load
         tokenizer = load_tokenizer(policy)
-        pairs_path = (
-            preferences.output("preferences.jsonl") if isinstance(preferences, Run) else preferences.path
-        )
         data = load_data(
-            tokenizer, prompts_file.path, pairs_path, config.heldout_fraction, config.max_sequence_tokens,
-            config.max_response_tokens,
+            tokenizer, prompts_file.path, file_of(preferences, "preferences.jsonl"), config.heldout_fraction,
+            config.max_sequence_tokens, config.max_response_tokens,
         )  # fmt: skip
 
         # build

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from accord.chat import encode_conversation
 from accord.errors import DataError
-from accord.records import Demonstration, read_jsonl
+from accord.records import Demonstration, conversation_id, read_jsonl
 
 
 @dataclass(frozen=True)
@@ -42,16 +42,16 @@ def load_demonstrations(
     """
     chance = random.Random(seed)
     heldout_rows = read_jsonl(heldout, Demonstration) if heldout else []
-    seen = {_key(row) for row in heldout_rows}
+    seen = {conversation_id(row.messages) for row in heldout_rows}
     dropped = {"duplicate": 0}
     train: list[Demonstration] = []
     for path, weight in files:
         rows = []
         for row in read_jsonl(path, Demonstration):
-            if _key(row) in seen:
+            if conversation_id(row.messages) in seen:
                 dropped["duplicate"] += 1
             else:
-                seen.add(_key(row))
+                seen.add(conversation_id(row.messages))
                 rows.append(row)
         if heldout is None:
             chance.shuffle(rows)
@@ -93,7 +93,3 @@ def encode_demonstrations(
         }
     )
     return dataset, len(encoded) - len(kept)
-
-
-def _key(row: Demonstration) -> str:
-    return "\n".join(f"{message.role}: {message.content}" for message in row.messages)

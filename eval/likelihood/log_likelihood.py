@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 
-from accord.chat import start_of_text
+from accord.chat import common_prefix, start_of_text
 from accord.errors import DataError
-from eval.likelihood.token_trees import States, common_front, read_padded, read_tree, reads_trees
+from eval.likelihood.token_trees import States, read_padded, read_tree, reads_trees
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -153,7 +153,7 @@ def encode(tokenizer: "PreTrainedTokenizerBase", items: Sequence[Item]) -> list[
         else:
             prefix = item.prefix
             wholes = [(*prefix, *next(ids)) for _ in item.continuations]
-        boundary = min([len(prefix), *(common_front(prefix, whole) for whole in wholes)])
+        boundary = min([len(prefix), *(common_prefix(prefix, whole) for whole in wholes)])
         for text, whole in zip(item.continuations, wholes, strict=True):
             if not 0 < boundary < len(whole):
                 raise DataError(
@@ -191,7 +191,7 @@ def _rows(sequences: Sequence[tuple[int, ...]], tokens_per_row: int, shared: boo
 
     A row that begins with a long sequence may be twice as long, for those that share a long front with it.
     """
-    common = [0, *(common_front(a, b) if shared else 0 for a, b in itertools.pairwise(sequences))]
+    common = [0, *(common_prefix(a, b) if shared else 0 for a, b in itertools.pairwise(sequences))]
     begin = 0
     while begin < len(sequences):
         end, tokens = begin + 1, len(sequences[begin])

@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from accord.chat import common_prefix
+
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
@@ -35,12 +37,6 @@ class States:
     """For each sequence: where among the N the states after its tokens stand."""
     head: "Callable[[Tensor], Tensor]"
     """From [T, d] to logits [T, V]."""
-
-
-def common_front(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many tokens two sequences have in common at their front."""
-    pairs = enumerate(zip(one, other, strict=False))
-    return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 @contextmanager
@@ -108,7 +104,7 @@ def read_tree(policy: "PreTrainedModel", sequences: Sequence[tuple[int, ...]]) -
     paths: list[list[int]] = []
     begins: list[int] = []
     for sequence in sequences:
-        common = common_front(sequence, [ids[i] for i in paths[-1]]) if paths else 0
+        common = common_prefix(sequence, [ids[i] for i in paths[-1]]) if paths else 0
         begins.append(len(ids))
         paths.append(
             [*(paths[-1][:common] if paths else ()), *range(len(ids), len(ids) + len(sequence) - common)]

@@ -8,7 +8,7 @@ from statistics import fmean, pstdev
 from accord.chat import answer, decode_response, encode_prompt
 from accord.errors import DataError
 from accord.models import Model, load_tokenizer
-from accord.records import Message, Prompt, content_id, messages_as_dicts, read_jsonl
+from accord.records import Message, Prompt, conversation_id, read_jsonl
 from accord.sampling.shared import SharedSampler
 from eval.config import EvalConfig
 from eval.rows import Answer, Judgement, MeasuredAnswer, Reward, Sample, seed_for
@@ -25,7 +25,7 @@ def read_prompts(path: Path) -> dict[str, list[Message]]:
     prompts: dict[str, list[Message]] = {}
     contents: set[str] = set()
     for row in read_jsonl(path, Prompt):
-        content = content_id(messages_as_dicts(row.prompt))
+        content = conversation_id(row.prompt, 12)
         name = row.id or content
         if name in prompts or content in contents:
             raise DataError(
@@ -44,7 +44,7 @@ def read_groups(path: Path, column: str) -> dict[str, str]:
     for row in read_jsonl(path, Prompt):
         group = (row.model_extra or {}).get(column)
         if group is not None:
-            groups[row.id or content_id(messages_as_dicts(row.prompt))] = str(group)
+            groups[row.id or conversation_id(row.prompt, 12)] = str(group)
     return groups
 
 
@@ -73,8 +73,7 @@ def score_answers(
     scorer: Scorer, prompts: Mapping[str, list[Message]], answers: Sequence[Answer]
 ) -> list[Reward]:  # fmt: skip
     """The scorer's score of every answer."""
-    # A message must not be empty; an empty answer is scored as a blank.
-    conversations = [[*prompts[a.prompt_id], *answer(a.text or " ")] for a in answers]
+    conversations = [[*prompts[a.prompt_id], *answer(a.text)] for a in answers]
     if scorer.score_by_head is None:
         return [Reward(reward=value) for value in scorer.score(conversations)]
     return [
@@ -115,8 +114,7 @@ def pair_up(
 
 def judge_answers(judge: Judge, samples: Sequence[Sample]) -> list[Judgement]:
     """What the judge says of every pair of answers; each is asked about in both orders."""
-    # A message must not be empty; an empty answer is judged as a blank.
-    answers = [[answer(each.text or " ") for each in (s.candidate, s.baseline)] for s in samples]
+    answers = [[answer(each.text) for each in (s.candidate, s.baseline)] for s in samples]
     found = judge.compare(
         [s.prompt for s in samples], [first for first, _ in answers], [second for _, second in answers]
     )

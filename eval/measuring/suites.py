@@ -85,10 +85,8 @@ def sample_replies(
         for completion in completions
     ]  # fmt: skip
     if scorer and kind.wants_reward:
-        # A message must not be empty; an empty answer is scored as a blank.
         conversations = [
-            [*messages, *answer(reply.text or " ")]
-            for (_, messages), reply in zip(asked, replies, strict=True)
+            [*messages, *answer(reply.text)] for (_, messages), reply in zip(asked, replies, strict=True)
         ]
         rewards = scorer.score(conversations)
         replies = [

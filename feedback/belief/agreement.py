@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 import numpy as np
 from scipy.stats import norm, rankdata
 
-from accord.records import Comparison, content_id, messages_as_dicts
+from accord.records import Comparison, conversation_id
 from accord.statistics import Bootstrap, Estimate, holm, two_sided_poisson_binomial, wilson
 from feedback.belief.coefficients import alpha, cohens_kappa, coincidences, kendalls_w, ratio
 from feedback.belief.figures import AnnotatorFigures, FirstPosition, LengthPreference
@@ -83,9 +83,7 @@ def measure_agreement(
     ]
     cluster_of: dict[str, int] = {}
     clusters = {
-        comparison.id: cluster_of.setdefault(
-            content_id(messages_as_dicts(comparison.prompt)), len(cluster_of)
-        )
+        comparison.id: cluster_of.setdefault(conversation_id(comparison.prompt), len(cluster_of))
         for comparison in comparisons
     }
     measured = _Measured(answers, clusters, Bootstrap(len(cluster_of), seed))

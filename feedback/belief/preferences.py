@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from itertools import combinations
 from statistics import mean
 
-from accord.records import Comparison, Message, Preference, Ranking
+from accord.chat import answer
+from accord.records import Comparison, Preference, Ranking
 from feedback.belief.rankings import counts as is_counted
 from feedback.belief.rankings import vote
 from feedback.belief.reliability import Reliability
@@ -95,8 +96,8 @@ def pairwise_preferences(
             preferences.append(
                 Preference(
                     prompt=comparison.prompt,
-                    chosen=[Message(role="assistant", content=texts[chosen])],
-                    rejected=[Message(role="assistant", content=texts[rejected])],
+                    chosen=answer(texts[chosen]),
+                    rejected=answer(texts[rejected]),
                     chosen_truncated=comparison.responses[chosen].truncated,
                     rejected_truncated=comparison.responses[rejected].truncated,
                     weight=weight,

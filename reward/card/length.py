@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from scipy.stats import rankdata
 
-from accord.records import content_id, messages_as_dicts
+from accord.records import conversation_id
 from accord.statistics import Estimate
 from reward.card.prompts import Prompts, rightness
 from reward.rows import ScoredPair
@@ -81,7 +81,7 @@ def length_bias(
             (pair.chosen, chosen[row], pair.chosen_tokens),
             (pair.rejected, rejected[row], pair.rejected_tokens),
         ):
-            key = (prompts.of[row], content_id(messages_as_dicts(text)))
+            key = (prompts.of[row], conversation_id(text))
             answers.setdefault(key, (row, float(score), math.log(max(1, tokens))))
     rows = np.array([row for row, _, _ in answers.values()])
     score, length = (np.array([each[i] for each in answers.values()]) for i in (1, 2))

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from accord.records import Message, content_id, messages_as_dicts
+from accord.records import Message, conversation_id
 from accord.statistics import Bootstrap, Estimate, wilson
 from feedback.belief.coefficients import ratio
 
@@ -15,7 +15,7 @@ class Prompts:
 
     def __init__(self, prompts: Sequence[Sequence[Message]]) -> None:
         """Number the prompts by their content, so that the order of rows changes nothing."""
-        ids = [content_id(messages_as_dicts(prompt)) for prompt in prompts]
+        ids = [conversation_id(prompt) for prompt in prompts]
         place = {id_: i for i, id_ in enumerate(sorted(set(ids)))}
         self.count = len(place)
         self.of = np.array([place[id_] for id_ in ids], dtype=int)

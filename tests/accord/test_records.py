@@ -16,6 +16,7 @@ from accord.records import (
     Prompt,
     Row,
     content_id,
+    conversation_id,
     read_jsonl,
     write_atomically,
     write_jsonl,
@@ -70,6 +71,8 @@ def ranked(**ranking: object) -> dict[str, object]:
         (Preference, {**GOOD_PREFERENCE, "chosen": [NINE]}, "chosen", "equals rejected"),
         (Preference, {**GOOD_PREFERENCE, "chosen": 7}, "chosen", "list"),
         (Preference, {**GOOD_PREFERENCE, "wieght": 2.0}, "wieght", "did you mean 'weight'"),
+        (Preference, {**GOOD_PREFERENCE, "weights": 2.0}, "weights", "did you mean 'weight'"),
+        (Preference, {**GOOD_PREFERENCE, "anotator": 2}, "anotator", "did you mean 'annotators'"),
         (Preference, {**GOOD_PREFERENCE, "weight": -1}, "weight", "greater than or equal to 0"),
         (Preference, {**GOOD_PREFERENCE, "margin": float("nan")}, "margin", "finite"),
         (Preference, {**GOOD_PREFERENCE, "agreement": 1.5}, "agreement", "less than or equal to 1"),
@@ -212,3 +215,32 @@ def test_content_id_is_the_hash_of_canonical_json() -> None:
     assert content_id({"b": None, "a": [1, "é"]}) == expected[:12]
     assert content_id({"a": [1, "é"], "b": None}, 64) == expected
     assert content_id({"a": ["é", 1], "b": None}) != expected[:12]
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {
+            "prompt_id": "p-7",
+            "chosen_id": 3,
+            "rejected_id": 4,
+        },  # other names, however much they have in common
+        {"ids": [1, 2]},
+        {"id": "a", "idx": 7},
+        {"weight": 1.0, "weights": [0.5, 0.5]},  # what it would be a slip for is there
+    ],
+)
+def test_unknown_columns_stay_whole(columns: dict[str, object]) -> None:
+    row = Preference.model_validate({**GOOD_PREFERENCE, **columns})
+    assert {name: value for name, value in row.model_dump().items() if name in columns} == columns
+
+
+def test_a_conversation_is_all_of_its_turns() -> None:
+    def turns(*texts: str) -> list[Message]:
+        return [Message(role="user" if i % 2 == 0 else "assistant", content=t) for i, t in enumerate(texts)]
+
+    assert conversation_id(turns("Hi", "Hello", "And then?")) == conversation_id(
+        turns("Hi", "Hello", "And then?")
+    )
+    different = [turns("And then?"), turns("Hi", "Hello", "And then?"), turns("Hi\nassistant: Hello")]
+    assert len({conversation_id(each) for each in [*different, turns("Hi", "Hello")]}) == 4

@@ -147,7 +147,7 @@ def test_an_ensemble_s_model_is_the_mean_of_its_heads(
 
 def test_heads_start_and_weigh_prompts_differently(tiny_model: Model, preferences: Path, runs: Runs) -> None:
     """The first loss by hand: per head, a prompt counts as much as its draw from the exponential distribution."""
-    from reward.choices import prompt_id
+    from accord.records import conversation_id
 
     seen = []
 
@@ -157,7 +157,7 @@ def test_heads_start_and_weigh_prompts_differently(tiny_model: Model, preference
     with every_trainer_calls("train_begin", look):
         run_stage("reward", {**CONFIG, "heads": 4}, tiny_model, preferences, runs)
     weights = np.array([row["head_weights"] for row in seen])
-    prompts = {prompt_id(row.prompt): row.prompt for row in read_jsonl(preferences, Preference)}
+    prompts = {conversation_id(row.prompt): row.prompt for row in read_jsonl(preferences, Preference)}
     drawn = {
         tuple(np.float32(np.random.default_rng([3, int(name[:16], 16)]).exponential(size=4)).tolist())
         for name in prompts
@@ -213,17 +213,17 @@ def test_the_previous_model_is_compared_on_prompts_that_it_has_not_seen(
     run = train_reward_model(config, runs, tiny_model, DataFile(preferences), previous)
     trained_on = set(json.loads((first.path / TRAINED_ON).read_text()))
     assert len(trained_on) == 9  # of 12 prompts
-    from reward.choices import prompt_id
+    from accord.records import conversation_id
 
     pairs = read_jsonl(run.path / "heldout.jsonl", ScoredPair)
     for pair in pairs:
-        was_seen = prompt_id(pair.prompt) in trained_on
+        was_seen = conversation_id(pair.prompt) in trained_on
         assert (pair.previous_chosen_score is None) == was_seen
         if not was_seen:
             assert pair.previous_chosen_score == pytest.approx(
                 score(previous, [[*pair.prompt, *pair.chosen]])[0], abs=1e-5
             )
-    assert {prompt_id(pair.prompt) in trained_on for pair in pairs} == {True, False}
+    assert {conversation_id(pair.prompt) in trained_on for pair in pairs} == {True, False}
 
 
 # --- other attention
