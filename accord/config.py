@@ -6,12 +6,13 @@ A key that nothing reads is an error, at every level, because a typo that is ign
 import dataclasses
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, Tag, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticCustomError, core_schema
 
 from accord.errors import UsageError
 
@@ -22,6 +23,48 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
     not_identity: ClassVar[frozenset[str]] = frozenset()
     """Settings that may differ between two tries of the same run, because the result does not depend on them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ChosenBy:
+    """Marks a section whose class follows from one of its keys: `Annotated[Base, ChosenBy("kind", find, "plain")]`.
+
+    Unlike a tagged union, it asks for the class when a section is read: classes may come from a user's file.
+    """
+
+    key: str
+    find: Callable[[Any], type[BaseModel]]
+    """From the value of the key to the class; raises UsageError, which then is said of the key."""
+    default: Any
+    """The value where the key is left out."""
+
+    def class_of(self, section: Mapping[str, Any]) -> type[BaseModel]:
+        """The class of a section that was written as a mapping."""
+        return self.find(section.get(self.key, self.default))
+
+    def __get_pydantic_core_schema__(self, source: type[BaseModel], handler: Any) -> core_schema.CoreSchema:
+        def read(section: Any) -> BaseModel:
+            if isinstance(section, source):
+                return section
+            if not isinstance(section, Mapping):
+                raise ValueError("must be a section of settings")
+            try:
+                chosen = self.class_of(section)
+            except UsageError as error:
+                said = PydanticCustomError("choice", "{reason}", {"reason": str(error)})
+                place = (self.key,)
+                found = section.get(self.key, self.default)
+                raise ValidationError.from_exception_data(
+                    source.__name__, [{"type": said, "loc": place, "input": found}]
+                ) from error
+            return chosen.model_validate(section)
+
+        def written(section: BaseModel, info: Any) -> dict[str, Any]:
+            return section.model_dump(mode=info.mode)
+
+        return core_schema.no_info_plain_validator_function(
+            read, serialization=core_schema.plain_serializer_function_ser_schema(written, info_arg=True)
+        )
 
 
 class LoraConfig(Config):
@@ -81,7 +124,7 @@ def load_config(path: Path, config_type: type[ConfigT], overrides: Sequence[str]
     try:
         return config_type.model_validate(values)
     except ValidationError as error:
-        raise UsageError(f"{path}: {_describe(error, config_type)}") from None
+        raise UsageError(f"{path}: {_describe(error, config_type, values)}") from None
 
 
 def _apply_override(values: dict[str, Any], override: str) -> None:
@@ -103,22 +146,17 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     target[last] = value
 
 
-def _describe(error: ValidationError, config_type: type[BaseModel]) -> str:
+def _describe(error: ValidationError, config_type: type[BaseModel], values: Any) -> str:
     sentences = []
     for problem in error.errors():
-        place = _without_tags(config_type, problem["loc"])
+        place = problem["loc"]
         key = ".".join(str(part) for part in place)
         if problem["type"] == "extra_forbidden":
-            close = difflib.get_close_matches(place[-1], _known_keys(config_type, problem["loc"][:-1]), n=1)
+            known = _known_keys(config_type, place[:-1], values)
+            close = difflib.get_close_matches(str(place[-1]), known, n=1)
             sentences.append(f"unknown key '{key}'" + (f"; did you mean '{close[0]}'?" if close else ""))
         elif problem["type"] == "missing":
             sentences.append(f"'{key}' is missing")
-        elif problem["type"] == "union_tag_invalid":
-            context = problem["ctx"]
-            known = context["expected_tags"].replace("'", "")
-            sentences.append(f"'{key}.algorithm' must be one of {known}, found '{context['tag']}'")
-        elif problem["type"] == "union_tag_not_found":
-            sentences.append(f"'{key}' must be a section of settings, found {problem['input']!r}")
         else:
             reason = problem["msg"].removeprefix("Value error, ")
             reason = reason[0].lower() + reason[1:]
@@ -128,42 +166,27 @@ def _describe(error: ValidationError, config_type: type[BaseModel]) -> str:
     return "; ".join(sentences)
 
 
-def _known_keys(config_type: Any, place: Sequence[Any]) -> list[str]:
-    """What may stand at a place of a configuration; the place may name the class that a tagged union took."""
-    choices: dict[str, Any] = {"": config_type}
+def _known_keys(config_type: Any, place: Sequence[Any], values: Any) -> list[str]:
+    """What may stand at a place of a configuration that was written as these values."""
     for key in place:
-        if key in choices:
-            choices = {"": choices[key]}
-        elif isinstance(key, str):  # a number is the place in a list, whose items are all of one class
-            choices = _sections(next(iter(choices.values()), None), key)
-    return list(getattr(next(iter(choices.values()), None), "model_fields", {}))
+        values = values[key]
+        if isinstance(key, str):  # a number is the place in a list, whose items are all of one class
+            config_type = _section(config_type, key, values)
+    return list(getattr(config_type, "model_fields", {}))
 
 
-def _without_tags(config_type: Any, place: Sequence[Any]) -> list[Any]:
-    """The place of an error as keys and indices only: a tagged union also names the class that it took."""
-    keys: list[Any] = []
-    choices: dict[str, Any] = {"": config_type}
-    for key in place:
-        if key in choices:
-            choices = {"": choices[key]}
-            continue
-        keys.append(key)
-        if isinstance(key, str):
-            choices = _sections(next(iter(choices.values()), None), key)
-    return keys
-
-
-def _sections(config_type: Any, key: Any) -> dict[str, Any]:
-    """The classes that a key of a section may hold, by tag where it is a tagged union."""
+def _section(config_type: Any, key: str, values: Any) -> Any:
+    """The class of what stands under a key; None where that is no section."""
     field = getattr(config_type, "model_fields", {}).get(key)
-    annotations = [] if field is None else [field.annotation, *getattr(field.annotation, "__args__", ())]
-    found = {}
-    for each in annotations:
-        plain = getattr(each, "__origin__", each)  # without `Annotated`
-        if isinstance(plain, type) and issubclass(plain, BaseModel):
-            tag = next((m.tag for m in getattr(each, "__metadata__", ()) if isinstance(m, Tag)), "")
-            found[tag] = plain
-    return found
+    if field is None:
+        return None
+    for mark in field.metadata:
+        if isinstance(mark, ChosenBy):
+            return mark.class_of(values)
+    annotations = (field.annotation, *getattr(field.annotation, "__args__", ()))
+    return next(
+        (each for each in annotations if isinstance(each, type) and issubclass(each, BaseModel)), None
+    )
 
 
 def check_trainer_arguments(

@@ -11,9 +11,6 @@ from functools import partial
 from pathlib import Path
 
 import reward.train
-import rl.dpo
-import rl.online
-import rl.trackers
 import sft.train
 from accord.bundled import data_path
 from accord.chat import answer
@@ -29,10 +26,7 @@ from feedback.join import join_feedback
 from feedback.stage import gather_preferences
 from reward.score import score
 from reward.train import train_reward_model
-from rl.config import DPOConfig, OnlineConfig, PPOConfig
-from rl.dpo import train_dpo
-from rl.online import train_online
-from rl.ppo import train_ppo
+from rl.algorithms import ALGORITHMS, Inputs, algorithm_named
 from sft.train import fine_tune
 
 
@@ -52,16 +46,16 @@ def run_round(config: RoundConfig, runs: Runs, until: StageName = "eval", wait: 
     if config.sft:
         sft.train.check_arguments(config.sft.trainer)
     reward.train.check_arguments(config.reward.trainer)
-    if isinstance(config.rl, DPOConfig):
-        rl.dpo.check_arguments(config.rl.trainer)
-    if isinstance(config.rl, PPOConfig):
-        rl.trackers.check_trackers(config.rl.report_to)
-    if isinstance(config.rl, OnlineConfig):
-        rl.online.check_arguments(config.rl)
-    if until in ("dpo", "ppo", "rloo", "grpo") and until != config.rl.algorithm:
+    algorithm = algorithm_named(config.rl.algorithm)
+    algorithm.check(config.rl)
+    stages = ("sft", "feedback", "reward", algorithm.name, "eval")
+    if until not in stages and until not in ALGORITHMS:
+        raise UsageError(f"there is no stage '{until}'; name one of {', '.join(stages)}")
+    if until not in stages:
+        command = config.rl.algorithm if config.rl.algorithm in ALGORITHMS else "round"
         raise UsageError(
-            f"this configuration says rl.algorithm: {config.rl.algorithm}; run `accord {config.rl.algorithm}`, or "
-            "change the algorithm"
+            f"this configuration says rl.algorithm: {config.rl.algorithm}; run `accord {command}`, or change the "
+            "algorithm"
         )
 
     earlier = _earlier_feedback(config, runs)
@@ -98,15 +92,9 @@ def run_round(config: RoundConfig, runs: Runs, until: StageName = "eval", wait: 
             return reward_run
 
         # The policy is optimised towards what they prefer.
-        if isinstance(config.rl, PPOConfig):
-            reward_model = resolve(f"run:{reward_run.id}", runs)
-            new_policy_run = train_ppo(config.rl, runs, policy, reward_model, preferences, sampler)
-        elif isinstance(config.rl, OnlineConfig):
-            reward_model = resolve(f"run:{reward_run.id}", runs)
-            new_policy_run = train_online(config.rl, runs, policy, reward_model, preferences)
-        else:
-            new_policy_run = train_dpo(config.rl, runs, policy, preferences)
-        if until == config.rl.algorithm:
+        reward_model = resolve(f"run:{reward_run.id}", runs)
+        new_policy_run = algorithm.train(config.rl, Inputs(runs, policy, reward_model, preferences, sampler))
+        if until == algorithm.name:
             return new_policy_run
 
         # The gate decides whether the new policy may replace the old one.
@@ -116,7 +104,7 @@ def run_round(config: RoundConfig, runs: Runs, until: StageName = "eval", wait: 
             sampler,
             baseline=policy,
             candidate=resolve(f"run:{new_policy_run.id}", runs),
-            reward_model=resolve(f"run:{reward_run.id}", runs),
+            reward_model=reward_model,
         )
 
 

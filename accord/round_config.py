@@ -1,26 +1,21 @@
 """A round's configuration file: one section a stage. Imports nothing heavy, so that a typo is answered at once."""
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Self
 
-from pydantic import Discriminator, Tag, model_validator
+from pydantic import model_validator
 
 from accord.bundled import MODEL
-from accord.config import Config
+from accord.config import ChosenBy, Config
 from accord.sampling.config import SamplingConfig
 from eval.config import EvalConfig
 from feedback.config import FeedbackConfig
 from reward.config import RewardConfig
-from rl.config import DPOConfig, OnlineConfig, PPOConfig
+from rl.algorithms import DEFAULT, config_class
+from rl.config import AlgorithmConfig
 from sft.config import SFTConfig
 
-StageName = Literal["sft", "feedback", "reward", "dpo", "ppo", "rloo", "grpo", "eval"]
-
-
-def _algorithm(section: Any) -> Any:
-    """Which class a section `rl` is of; DPO where it does not say."""
-    if isinstance(section, dict):
-        return section.get("algorithm", "dpo")
-    return getattr(section, "algorithm", None)
+StageName = str
+"""sft, feedback, reward, eval, or the name of an algorithm (`rl.algorithms`)."""
 
 
 class RoundConfig(Config):
@@ -36,13 +31,7 @@ class RoundConfig(Config):
     """A file of preferences, or a finished feedback run such as a review as `run:<id>`, in place of the feedback stage.
     A run beside a feedback section adds its judgements to those that the round collects."""
     reward: RewardConfig
-    rl: Annotated[
-        Annotated[DPOConfig, Tag("dpo")]
-        | Annotated[PPOConfig, Tag("ppo")]
-        | Annotated[OnlineConfig, Tag("rloo")]
-        | Annotated[OnlineConfig, Tag("grpo")],
-        Discriminator(_algorithm),
-    ]
+    rl: Annotated[AlgorithmConfig, ChosenBy("algorithm", config_class, DEFAULT)]
     """The settings of one algorithm, which `algorithm` names."""
     eval: EvalConfig
 

@@ -8,7 +8,14 @@ from accord.config import Config, LoraConfig
 from accord.training_config import TrainingConfig
 
 
-class DPOConfig(TrainingConfig):
+class AlgorithmConfig(Config):
+    """What the settings of every algorithm have."""
+
+    algorithm: str
+    """Which one: a name of accord's, or `file.py:NAME` for one in a file of yours."""
+
+
+class DPOConfig(TrainingConfig, AlgorithmConfig):
     """Direct preference optimisation (Rafailov et al. 2023, https://arxiv.org/abs/2305.18290); a row is a pair."""
 
     algorithm: Literal["dpo"] = "dpo"
@@ -45,7 +52,7 @@ class DPOConfig(TrainingConfig):
         return self
 
 
-class PPOConfig(Config):
+class PPOConfig(AlgorithmConfig):
     """Proximal policy optimisation (Schulman et al. 2017) of the reward model's score, as in Huang et al. 2024.
 
     In an update the policy answers `prompts_per_update` prompts once each, and learns from these answers
@@ -166,7 +173,7 @@ class PPOConfig(Config):
         return self
 
 
-class OnlineConfig(TrainingConfig):
+class OnlineConfig(TrainingConfig, AlgorithmConfig):
     """The reward model's score, optimised by TRL's RLOO or GRPO; a row is an answer.
 
     In an update the policy answers `rows_per_update / num_generations` prompts `num_generations` times each, and learns

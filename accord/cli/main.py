@@ -5,7 +5,7 @@ import json
 import logging
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -17,11 +17,9 @@ from accord.cli.reward import reward
 from accord.cli.shared import AS_JSON, CONFIG, OVERRIDES, RUN, run_until, runs_of_command
 from accord.errors import AccordError, WaitingForAnnotatorsError
 from accord.preload import restart_with_libraries
+from rl.algorithms import ALGORITHMS
 
-if TYPE_CHECKING:
-    from accord.round_config import StageName
-
-COMPUTE = ("demo", "round", "sft", "reward", "dpo", "ppo", "rloo", "grpo", "eval", "feedback", "gate")
+COMPUTE = ("demo", "round", "sft", "reward", *ALGORITHMS, "eval", "feedback", "gate")
 """The commands that train or sample, and are worth a restart with faster libraries."""
 
 
@@ -104,7 +102,7 @@ def _round(config: Path, overrides: tuple[str, ...], wait: bool) -> None:
     finish_with_verdict(run_until("eval", config, overrides, wait))
 
 
-def _stage_command(stage: "StageName", does: str) -> None:
+def _stage_command(stage: str, does: str) -> None:
     @main.command(stage, help=f"{does} The stages it builds on must be finished.")
     @CONFIG
     @OVERRIDES
@@ -116,10 +114,8 @@ def _stage_command(stage: "StageName", does: str) -> None:
 
 _stage_command("sft", "Fine-tune the base model on demonstrations.")
 main.add_command(reward)
-_stage_command("dpo", "Optimise the policy on the round's preferences (rl.algorithm: dpo).")
-_stage_command("ppo", "Optimise the policy on the reward model's scores (rl.algorithm: ppo).")
-_stage_command("rloo", "Optimise the policy on the reward model's scores (rl.algorithm: rloo).")
-_stage_command("grpo", "Optimise the policy on the reward model's scores (rl.algorithm: grpo).")
+for algorithm in ALGORITHMS.values():
+    _stage_command(algorithm.name, f"{algorithm.does} (rl.algorithm: {algorithm.name}).")
 main.add_command(evaluation)
 
 

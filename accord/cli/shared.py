@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from accord.round_config import StageName
     from accord.runs import Run, Runs
 
 CONFIG = click.argument("config", type=click.Path(path_type=Path))
@@ -23,7 +22,7 @@ def runs_of_command(only: str | None = None) -> "Runs":
 
 
 def run_until(
-    stage: "StageName", config: Path, overrides: tuple[str, ...], wait: bool = False, alone: bool = False
+    stage: str, config: Path, overrides: tuple[str, ...], wait: bool = False, alone: bool = False
 ) -> "Run":
     """Run or continue a round's stages up to `stage`; `alone` refuses to do the earlier ones' work."""
     from accord.config import load_config

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from accord.page.words import STAGES, duration, label
+from accord.page.words import duration, label, stage_title
 from accord.runs import Run, Runs
 
 
@@ -68,7 +68,7 @@ def lineage(run: Run, runs: Runs, tags: Mapping[str, str] | None = None) -> Line
         is_self = each.id == run.id
         nodes.append(
             Node(
-                id=each.id, stage=STAGES.get(record.stage, record.stage),
+                id=each.id, stage=stage_title(record),
                 tag="this page" if is_self else (tags or {}).get(each.id, ""),
                 link=f"../{each.id}/report.html" if not is_self and "report.html" in record.outputs else None,
                 top=top, height=height, parents=record.parents, inputs=inputs,

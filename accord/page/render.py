@@ -19,7 +19,7 @@ from markupsafe import Markup
 
 from accord.page.lineage import lineage
 from accord.page.plots import training_curves
-from accord.page.words import STAGES, as_yaml, day, figure_label, label, number, percent
+from accord.page.words import as_yaml, day, figure_label, label, number, percent, stage_title
 from accord.runs import Run, Runs
 
 TEMPLATES = Path(__file__).parent
@@ -59,6 +59,6 @@ def run_page(run: Run, runs: Runs) -> str:
     """The page of any finished run: what made it, its figures and curves, and its descent."""
     return render(
         TEMPLATES, "run.html.jinja",
-        {"run": run.record, "stage": STAGES.get(run.record.stage, run.record.stage), "metrics": run.metrics,
+        {"run": run.record, "stage": stage_title(run.record), "metrics": run.metrics,
          "curves": training_curves(run), "lineage": lineage(run, runs)},
     )  # fmt: skip

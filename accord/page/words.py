@@ -7,14 +7,12 @@ from typing import Any
 
 import yaml
 
+from accord.runs import RunRecord
+
 STAGES = {
     "sft": "Supervised fine-tuning",
     "feedback": "Feedback",
     "reward": "Reward model",
-    "ppo": "Policy optimisation (PPO)",
-    "dpo": "Policy optimisation (DPO)",
-    "rloo": "Policy optimisation (RLOO)",
-    "grpo": "Policy optimisation (GRPO)",
     "eval": "Evaluation",
 }
 FIGURES = {
@@ -98,6 +96,13 @@ FIGURES = {
     "heldout_reward_margin": "Held-out preferred answer above the other (implied reward)",
 }
 """Final figures whose names do not explain themselves."""
+
+
+def stage_title(record: RunRecord) -> str:
+    """What pages call a run's stage; one whose configuration names an algorithm is that policy optimisation."""
+    if "algorithm" in record.config:
+        return f"Policy optimisation ({record.stage.upper()})"
+    return STAGES.get(record.stage, record.stage)
 
 
 def number(value: float | int | str | None, signed: bool = False) -> str:

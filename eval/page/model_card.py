@@ -15,7 +15,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from accord import bundled
 from accord.page.lineage import in_order, lineage
-from accord.page.words import STAGES, day, label, number
+from accord.page.words import day, label, number, stage_title
 from accord.runs import Run, Runs
 from eval.page.metrics import change_text, tolerated, value_text
 from eval.rows import SUITE
@@ -253,7 +253,7 @@ def _stage(run: Run) -> list[str]:
         f"{count} {label(reason).lower()}" for reason, count in run.record.dropped.items() if count
     )
     return [
-        STAGES.get(run.record.stage, run.record.stage),
+        stage_title(run.record),
         code(run.id),
         ", ".join(settings),
         dropped or "none",

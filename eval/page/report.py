@@ -13,7 +13,7 @@ from accord.errors import AccordError
 from accord.page.lineage import in_order, lineage
 from accord.page.plots import training_curves
 from accord.page.render import render, run_page
-from accord.page.words import STAGES
+from accord.page.words import stage_title
 from accord.records import read_jsonl, write_atomically
 from accord.runs import Run, Runs
 from eval.checks.contamination import PROMPTS
@@ -150,7 +150,7 @@ def page(run: Run, runs: Runs) -> str:
         "reward_figures": _reward_figures(reward.metrics) if reward else {},
         "reward_page": f"../{reward.id}/report.html" if reward and "report.html" in reward.record.outputs else None,
         "stages": [
-            {"title": STAGES.get(each.record.stage, each.record.stage), "id": each.id, "metrics": _scalars(each),
+            {"title": stage_title(each.record), "id": each.id, "metrics": _scalars(each),
              "stop_reason": each.metrics.get("stop_reason"), "curves": training_curves(each)}
             for each in ancestors if each.record.stage not in ("feedback",)
         ],

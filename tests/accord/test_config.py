@@ -170,7 +170,10 @@ def test_a_wrong_whole_is_one_sentence_without_the_whole(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("override", "sentence"),
     [
-        ("rl={algorithm: kto}", "'rl.algorithm' must be one of dpo, ppo, rloo, grpo, found 'kto'"),
+        (
+            "rl={algorithm: kto}",
+            "'rl.algorithm': must be one of dpo, ppo, rloo, grpo, or file.py:NAME for one of your own, found 'kto'",
+        ),
         ("rl={algorithm: grpo, prompts: x, epoch: 3}", "unknown key 'rl.epoch'; did you mean 'epochs'?"),
         (
             "rl={loss: robust}",
@@ -184,7 +187,7 @@ def test_a_wrong_whole_is_one_sentence_without_the_whole(tmp_path: Path) -> None
         ("rl={algorithm: ppo}", "'rl.prompts' is missing"),
         ("rl={algorithm: ppo, prompts: x, shared_base: true}", "'rl': shared_base needs lora"),
         ("rl.learning_rat=1", "unknown key 'rl.learning_rat'; did you mean 'learning_rate'?"),
-        ("rl=", "'rl' must be a section of settings, found None"),
+        ("rl=", "'rl': must be a section of settings, found None"),
     ],
 )
 def test_a_section_of_two_kinds_is_named_without_its_kind(override: str, sentence: str) -> None:

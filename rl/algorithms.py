@@ -1,0 +1,156 @@
+"""The algorithms that `rl.algorithm` may name, each in one row.
+
+The command line reads this table to print its help, so each row imports what it needs when it is used.
+
+    dpo, ppo, rloo, grpo                 the rows of `ALGORITHMS`
+    my_algorithms.py:BEST_OF_N           an `Algorithm` in a file of the user's; also module:NAME
+
+A new algorithm is a configuration (a subclass of `rl.config.AlgorithmConfig`) and a function that trains, in a file of
+their own, and a row here.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from accord.errors import UsageError
+
+if TYPE_CHECKING:
+    from accord.models import Model
+    from accord.runs import DataFile, Run, Runs
+    from accord.sampling.shared import SharedSampler
+    from rl.config import AlgorithmConfig, DPOConfig, OnlineConfig, PPOConfig
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a round has when it comes to its policy; an algorithm takes of it what it needs."""
+
+    runs: "Runs"
+    """Where the algorithm's run is kept."""
+    policy: "Model"
+    """What is optimised; the reference, too."""
+    reward_model: "Model"
+    """Trained from this policy on these preferences."""
+    preferences: "Run | DataFile"
+    """`accord.runs.file_of(preferences, "preferences.jsonl")` is the file."""
+    sampler: "SharedSampler"
+    """The round's."""
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """One way to optimise a policy."""
+
+    name: str
+    """The stage: its runs are called `<name>-<12 hex digits>`."""
+    does: str
+    """What it does, in a sentence: the help of its command."""
+    config: "Callable[[], type[AlgorithmConfig]]"
+    """Gives the class of the settings under `rl:`."""
+    train: "Callable[[Any, Inputs], Run]"
+    """From an instance of that class, train and return the finished run, whose `model/` is the new policy."""
+    check: Callable[[Any], None] = lambda config: None
+    """Look at such an instance before anything starts; raises UsageError for what can be known to fail."""
+
+
+def _config_of_dpo() -> "type[AlgorithmConfig]":
+    from rl.config import DPOConfig
+
+    return DPOConfig
+
+
+def _train_dpo(config: "DPOConfig", inputs: Inputs) -> "Run":
+    from rl.dpo import train_dpo
+
+    return train_dpo(config, inputs.runs, inputs.policy, inputs.preferences)
+
+
+def _check_dpo(config: "DPOConfig") -> None:
+    from rl.dpo import check_arguments
+
+    check_arguments(config.trainer)
+
+
+def _config_of_ppo() -> "type[AlgorithmConfig]":
+    from rl.config import PPOConfig
+
+    return PPOConfig
+
+
+def _train_ppo(config: "PPOConfig", inputs: Inputs) -> "Run":
+    from rl.ppo import train_ppo
+
+    return train_ppo(
+        config, inputs.runs, inputs.policy, inputs.reward_model, inputs.preferences, inputs.sampler
+    )
+
+
+def _check_ppo(config: "PPOConfig") -> None:
+    from rl.trackers import check_trackers
+
+    check_trackers(config.report_to)
+
+
+def _config_of_online() -> "type[AlgorithmConfig]":
+    from rl.config import OnlineConfig
+
+    return OnlineConfig
+
+
+def _train_online(config: "OnlineConfig", inputs: Inputs) -> "Run":
+    from rl.online import train_online
+
+    return train_online(config, inputs.runs, inputs.policy, inputs.reward_model, inputs.preferences)
+
+
+def _check_online(config: "OnlineConfig") -> None:
+    from rl.online import check_arguments
+
+    check_arguments(config)
+
+
+_OF_SCORES = "Optimise the policy on the reward model's scores"
+ALGORITHMS = {
+    each.name: each
+    for each in (
+        Algorithm(
+            "dpo", "Optimise the policy on the round's preferences", _config_of_dpo, _train_dpo, _check_dpo
+        ),
+        Algorithm("ppo", _OF_SCORES, _config_of_ppo, _train_ppo, _check_ppo),
+        Algorithm("rloo", _OF_SCORES, _config_of_online, _train_online, _check_online),
+        Algorithm("grpo", _OF_SCORES, _config_of_online, _train_online, _check_online),
+    )
+}
+OTHER_STAGES = ("sft", "feedback", "reward", "eval")
+DEFAULT = "dpo"
+"""What `rl` is about where it does not say."""
+
+
+def algorithm_named(reference: Any) -> Algorithm:
+    """The algorithm that `rl.algorithm` says; a user's file is run only if it is named.
+
+    Raises:
+        UsageError: there is none of this name, or what stands in the user's file is none.
+    """
+    if isinstance(reference, str) and reference in ALGORITHMS:
+        return ALGORITHMS[reference]
+    if not isinstance(reference, str) or ":" not in reference:
+        raise UsageError(f"must be one of {', '.join(ALGORITHMS)}, or file.py:NAME for one of your own")
+    from accord import user_code
+
+    found = user_code.load(user_code.locate(reference, "algorithm"), "algorithm")
+    if not isinstance(found, Algorithm):
+        raise UsageError(f"algorithm '{reference}': is {type(found).__name__}, not rl.algorithms.Algorithm")
+    if not re.fullmatch("[a-z][a-z0-9_]*", found.name) or found.name in (*ALGORITHMS, *OTHER_STAGES):
+        raise UsageError(
+            f"algorithm '{reference}': its runs cannot be called '{found.name}'; give it a name of small letters that "
+            f"is none of {', '.join((*ALGORITHMS, *OTHER_STAGES))}"
+        )
+    return found
+
+
+def config_class(reference: Any) -> "type[AlgorithmConfig]":
+    """The class of the section `rl` whose `algorithm` says this."""
+    return algorithm_named(reference).config()
