@@ -48,12 +48,18 @@ def prompts_of_update(update: int, prompts: int, prompts_per_update: int, seed: 
         seed: of the order.
     """
     first = (update - 1) * prompts_per_update
-    chosen = []
-    for place in range(first, first + prompts_per_update):
-        order = list(range(prompts))
-        random.Random(f"{seed}/{place // prompts}").shuffle(order)
-        chosen.append(order[place % prompts])
-    return chosen
+    places = range(first, first + prompts_per_update)
+    orders = {
+        number: _order(prompts, f"{seed}/{number}") for number in {place // prompts for place in places}
+    }
+    return [orders[place // prompts][place % prompts] for place in places]
+
+
+def _order(prompts: int, seed: str) -> list[int]:
+    """The indices of all prompts, shuffled: the order of one pass through them."""
+    order = list(range(prompts))
+    random.Random(seed).shuffle(order)
+    return order
 
 
 def seeds_of_update(update: int, answers: int, seed: int) -> list[int]:

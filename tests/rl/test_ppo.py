@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import random
 import shutil
 import signal
 import statistics
@@ -178,7 +179,9 @@ def test_prompts_of_held_out_preferences_and_long_ones_are_taken_out_and_counted
     run = run_ppo(config, tiny_model, reward_model, preferences, runs)
     unique = len({row.prompt[0].content for row in heldout[:3]})
     assert unique <= 3
-    assert run.record.dropped == {"prompts_heldout": 3, "prompts_too_long": 1, "pairs_too_long": 0}
+    assert run.record.dropped == {
+        "prompts_heldout": 3, "prompts_too_long": 1, "heldout_prompts_too_long": 0, "pairs_too_long": 0
+    }  # fmt: skip
 
     write_jsonl(tmp_path / "mixed.jsonl", rows[:3] + rows[4:])
     with pytest.raises(
@@ -375,6 +378,32 @@ def test_every_prompt_comes_once_before_one_comes_again() -> None:
     assert prompts_of_update(2, 10, 3, seed=6) != seen[3:6]
     assert len(prompts_of_update(1, 2, 5, seed=0)) == 5  # fewer prompts than an update wants
     assert len({s for update in range(50) for s in seeds_of_update(update, 20, 0)}) == 1000
+
+
+def test_the_order_of_the_prompts_is_drawn_once_for_an_update(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is the order that shuffling anew for every prompt gave, so a run that was killed before goes on alike."""
+
+    def as_before(update: int, prompts: int, prompts_per_update: int, seed: int) -> list[int]:
+        first = (update - 1) * prompts_per_update
+        chosen = []
+        for place in range(first, first + prompts_per_update):
+            order = list(range(prompts))
+            random.Random(f"{seed}/{place // prompts}").shuffle(order)
+            chosen.append(order[place % prompts])
+        return chosen
+
+    for arguments in [(1, 20, 6, 0), (4, 20, 6, 0), (7, 20, 6, 3), (2, 3, 8, 1), (5, 1, 2, 0)]:
+        assert prompts_of_update(*arguments) == as_before(*arguments)
+    drawn: list[str] = []
+    plain = random.Random
+
+    def counted(seed: str) -> random.Random:
+        drawn.append(seed)
+        return plain(seed)
+
+    monkeypatch.setattr(random, "Random", counted)
+    prompts_of_update(4, 20, 6, seed=0)  # 18 to 23: the end of one pass and the beginning of the next
+    assert sorted(drawn) == ["0/0", "0/1"]
 
 
 def test_a_rollout_ends_at_the_first_eos() -> None:
