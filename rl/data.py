@@ -14,13 +14,19 @@ from rl.pairs import encode_pairs
 
 
 @dataclass(frozen=True)
-class Data:
-    """Prompts to train on and what is held out, all as token ids."""
+class EncodedPrompt:
+    """A prompt as the policy reads it and as people do."""
 
-    prompts: list[list[int]]
-    heldout_prompts: list[list[int]]
-    conversations: dict[tuple[int, ...], list[Message]]
-    """The messages of each of these prompts, by its token ids."""
+    ids: list[int]
+    messages: list[Message]
+
+
+@dataclass(frozen=True)
+class Data:
+    """Prompts to train on and what is held out."""
+
+    prompts: list[EncodedPrompt]
+    heldout_prompts: list[EncodedPrompt]
     pairs: list[dict[str, Any]]
     """Held-out preferences as `rl.pairs.encode_pairs` makes them."""
     dropped: dict[str, int]
@@ -44,29 +50,25 @@ def load_data(
             f"{preferences}: no pair is left to hold out, {pairs_too_long} were longer than max_sequence_tokens; "
             "collect more preferences or raise it"
         )
-    aside = {conversation_id(row.prompt): encode_prompt(tokenizer, row.prompt) for row in heldout}
     rows = read_jsonl(prompts, Prompt)
-    training = [
-        encode_prompt(tokenizer, row.prompt) for row in rows if conversation_id(row.prompt) not in aside
-    ]
-    conversations = {
-        tuple(encode_prompt(tokenizer, prompt)): prompt
-        for prompt in (*(row.prompt for row in rows), *(row.prompt for row in heldout))
-    }
-    short = [ids for ids in training if len(ids) <= longest_prompt]
+    aside = {conversation_id(row.prompt): row.prompt for row in heldout}
+    training = [row.prompt for row in rows if conversation_id(row.prompt) not in aside]
+    encoded = [EncodedPrompt(encode_prompt(tokenizer, prompt), prompt) for prompt in training]
+    short = [prompt for prompt in encoded if len(prompt.ids) <= longest_prompt]
     if not short:
         raise DataError(
             f"{prompts}: no prompt is left, {len(rows) - len(training)} are held out and {len(training)} leave no room "
             f"for {max_response_tokens} tokens of answer within max_sequence_tokens ({max_sequence_tokens})"
         )
-    dropped = {
-        "prompts_heldout": len(rows) - len(training), "prompts_too_long": len(training) - len(short),
-        "pairs_too_long": pairs_too_long,
-    }  # fmt: skip
-    heldout_prompts = [ids for ids in aside.values() if len(ids) <= longest_prompt]
+    heldout_encoded = [EncodedPrompt(encode_prompt(tokenizer, prompt), prompt) for prompt in aside.values()]
+    heldout_prompts = [prompt for prompt in heldout_encoded if len(prompt.ids) <= longest_prompt]
     if not heldout_prompts:
         raise DataError(
             f"{preferences}: no held-out prompt leaves room for {max_response_tokens} tokens of answer within "
             f"max_sequence_tokens ({max_sequence_tokens}); raise it"
         )
-    return Data(short, heldout_prompts, conversations, list(encode_pairs(tokenizer, heldout)), dropped)
+    dropped = {
+        "prompts_heldout": len(rows) - len(training), "prompts_too_long": len(training) - len(short),
+        "heldout_prompts_too_long": len(heldout_encoded) - len(heldout_prompts), "pairs_too_long": pairs_too_long,
+    }  # fmt: skip
+    return Data(short, heldout_prompts, list(encode_pairs(tokenizer, heldout)), dropped)

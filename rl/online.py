@@ -115,8 +115,8 @@ def train_online(
                 policy, reward_model, config.max_sequence_tokens, config.missing_eos_penalty
             ),
             args=build_arguments("rl", arguments_class, arguments),
-            train_dataset=Dataset.from_dict({"prompt": data.prompts}),
-            eval_dataset=Dataset.from_dict({"prompt": data.heldout_prompts}),
+            train_dataset=Dataset.from_dict({"prompt": [prompt.ids for prompt in data.prompts]}),
+            eval_dataset=Dataset.from_dict({"prompt": [prompt.ids for prompt in data.heldout_prompts]}),
             processing_class=tokenizer,
             peft_config=peft_config(policy, config.lora, "CAUSAL_LM"),
         )

@@ -23,7 +23,7 @@ from accord.records import write_jsonl
 from accord.sampling.verify import BFLOAT16_BOUND
 from reward.scorers import Scorer
 from rl.config import PPOConfig
-from rl.data import Data
+from rl.data import Data, EncodedPrompt
 from rl.maths.advantages import shape_scores
 from rl.policy_gradient.actors import Actors
 from rl.policy_gradient.checkpoints import Progress, save_checkpoint
@@ -102,14 +102,13 @@ class Loop:
         clock = [time.perf_counter()]
 
         chosen = prompts_of_update(number, len(self.data.prompts), config.prompts_per_update, config.seed)
-        rollout = self._sample(
-            [self.data.prompts[i] for i in chosen], seeds_of_update(number, len(chosen), config.seed)
-        )
+        asked = [self.data.prompts[i] for i in chosen]
+        rollout = self._sample(asked, seeds_of_update(number, len(chosen), config.seed))
         clock.append(time.perf_counter())
         try:
             opinions = hear(actors, rollout, config.temperature, config.tokens_per_pass)
             reward_model_score = opinions.scores.mean().item()
-            opinions = self._rewarded(rollout, opinions)
+            opinions = self._rewarded(asked, rollout, opinions)
             mismatch = check_sampler(
                 opinions.log_probabilities, opinions.sampler, opinions.tokens,
                 BFLOAT16_BOUND if actors.bfloat16 else self.sampler.bound,
@@ -187,7 +186,7 @@ class Loop:
         rollout = self._sample(prompts, seeds_of_update(0, len(prompts), config.seed))
         opinions = hear(self.actors, rollout, config.temperature, config.tokens_per_pass)
         reward_model_score = opinions.scores.mean().item() - progress.score_shift
-        opinions = self._rewarded(rollout, opinions)
+        opinions = self._rewarded(prompts, rollout, opinions)
         score = (opinions.scores - progress.score_shift).mean().item()
         error = opinions.scores.std(correction=min(1, len(prompts) - 1)).item() / math.sqrt(len(prompts))
         kl = (opinions.log_probabilities - opinions.reference)[opinions.tokens].sum().item() / len(prompts)
@@ -203,11 +202,11 @@ class Loop:
         }
         return {"step": progress.update, **{f"eval_{name}": value for name, value in figures.items()}}
 
-    def _rewarded(self, rollout: Rollout, opinions: Opinions) -> Opinions:
+    def _rewarded(self, prompts: Sequence[EncodedPrompt], rollout: Rollout, opinions: Opinions) -> Opinions:
         """The opinions with the reward function's or the judge's values as scores, where there is one."""
         if self.scorer is None:
             return opinions
-        conversations = [self.data.conversations[tuple(prompt)] for prompt in rollout.prompts]
+        conversations = [prompt.messages for prompt in prompts]
         responses = [decode_response(self.tokenizer, response) for response in rollout.responses]
         scorer, scores = self.scorer, opinions.scores.tolist()
 
@@ -226,12 +225,13 @@ class Loop:
         rewards = parallel.from_first(find)
         return replace(opinions, scores=torch.tensor(rewards, device=opinions.scores.device))
 
-    def _sample(self, prompts: Sequence[list[int]], seeds: Sequence[int]) -> Rollout:
+    def _sample(self, prompts: Sequence[EncodedPrompt], seeds: Sequence[int]) -> Rollout:
         config, eos = self.config, self.tokenizer.eos_token_id
+        ids = [prompt.ids for prompt in prompts]
         completions = parallel.from_first(
-            lambda: self.sampler.sample(prompts, seeds, config.max_response_tokens, config.temperature)
+            lambda: self.sampler.sample(ids, seeds, config.max_response_tokens, config.temperature)
         )
-        return make_rollout(prompts, completions, int(str(eos)))
+        return make_rollout(ids, completions, int(str(eos)))
 
     def _stop_reason(self, row: dict[str, Any]) -> str | None:
         config, progress = self.config, self.progress
