@@ -102,13 +102,13 @@ def load_tokenizer(model: Model) -> "PreTrainedTokenizerBase":
     return prepare_tokenizer(AutoTokenizer.from_pretrained(model.folder), model.reference)
 
 
-def check_same_tokens(policy: Model, reward_model: Model) -> None:
-    """A reward model that reads the policy's token ids must mean the same by them.
+def check_same_tokens(ours: "PreTrainedTokenizerBase", policy: Model, reward_model: Model) -> None:
+    """A reward model that reads the token ids of a policy, whose tokenizer is `ours`, must mean the same by them.
 
     Raises:
         UsageError: its tokenizer or its chat template is another one.
     """
-    ours, theirs = load_tokenizer(policy), load_tokenizer(reward_model)
+    theirs = load_tokenizer(reward_model)
     probe = [{"role": "user", "content": "Is 1 + 1 = 2?\n\nYes"}]
     if (
         ours.get_vocab() != theirs.get_vocab()

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from datasets import Dataset
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 from trl import GRPOConfig, RLOOConfig
 
 from accord.bundled import data_path
@@ -112,7 +112,7 @@ def train_online(
         trainer = trainer_class(
             model=model,
             reward_funcs=reward_model_function(
-                policy, reward_model, config.max_sequence_tokens, config.missing_eos_penalty
+                tokenizer, policy, reward_model, config.max_sequence_tokens, config.missing_eos_penalty
             ),
             args=build_arguments("rl", arguments_class, arguments),
             train_dataset=Dataset.from_dict({"prompt": [prompt.ids for prompt in data.prompts]}),
@@ -150,15 +150,15 @@ def train_online(
 
 
 def reward_model_function(
-    policy: Model, reward_model: Model, max_sequence_tokens: int, missing_eos_penalty: float
-) -> Callable[..., list[float]]:
+    tokenizer: PreTrainedTokenizerBase, policy: Model, reward_model: Model, max_sequence_tokens: int,
+    missing_eos_penalty: float,
+) -> Callable[..., list[float]]:  # fmt: skip
     """The reward function for TRL's trainers: the reward model's score of each answer, on the ids that were sampled.
 
     Raises:
         UsageError: the reward model has other tokens than the policy, or reads less than `max_sequence_tokens`.
     """
-    check_same_tokens(policy, reward_model)
-    tokenizer = load_tokenizer(policy)
+    check_same_tokens(tokenizer, policy, reward_model)
     model = load_scorer(reward_model)
     if max_sequence_tokens > model.config.max_position_embeddings:
         raise UsageError(

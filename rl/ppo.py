@@ -27,11 +27,25 @@ from accord.training import base_dtype, computes_in_bfloat16, quiet_libraries, s
 from reward.scorers import scorer_of
 from rl.config import PPOConfig
 from rl.data import load_data
-from rl.policy_gradient.checkpoints import Progress, load_best, load_checkpoint
+from rl.policy_gradient.checkpoints import Progress, Trained, load_best, load_checkpoint
 from rl.policy_gradient.evaluation import mean_demonstration_score
 from rl.policy_gradient.layouts import load_actors
-from rl.policy_gradient.loop import NOT_FINITE_BATCH, Loop
+from rl.policy_gradient.loop import NOT_FINITE_BATCH, Environment, Log, Loop
 from rl.policy_gradient.rollout import PolicySampler
+from rl.policy_gradient.settings import (
+    Computation,
+    Estimation,
+    KLControl,
+    Layout,
+    Objective,
+    Passes,
+    Sampling,
+    Schedule,
+    Settings,
+    Shaping,
+    Steps,
+    StopRules,
+)
 from rl.trackers import check_trackers, tracking
 
 OPTIMISER_EPSILON = 1e-5
@@ -87,18 +101,17 @@ def train_ppo(
         # build
         bfloat16 = computes_in_bfloat16(config)
         run.record.hardware["training_precision"] = "bfloat16" if bfloat16 else "float32"
+        adapter = _reward_adapter(runs, policy, reward_model) if config.shared_base else None
         actors = load_actors(
-            policy, reward_model, config.lora, config.max_sequence_tokens,
-            reward_adapter=_reward_adapter(runs, policy, reward_model) if config.shared_base else None,
-            base_dtype=base_dtype(config), bfloat16=bfloat16,
-            gradient_checkpointing=config.gradient_checkpointing, seed=config.seed, ensemble=config.ensemble,
+            tokenizer, policy, reward_model, config.max_sequence_tokens, Layout(config.lora, adapter),
+            Computation(base_dtype(config), bfloat16, config.gradient_checkpointing), config.ensemble, config.seed,
         )  # fmt: skip
         if scorer:
             torch.nn.init.zeros_(actors.critic_head.weight)  # it knows nothing of this reward yet
             actors.score_shift = 0.0
-        trained = [*actors.policy_parameters.values(), *actors.critic_parameters.values()]
+        parameters = [*actors.policy_parameters.values(), *actors.critic_parameters.values()]
         optimiser = torch.optim.AdamW(
-            trained, lr=config.learning_rate, eps=OPTIMISER_EPSILON, weight_decay=0.0, fused=True
+            parameters, lr=config.learning_rate, eps=OPTIMISER_EPSILON, weight_decay=0.0, fused=True
         )
         checkpoints = run.path / "checkpoints"
         progress = load_checkpoint(checkpoints, actors, optimiser)
@@ -110,16 +123,14 @@ def train_ppo(
                 )  # fmt: skip
                 actors.score_shift = parallel.broadcast(shift)
             progress = Progress(config.kl_coefficient, actors.score_shift)
-        policy_sampler = PolicySampler(sampler, policy, actors.policy)
+        trained = Trained(actors, optimiser, progress)
+        policy_sampler = PolicySampler(sampler, policy, actors.policy, tokenizer)
+        environment = Environment(tokenizer, data, policy_sampler, scorer)
         names = config.report_to if parallel.is_first() else []
-        settings = config.model_dump(mode="json")
 
         # loop
-        with tracking(names, run.id, run.path / "trackers", settings) as trackers:
-            Loop(
-                config, run.path, tokenizer, data, actors, optimiser, progress, policy_sampler, trackers,
-                scorer,
-            ).run()  # fmt: skip
+        with tracking(names, run.id, run.path / "trackers", config.model_dump(mode="json")) as trackers:
+            Loop(settings_of(config), environment, trained, Log(run.path, trackers)).run()
 
         # save
         if parallel.is_first():
@@ -127,6 +138,34 @@ def train_ppo(
             save_model(actors.policy, tokenizer, run, load_policy(policy) if config.lora else None)
         run.finish(final_figures(progress), data.dropped)
     return run
+
+
+def settings_of(config: PPOConfig) -> Settings:
+    """The configuration, sorted by which part of the loop needs it."""
+    return Settings(
+        kl_coefficient=config.kl_coefficient,
+        schedule=Schedule(
+            config.updates, config.learning_rate, config.evaluate_every_updates, config.checkpoint_every_updates
+        ),
+        sampling=Sampling(
+            config.prompts_per_update, config.max_response_tokens, config.temperature, config.seed
+        ),
+        passes=Passes(config.temperature, config.tokens_per_pass),
+        shaping=Shaping(
+            config.score_clip, config.missing_eos, config.missing_eos_penalty, config.length_penalty_per_token
+        ),
+        estimation=Estimation(
+            config.discount, config.trace, config.whiten_rewards, config.importance_weight_cap
+        ),
+        objective=Objective(
+            config.clip, config.dual_clip, config.value_clip, config.value_coefficient, config.entropy_coefficient
+        ),
+        steps=Steps(config.epochs_per_update, config.minibatches_per_epoch, config.max_gradient_norm),
+        kl_control=KLControl(config.kl_target_nats, config.kl_horizon_answers),
+        stop_rules=StopRules(
+            config.stop_at_kl_nats, config.stop_at_length_factor, config.stop_after_worse_evaluations
+        ),
+    )  # fmt: skip
 
 
 def final_figures(progress: Progress) -> dict[str, Any]:

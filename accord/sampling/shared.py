@@ -53,8 +53,12 @@ class SharedSampler:
         """How far the sampler's log-probabilities may be from those of the same weights in float32."""
         return BOUNDS[self._config.dtype]
 
-    def use(self, model: Model) -> Sampler:
+    def use(self, model: Model, tokenizer: "PreTrainedTokenizerBase | None" = None) -> Sampler:
         """The sampler, with this model's weights; new weights are verified against the model in float32.
+
+        Args:
+            model: whose weights.
+            tokenizer: the model's, from who has loaded it already.
 
         Raises:
             UsageError: vLLM is asked for and not installed.
@@ -64,7 +68,7 @@ class SharedSampler:
         if self._sampler and self._loaded == (model.digest, self._sampler.sync_count):
             return self._sampler
         started = time.monotonic()
-        tokenizer = load_tokenizer(model)
+        tokenizer = tokenizer or load_tokenizer(model)
         policy = load_policy(model)
         architecture = _architecture(model, tokenizer)
         if self._sampler and self._architecture == architecture:

@@ -47,14 +47,22 @@ class Progress:
         return min(trained, key=lambda each: each.preference_loss) if trained else None
 
 
-def save_checkpoint(
-    folder: Path, progress: Progress, actors: Actors, optimiser: torch.optim.Optimizer
-) -> None:
+@dataclass(frozen=True)
+class Trained:
+    """What is trained, with what, and how far it is: all that a checkpoint holds."""
+
+    actors: Actors
+    optimiser: torch.optim.Optimizer
+    progress: Progress
+
+
+def save_checkpoint(folder: Path, trained: Trained) -> None:
     """Write the checkpoint of `progress.update`, then remove all others.
 
     Raises:
         Exception: of a full disk; nothing half-written stays.
     """
+    actors, progress = trained.actors, trained.progress
     target = folder / f"checkpoint-{progress.update}"
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
@@ -65,7 +73,7 @@ def save_checkpoint(
         state = {
             "policy": _weights(actors.policy_parameters),
             "critic": _weights(actors.critic_parameters),
-            "optimiser": optimiser.state_dict(),
+            "optimiser": trained.optimiser.state_dict(),
             "rng": torch.get_rng_state(),
         }
         torch.save(state, target / "state.pt")

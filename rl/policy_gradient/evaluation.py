@@ -22,6 +22,7 @@ from accord.records import Demonstration, read_jsonl
 from reward.score import combine
 from rl.policy_gradient.actors import Actors
 from rl.policy_gradient.rows import Rows, micro_batches
+from rl.policy_gradient.settings import Passes
 
 COEFFICIENT_WITHOUT_KL = 0.1
 """What stands for b where the KL costs nothing; DPO's usual one."""
@@ -32,8 +33,7 @@ def preference_loss(
     actors: Actors,
     pairs: Sequence[dict[str, Any]],
     kl_coefficient: float,
-    temperature: float,
-    tokens_per_pass: int,
+    passes: Passes,
 ) -> float:
     """The mean of -log sigmoid(b * (log-ratio of chosen - log-ratio of rejected)), log-ratios of policy to reference.
 
@@ -41,19 +41,18 @@ def preference_loss(
         actors: policy and reference.
         pairs: rows with `prompt_ids`, `chosen_ids` and `rejected_ids`.
         kl_coefficient: b.
-        temperature: of policy and reference.
-        tokens_per_pass: how many tokens are computed at a time.
+        passes: how both read them.
     """
     prompts = [pair["prompt_ids"] for pair in pairs for _ in range(2)]
     answers = [pair[side] for pair in pairs for side in ("chosen_ids", "rejected_ids")]
     lengths = [len(p) + len(a) for p, a in zip(prompts, answers, strict=True)]
     log_ratios = torch.zeros(len(answers), device=actors.device)
-    for index in micro_batches(lengths, tokens_per_pass, of=parallel.share(lengths)):
+    for index in micro_batches(lengths, passes.tokens_per_pass, of=parallel.share(lengths)):
         rows = Rows.of([prompts[i] for i in index], [answers[i] for i in index], actors.device)
         rows = actors.beneath(rows)
         slots = max(len(answers[i]) for i in index)
-        policy = actors.policy_statistics(rows, slots, temperature).log_probabilities
-        reference = actors.reference_statistics(rows, slots, temperature).log_probabilities
+        policy = actors.policy_statistics(rows, slots, passes.temperature).log_probabilities
+        reference = actors.reference_statistics(rows, slots, passes.temperature).log_probabilities
         log_ratios[index] = (policy - reference).sum(dim=1)
     parallel.sum_tensors([log_ratios])
     margins = (kl_coefficient or COEFFICIENT_WITHOUT_KL) * (log_ratios[::2] - log_ratios[1::2])

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from accord.config import LoraConfig
 from accord.errors import UsageError
@@ -13,39 +14,37 @@ from accord.models import Model, check_same_tokens, load_policy, load_reward_mod
 from accord.packing import body_of
 from reward.score import Ensemble, load_heads, reward_shift
 from rl.policy_gradient.actors import Actors
+from rl.policy_gradient.settings import Computation, Layout
 
 
 def load_actors(
+    tokenizer: PreTrainedTokenizerBase,
     policy: Model,
     reward_model: Model,
-    lora: LoraConfig | None,
     max_sequence_tokens: int,
-    reward_adapter: Path | None = None,
-    base_dtype: torch.dtype = torch.float32,
-    bfloat16: bool = False,
-    gradient_checkpointing: bool = False,
-    seed: int = 0,
+    layout: Layout = Layout(),  # noqa: B008
+    computation: Computation = Computation(),  # noqa: B008
     ensemble: Ensemble = "mean",
+    seed: int = 0,
 ) -> Actors:
-    """Load the models in the layout that `lora` and `reward_adapter` say.
+    """Load the models.
 
     Args:
+        tokenizer: the policy's.
         policy: what is optimised, and the reference.
         reward_model: the scores, and where the critic starts.
-        lora: adapters for policy and critic; None trains all weights.
         max_sequence_tokens: the longest prompt and answer together, which both must be able to read.
-        reward_adapter: with `lora`: the reward model as an adapter of the policy, so that one base serves all.
-        base_dtype: of frozen weights.
-        bfloat16: compute in it.
-        gradient_checkpointing: compute activations again in the backward pass instead of keeping them.
-        seed: of new adapters.
+        layout: which of them share weights.
+        computation: in what they compute.
         ensemble: what the score of a reward model that is an ensemble is; the critic starts from its mean.
+        seed: of new adapters.
 
     Raises:
         UsageError: the reward model has another tokenizer, a context is too short, or the policy's logits are not its
             output layer's product.
     """
-    check_same_tokens(policy, reward_model)
+    check_same_tokens(tokenizer, policy, reward_model)
+    lora, base_dtype = layout.lora, computation.base_dtype
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     torch.manual_seed(seed)
     policy_model: Any = load_policy(policy, base_dtype if lora else torch.float32)
@@ -60,17 +59,18 @@ def load_actors(
     head, backbone = scoring.score, getattr(scoring, scoring.base_model_prefix)
     critic_head = nn.Linear(head.in_features, 1, bias=head.bias is not None)
     critic_head.load_state_dict({name: p.float() for name, p in head.state_dict().items()})
-    options: Any = {"bfloat16": bfloat16, "reward_heads": load_heads(reward_model), "ensemble": ensemble}
+    heads = load_heads(reward_model)
+    options: Any = {"bfloat16": computation.bfloat16, "reward_heads": heads, "ensemble": ensemble}
     actors: Actors
     if lora is None:
         reference, reward = copy.deepcopy(policy_model), copy.deepcopy(backbone)
         for frozen in (reference, reward):
             frozen.requires_grad_(False)
         actors = Actors(policy_model, backbone, critic_head, reference, reward, **options)
-    elif reward_adapter is not None:
+    elif layout.reward_adapter is not None:
         model = _with_adapter(policy_model, policy, lora, "CAUSAL_LM")
         for name in ("critic", "reward"):
-            _add_adapter(model, reward_adapter, name)
+            _add_adapter(model, layout.reward_adapter, name)
         model.set_adapter("default")
         actors = Actors(model, model, critic_head, **options)
     else:
@@ -90,7 +90,7 @@ def load_actors(
     ):
         if module is not None:
             module.to(device)
-            _prepare(module, gradient_checkpointing)
+            _prepare(module, computation.gradient_checkpointing)
     actors.score_shift = reward_shift(scoring)
     actors.check_parts()
     return actors

@@ -31,6 +31,7 @@ from rl.policy_gradient.actors import Actors
 from rl.policy_gradient.kl import k1, k3
 from rl.policy_gradient.rollout import Rollout
 from rl.policy_gradient.rows import Rows, micro_batches
+from rl.policy_gradient.settings import Estimation, Objective, Passes, Steps
 
 
 class NotFiniteError(AccordError):
@@ -72,7 +73,7 @@ class Opinions:
 
 
 @torch.no_grad()
-def hear(actors: Actors, rollout: Rollout, temperature: float, tokens_per_pass: int) -> Opinions:
+def hear(actors: Actors, rollout: Rollout, passes: Passes) -> Opinions:
     """Let the four models look at a rollout.
 
     Raises:
@@ -86,14 +87,14 @@ def hear(actors: Actors, rollout: Rollout, temperature: float, tokens_per_pass: 
     scores = torch.zeros(answers, actors.reward_head.out_features, device=device)
     beneath: list[dict[str, Tensor]] = [{} for _ in range(answers)]
     lengths = rollout.sequence_lengths
-    for index in micro_batches(lengths, tokens_per_pass, of=parallel.share(lengths)):
+    for index in micro_batches(lengths, passes.tokens_per_pass, of=parallel.share(lengths)):
         rows = actors.beneath(_rows(rollout, index, device))
         for name, states in rows.beneath.items():
             for answer, of_answer in zip(index, rows.split(states), strict=True):
                 beneath[answer][name] = of_answer
-        policy = actors.policy_statistics(rows, slots, temperature)
+        policy = actors.policy_statistics(rows, slots, passes.temperature)
         log_probabilities[index], entropies[index] = policy
-        reference[index] = actors.reference_statistics(rows, slots, temperature).log_probabilities
+        reference[index] = actors.reference_statistics(rows, slots, passes.temperature).log_probabilities
         values[index] = actors.values(rows, slots)
         scores[index] = actors.scores(rows)
     parallel.sum_tensors([log_probabilities, entropies, reference, values, scores])
@@ -141,26 +142,24 @@ class Experience:
 
 
 def experience(
-    opinions: Opinions,
-    scores: Tensor,
-    kl_coefficient: float,
-    discount: float,
-    trace: float,
-    whiten_rewards: bool,
-    importance_weight_cap: float,
+    opinions: Opinions, scores: Tensor, kl_coefficient: float, estimation: Estimation
 ) -> Experience:
     """Rewards, advantages and returns, computed once for all epochs of an update; `scores` [A] are shaped."""
     lengths = opinions.lengths
     kl = k1(opinions.log_probabilities, opinions.reference)
     rewards = token_rewards(scores, kl, lengths, kl_coefficient)
-    learned = whiten(rewards, opinions.slots, shift_mean=False) if whiten_rewards else rewards
-    estimate = generalised_advantages(learned, opinions.values, lengths, discount, trace)
+    learned = whiten(rewards, opinions.slots, shift_mean=False) if estimation.whiten_rewards else rewards
+    estimate = generalised_advantages(
+        learned, opinions.values, lengths, estimation.discount, estimation.trace
+    )
     return Experience(
         opinions,
         rewards,
         whiten(estimate.advantages, opinions.tokens, shift_mean=True),
         estimate.returns,
-        truncated_importance_weights(opinions.log_probabilities, opinions.sampler, importance_weight_cap),
+        truncated_importance_weights(
+            opinions.log_probabilities, opinions.sampler, estimation.importance_weight_cap
+        ),
     )
 
 
@@ -169,69 +168,59 @@ def learn(
     optimiser: torch.optim.Optimizer,
     rollout: Rollout,
     experience: Experience,
-    *,
-    epochs: int,
-    minibatches: int,
-    clip: float,
-    value_clip: float,
-    value_coefficient: float,
-    entropy_coefficient: float,
-    dual_clip: float | None,
-    max_gradient_norm: float,
-    temperature: float,
-    tokens_per_pass: int,
+    objective: Objective,
+    steps: Steps,
+    passes: Passes,
     seed: str,
 ) -> dict[str, float]:
     """Take `epochs * minibatches` optimiser steps; returns figures, means over the steps but for the maxima.
 
     Losses are means over the tokens (policy) and slots (critic) of a minibatch. The gradients of policy and critic are
-    cut to `max_gradient_norm` each, for they share no weights.
+    cut to `max_gradient_norm` each, for they share no weights. `seed` is of the order in which answers come.
 
     Raises:
         NotFiniteError: a loss or a gradient is NaN or infinite; the model that it belongs to has not taken that step.
     """
-    steps: list[dict[str, float]] = []
-    for epoch in range(epochs):
+    taken: list[dict[str, float]] = []
+    norm = steps.max_gradient_norm
+    for epoch in range(steps.epochs):
         order = list(range(len(rollout.prompts)))
         random.Random(f"{seed}/{epoch}").shuffle(order)
-        for part in range(minibatches):
-            chosen = sorted(order[part::minibatches])
-            figures = _backward_policy(
-                actors, rollout, experience, chosen, clip, dual_clip, entropy_coefficient, temperature, tokens_per_pass
-            )  # fmt: skip
-            _step(optimiser, actors.policy_parameters, "policy", max_gradient_norm, figures, epoch)
-            figures |= _backward_critic(
-                actors, rollout, experience, chosen, value_clip, value_coefficient, tokens_per_pass
-            )  # fmt: skip
-            _step(optimiser, actors.critic_parameters, "critic", max_gradient_norm, figures, epoch)
-            steps.append(figures)
-    first_ratio_deviation = steps[0]["ratio_deviation"]
+        for part in range(steps.minibatches):
+            chosen = sorted(order[part :: steps.minibatches])
+            figures = _backward_policy(actors, rollout, experience, chosen, objective, passes)
+            _step(optimiser, actors.policy_parameters, "policy", norm, figures, epoch)
+            figures |= _backward_critic(actors, rollout, experience, chosen, objective, passes)
+            _step(optimiser, actors.critic_parameters, "critic", norm, figures, epoch)
+            taken.append(figures)
+    first_ratio_deviation = taken[0]["ratio_deviation"]
     means = {
-        name: sum(step[name] for step in steps) / len(steps) for name in steps[0] if name != "ratio_deviation"
+        name: sum(step[name] for step in taken) / len(taken) for name in taken[0] if name != "ratio_deviation"
     }
     return means | {
-        "ratio_max": max(step["ratio_max"] for step in steps), "first_ratio_deviation": first_ratio_deviation
+        "ratio_max": max(step["ratio_max"] for step in taken), "first_ratio_deviation": first_ratio_deviation
     }  # fmt: skip
 
 
 def _backward_policy(
-    actors: Actors, rollout: Rollout, experience: Experience, chosen: list[int], clip: float, dual_clip: float | None,
-    entropy_coefficient: float, temperature: float, tokens_per_pass: int,
+    actors: Actors, rollout: Rollout, experience: Experience, chosen: list[int], objective: Objective, passes: Passes
 ) -> dict[str, float]:  # fmt: skip
     """The policy's gradients for a minibatch, one micro-batch after the other; returns its loss and ratios."""
     opinions = experience.opinions
     tokens, slots = opinions.tokens, opinions.values.shape[1]
     count = tokens[chosen].sum()
     loss, ratio, clipped, largest, deviation = torch.zeros(5, device=actors.device)
-    for index, rows in _minibatch(rollout, experience, chosen, tokens_per_pass, actors.device):
-        statistics = actors.policy_statistics(rows, slots, temperature)
+    for index, rows in _minibatch(rollout, experience, chosen, passes.tokens_per_pass, actors.device):
+        statistics = actors.policy_statistics(rows, slots, passes.temperature)
         found = policy_loss(
             statistics.log_probabilities, opinions.log_probabilities[index], experience.advantages[index],
-            tokens[index], count, clip, dual_clip, experience.weights[index],
+            tokens[index], count, objective.clip, objective.dual_clip, experience.weights[index],
         )  # fmt: skip
         total = found.loss
-        if entropy_coefficient:
-            total = total + entropy_coefficient * entropy_loss(statistics.entropies, tokens[index], count)
+        if objective.entropy_coefficient:
+            total = total + objective.entropy_coefficient * entropy_loss(
+                statistics.entropies, tokens[index], count
+            )
         total.backward()
         loss, ratio, clipped = loss + found.loss.detach(), ratio + found.ratio_sum, clipped + found.clipped
         largest = torch.maximum(largest, found.ratio_max)
@@ -250,21 +239,20 @@ def _backward_policy(
 
 
 def _backward_critic(
-    actors: Actors, rollout: Rollout, experience: Experience, chosen: list[int], value_clip: float,
-    value_coefficient: float, tokens_per_pass: int,
+    actors: Actors, rollout: Rollout, experience: Experience, chosen: list[int], objective: Objective, passes: Passes
 ) -> dict[str, float]:  # fmt: skip
     """The critic's gradients for a minibatch, one micro-batch after the other; returns its loss."""
     opinions = experience.opinions
     mask, slots = opinions.slots, opinions.values.shape[1]
     count = mask[chosen].sum()
     loss, clipped = torch.zeros(2, device=actors.device)
-    for index, rows in _minibatch(rollout, experience, chosen, tokens_per_pass, actors.device):
+    for index, rows in _minibatch(rollout, experience, chosen, passes.tokens_per_pass, actors.device):
         with actors.adapter("critic"):
             found = value_loss(
                 actors.values(rows, slots), opinions.values[index], experience.returns[index], mask[index], count,
-                value_clip,
+                objective.value_clip,
             )  # fmt: skip
-            (value_coefficient * found.loss).backward()
+            (objective.value_coefficient * found.loss).backward()
         loss, clipped = loss + found.loss.detach(), clipped + found.clipped
     sums = torch.stack([loss, clipped])
     parallel.sum_gradients(actors.critic_parameters.values())

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from accord.errors import SamplerGoneError, SyncError
 from accord.models import Model
@@ -86,9 +87,20 @@ def make_rollout(
 class PolicySampler:
     """The round's sampler with the weights of a policy that is being trained."""
 
-    def __init__(self, shared: SharedSampler, model: Model, policy: Any) -> None:
-        """Args: shared: the round's. model: what `policy` was loaded from. policy: as it is trained."""
-        self._shared, self._model, self._policy = shared, model, policy
+    def __init__(
+        self,
+        shared: SharedSampler,
+        model: Model,
+        policy: Any,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ) -> None:
+        """Args:
+        shared: the round's.
+        model: what `policy` was loaded from.
+        policy: as it is trained.
+        tokenizer: the model's, where it is loaded already.
+        """
+        self._shared, self._model, self._policy, self._tokenizer = shared, model, policy, tokenizer
         self._sampler: Sampler | None = None
         self.restarts = 0
         """How often the sampler's process had to be started again."""
@@ -105,7 +117,7 @@ class PolicySampler:
             SamplerGoneError: the sampler's process ended, and ended again after a restart.
         """
         if self._sampler is None:
-            self._sampler = self._shared.use(self._model)
+            self._sampler = self._shared.use(self._model, self._tokenizer)
         try:
             self._sampler.sync(self._policy)
         except SamplerGoneError:
@@ -141,7 +153,9 @@ class PolicySampler:
         self.restarts += 1
         logger.info("the sampler's process ended; it is started again")
         self._shared.close()
-        self._sampler = self._shared.use(self._model)  # verifies the weights that it starts with
+        self._sampler = self._shared.use(
+            self._model, self._tokenizer
+        )  # verifies the weights that it starts with
         self._sampler.sync(self._policy)
 
 

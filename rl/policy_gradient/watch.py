@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rl.policy_gradient.rollout import Rollout
+from rl.policy_gradient.settings import StopRules
 
 
 def answer_figures(rollout: Rollout) -> dict[str, float]:
@@ -52,9 +53,7 @@ def stop_reason(
     response_tokens: float,
     first_response_tokens: float,
     evaluations: Sequence[Evaluation],
-    stop_at_kl_nats: float,
-    stop_at_length_factor: float,
-    stop_after_worse_evaluations: int | None,
+    rules: StopRules,
 ) -> str | None:
     """Why to stop after this update, in a sentence, or None to go on.
 
@@ -63,25 +62,23 @@ def stop_reason(
         response_tokens: their mean length.
         first_response_tokens: that of the first update.
         evaluations: all so far, in order.
-        stop_at_kl_nats: the KL budget.
-        stop_at_length_factor: how many times longer answers may become.
-        stop_after_worse_evaluations: how many evaluations in a row may have a higher score and a worse loss.
+        rules: when to stop.
     """
-    if kl_nats > stop_at_kl_nats:
+    if kl_nats > rules.kl_nats:
         return (
-            f"the answers' KL from the reference, {kl_nats:.1f} nats, went over its budget of {stop_at_kl_nats:g} "
+            f"the answers' KL from the reference, {kl_nats:.1f} nats, went over its budget of {rules.kl_nats:g} "
             "(stop_at_kl_nats)"
         )
-    if response_tokens > stop_at_length_factor * first_response_tokens:
+    if response_tokens > rules.length_factor * first_response_tokens:
         return (
             f"answers grew from {first_response_tokens:.0f} to {response_tokens:.0f} tokens, more than "
-            f"{stop_at_length_factor:g} times (stop_at_length_factor)"
+            f"{rules.length_factor:g} times (stop_at_length_factor)"
         )
-    if stop_after_worse_evaluations is not None and evaluations:
+    if rules.worse_evaluations is not None and evaluations:
         best = min(evaluations, key=lambda each: each.preference_loss)
-        latest = evaluations[-stop_after_worse_evaluations:]
+        latest = evaluations[-rules.worse_evaluations :]
         exploits = [e.score > best.score and e.preference_loss > best.preference_loss for e in latest]
-        if len(latest) == stop_after_worse_evaluations and all(exploits):
+        if len(latest) == rules.worse_evaluations and all(exploits):
             return (
                 f"in the last {len(latest)} evaluations the held-out score rose while the held-out preference loss was "
                 f"worse than after update {best.update}: the policy exploits the reward model "

@@ -21,6 +21,7 @@ from reward.score import combine, disagreement, save_heads, score, score_by_head
 from rl.policy_gradient.actors import Actors
 from rl.policy_gradient.layouts import load_actors
 from rl.policy_gradient.rows import Rows, micro_batches
+from rl.policy_gradient.settings import Computation, Layout
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -47,6 +48,10 @@ def reward_model(tiny_model: Model, tmp_path_factory: pytest.TempPathFactory) ->
     return make_reward_model(tiny_model, tmp_path_factory.mktemp("reward-model"))
 
 
+def load(policy: Model, reward_model: Model, layout: Layout = Layout(), **options: Any) -> Actors:  # noqa: B008
+    return load_actors(load_tokenizer(policy), policy, reward_model, 300, layout, **options)
+
+
 def shared(
     tiny_model: Model, preferences: Path, tmp_path: Path, options: Any = None, lora: LoraConfig = LORA
 ) -> tuple[Actors, Model]:
@@ -60,7 +65,9 @@ def shared(
     }
     run = run_stage("reward", config, tiny_model, preferences, runs)
     merged = resolve(f"run:{run.id}", runs)
-    return load_actors(tiny_model, merged, lora, 300, run.path / "adapter"), merged
+    return load_actors(
+        load_tokenizer(tiny_model), tiny_model, merged, 300, Layout(lora, run.path / "adapter")
+    ), merged
 
 
 @pytest.mark.parametrize("layout", ["separate", "lora", "shared base"])
@@ -70,7 +77,7 @@ def test_every_model_s_numbers_are_those_of_plain_transformers(
     if layout == "shared base":
         actors, reward_model = shared(tiny_model, preferences, tmp_path)
     else:
-        actors = load_actors(tiny_model, reward_model, LORA if layout == "lora" else None, 300)
+        actors = load(tiny_model, reward_model, Layout(LORA if layout == "lora" else None))
     actors.score_shift = 0.25
     policy, plain = load_policy(tiny_model).eval(), load_reward_model(reward_model).eval()
     expected = plain_log_p(policy, temperature=0.8)
@@ -102,7 +109,7 @@ def test_gradients_reach_what_is_trained_and_a_step_leaves_reference_and_reward_
         actors, _ = shared(tiny_model, preferences, tmp_path)
         assert actors.has_shared_base
     else:
-        actors = load_actors(tiny_model, reward_model, LORA if layout == "lora" else None, 300)
+        actors = load(tiny_model, reward_model, Layout(LORA if layout == "lora" else None))
 
     def opinions() -> tuple[torch.Tensor, ...]:
         with torch.no_grad():
@@ -138,7 +145,7 @@ def test_gradients_reach_what_is_trained_and_a_step_leaves_reference_and_reward_
 def test_checkpointing_activations_changes_no_gradient(tiny_model: Model, reward_model: Model) -> None:
     gradients = []
     for checkpointing in (False, True):
-        actors = load_actors(tiny_model, reward_model, None, 300, gradient_checkpointing=checkpointing)
+        actors = load(tiny_model, reward_model, computation=Computation(gradient_checkpointing=checkpointing))
         actors.policy_statistics(rows(), 7, 1.0).log_probabilities.sum().backward()
         actors.values(rows(), 7).square().sum().backward()
         assert actors.policy.training == checkpointing
@@ -159,7 +166,7 @@ def test_dropout_is_off_even_where_training_mode_is_on(
     model = resolve(str(tmp_path / "model"), Runs(tmp_path))
     plain: Any = load_policy(model).train()
     assert plain_log_p(plain, 1.0)[0].tolist() != plain_log_p(plain, 1.0)[0].tolist()
-    actors = load_actors(model, reward_model, None, 300, gradient_checkpointing=True)
+    actors = load(model, reward_model, computation=Computation(gradient_checkpointing=True))
     assert actors.policy.training
     found = actors.policy_statistics(rows(), 7, 1.0).log_probabilities.detach()
     for row, right in zip(found, plain_log_p(load_policy(tiny_model).eval(), 1.0), strict=True):
@@ -168,7 +175,7 @@ def test_dropout_is_off_even_where_training_mode_is_on(
 
 def test_scores_are_those_of_the_reward_stage(tiny_model: Model, reward_model: Model) -> None:
     """`reward.score` tokenises a conversation; PPO has its tokens already."""
-    actors = load_actors(tiny_model, reward_model, None, 300)
+    actors = load(tiny_model, reward_model)
     conversation = [Message(role="user", content="Why?"), Message(role="assistant", content="Because.")]
     tokenizer = load_tokenizer(tiny_model)
     prompt = tokenizer.apply_chat_template(
@@ -190,7 +197,7 @@ def test_an_ensemble_s_scores_are_those_of_its_heads(
     (ensemble.folder / "config.json").write_text(json.dumps(settings))
     conversation = [Message(role="user", content="Why?"), Message(role="assistant", content="Because.")]
     ids = encode_conversation(load_tokenizer(tiny_model), conversation).input_ids
-    actors = load_actors(tiny_model, ensemble, lora, 300, ensemble="minimum")
+    actors = load(tiny_model, ensemble, Layout(lora), ensemble="minimum")
     assert actors.ensemble == "minimum"
     assert actors.score_shift == 0.75
     found = actors.scores(Rows.of([ids[:-1]], [ids[-1:]]))[0]
@@ -221,14 +228,14 @@ def test_another_tokenizer_is_refused(tiny_model: Model, reward_model: Model, tm
     tokenizer.add_tokens(["please"])
     tokenizer.save_pretrained(tmp_path / "other")
     with pytest.raises(UsageError, match="has another tokenizer or chat template than the policy"):
-        load_actors(tiny_model, resolve(str(tmp_path / "other"), Runs(tmp_path)), None, 300)
+        load(tiny_model, resolve(str(tmp_path / "other"), Runs(tmp_path)))
 
 
 def test_a_longer_context_than_the_models_read_is_refused(tiny_model: Model, reward_model: Model) -> None:
     with pytest.raises(
         UsageError, match="max_sequence_tokens is 2000, and policy and reward model read at most 1024"
     ):
-        load_actors(tiny_model, reward_model, None, 2000)
+        load_actors(load_tokenizer(tiny_model), tiny_model, reward_model, 2000)
 
 
 def test_a_model_that_changes_its_logits_is_refused(
@@ -245,7 +252,7 @@ def test_a_model_that_changes_its_logits_is_refused(
     Gemma2ForCausalLM(config).save_pretrained(tmp_path / "gemma")
     load_tokenizer(tiny_model).save_pretrained(tmp_path / "gemma")
     with pytest.raises(UsageError, match="Gemma2ForCausalLM changes them after it"):
-        load_actors(resolve(str(tmp_path / "gemma"), Runs(tmp_path)), reward_model, None, 300)
+        load(resolve(str(tmp_path / "gemma"), Runs(tmp_path)), reward_model)
 
 
 @pytest.mark.parametrize("layout", ["lora", "shared base"])
@@ -257,7 +264,7 @@ def test_layers_beneath_the_adapters_are_computed_once_and_change_nothing(
     if layout == "shared base":
         actors, reward_model = shared(tiny_model, preferences, tmp_path, {"top_layers": 1}, lora)
     else:
-        actors = load_actors(tiny_model, reward_model, lora, 300)
+        actors = load(tiny_model, reward_model, Layout(lora))
     assert actors.frozen_layers == {"policy": 1, "critic": 1}
     adapted = {*actors.policy_parameters, *actors.critic_parameters}
     assert not any(".layers.0." in name for name in adapted) and any(".layers.1." in name for name in adapted)
@@ -288,4 +295,4 @@ def test_layers_beneath_the_adapters_are_computed_once_and_change_nothing(
 
 def test_more_top_layers_than_layers(tiny_model: Model, reward_model: Model) -> None:
     with pytest.raises(UsageError, match=r"lora.top_layers is 3, and .* has 2 layers"):
-        load_actors(tiny_model, reward_model, LoraConfig(top_layers=3), 300)
+        load(tiny_model, reward_model, Layout(LoraConfig(top_layers=3)))

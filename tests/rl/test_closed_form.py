@@ -21,6 +21,7 @@ from rl.policy_gradient.actors import Actors
 from rl.policy_gradient.learner import experience, hear, learn
 from rl.policy_gradient.rollout import Rollout
 from rl.policy_gradient.rows import Rows
+from rl.policy_gradient.settings import Estimation, Objective, Passes, Steps
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -73,7 +74,7 @@ def test_ppo_reaches_the_best_policy(actors: Actors) -> None:
 
     trained = [*actors.policy_parameters.values(), *actors.critic_parameters.values()]
     optimiser = torch.optim.AdamW(trained, lr=3e-3, eps=1e-5, weight_decay=0.0)
-    updates = 60
+    updates, passes = 60, Passes(tokens_per_pass=4096)
     for update in range(updates):
         for group in optimiser.param_groups:
             group["lr"] = 3e-3 * (1 - update / updates)
@@ -83,12 +84,11 @@ def test_ppo_reaches_the_best_policy(actors: Actors) -> None:
         rollout = Rollout(
             [PROMPT] * 256, responses, [log_p[i] for i in chosen], [r[-1] == EOS for r in responses]
         )
-        opinions = hear(actors, rollout, 1.0, 4096)
-        learned_from = experience(opinions, reward[chosen], b, 1.0, 0.95, False, 2.0)
+        opinions = hear(actors, rollout, passes)
+        learned_from = experience(opinions, reward[chosen], b, Estimation(trace=0.95))
         learn(
-            actors, optimiser, rollout, learned_from, epochs=4, minibatches=1, clip=0.2, value_clip=0.2,
-            value_coefficient=1.0, entropy_coefficient=0.0, dual_clip=None, max_gradient_norm=1.0, temperature=1.0,
-            tokens_per_pass=4096, seed=str(update),
+            actors, optimiser, rollout, learned_from, Objective(value_coefficient=1.0), Steps(epochs=4), passes,
+            seed=str(update),
         )  # fmt: skip
     after = distribution(actors)
     assert total_variation(after, best) < 0.05

@@ -189,7 +189,7 @@ def test_scores_are_those_of_reward_score(tiny_model: Model, reward_model: Model
     encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
     whole = [encode_conversation(tokenizer, each).input_ids for each in conversations]
     completions = [ids[len(prompt) :] for prompt, ids in zip(encoded, whole, strict=True)]
-    reward = reward_model_function(tiny_model, reward_model, 300, 4.0)
+    reward = reward_model_function(load_tokenizer(tiny_model), tiny_model, reward_model, 300, 4.0)
     expected = score(reward_model, conversations)
     assert len({round(each, 3) for each in expected}) == 3
     assert reward(prompts=encoded, completion_ids=completions) == pytest.approx(expected, abs=1e-5)
@@ -207,7 +207,9 @@ def test_a_score_that_is_no_number_stops_the_run(
     weights = load_file(tmp_path / "broken" / "model.safetensors")
     weights["score.weight"][:] = math.nan
     save_file(weights, tmp_path / "broken" / "model.safetensors", {"format": "pt"})
-    reward = reward_model_function(tiny_model, Model("broken", tmp_path / "broken", "x"), 300, 1.0)
+    reward = reward_model_function(
+        load_tokenizer(tiny_model), tiny_model, Model("broken", tmp_path / "broken", "x"), 300, 1.0
+    )
     assert reward(prompts=[[5]], completion_ids=[[6]]) == [-1.0]
     with pytest.raises(AccordError, match="the reward model broken gave a score that is no number"):
         reward(prompts=[[5]], completion_ids=[[6, 2]])
@@ -217,13 +219,15 @@ def test_models_that_do_not_fit_together_are_refused(
     tiny_model: Model, reward_model: Model, tmp_path: Path
 ) -> None:
     with pytest.raises(UsageError, match=r"max_sequence_tokens \(2000\) is more than the reward model"):
-        reward_model_function(tiny_model, reward_model, 2000, 1.0)
+        reward_model_function(load_tokenizer(tiny_model), tiny_model, reward_model, 2000, 1.0)
     shutil.copytree(reward_model.folder, tmp_path / "other")
     tokenizer: Any = PreTrainedTokenizerFast.from_pretrained(tmp_path / "other")
     tokenizer.add_tokens(["please"])
     tokenizer.save_pretrained(tmp_path / "other")
     with pytest.raises(UsageError, match="other has another tokenizer or chat template than the policy"):
-        reward_model_function(tiny_model, Model("other", tmp_path / "other", "x"), 300, 1.0)
+        reward_model_function(
+            load_tokenizer(tiny_model), tiny_model, Model("other", tmp_path / "other", "x"), 300, 1.0
+        )
 
 
 def test_too_few_prompts_are_refused(

@@ -16,7 +16,7 @@ from ppo_helpers import SAMPLING, make_prompts, make_reward_model, run_ppo
 from safetensors.torch import load_file, save_file
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from training_helpers import run_stage
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from accord.errors import AccordError, DataError, SamplerGoneError, SyncError, UsageError
 from accord.models import Model, load_policy, load_tokenizer, resolve
@@ -30,7 +30,8 @@ from accord.sampling.verify import FLOAT32_BOUND
 from accord.sampling.vllm_engine import VLLMSampler, vllm_is_installed
 from reward.data import split_by_prompt
 from reward.score import score
-from rl.config import PPOConfig
+from rl.config import OnlineConfig, PPOConfig
+from rl.online import train_online
 from rl.pairs import encode_pairs
 from rl.policy_gradient.rollout import (
     Rollout,
@@ -39,6 +40,7 @@ from rl.policy_gradient.rollout import (
     prompts_of_update,
     seeds_of_update,
 )
+from rl.policy_gradient.settings import StopRules
 from rl.policy_gradient.watch import Evaluation, answer_figures, correlation, stop_reason
 from rl.ppo import train_ppo
 
@@ -234,7 +236,7 @@ def test_a_stop_rule_ends_the_run_with_its_reason(
 
 def test_stop_rules() -> None:
     def reason(kl: float, tokens: float, evaluations: list[Evaluation]) -> str:
-        return stop_reason(kl, tokens, 10.0, evaluations, 5.0, 2.0, 2) or "none"
+        return stop_reason(kl, tokens, 10.0, evaluations, StopRules(5.0, 2.0, 2)) or "none"
 
     assert reason(5, 20, []) == "none"
     assert "stop_at_kl_nats" in reason(5.1, 20, [])
@@ -366,6 +368,34 @@ def test_vllm_s_process_is_started_again_once(
     for row, other in zip(updates(straight), updates(restarted), strict=True):
         assert row["score"] == pytest.approx(other["score"], abs=1e-4)
         assert row["response_tokens"] == other["response_tokens"]
+
+
+def test_tokenizers_are_loaded_once(
+    tiny_model: Model,
+    reward_model: Model,
+    preferences: Path,
+    config: dict[str, Any],
+    runs: Runs,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The policy's, and the reward model's to see that it is the same one."""
+    loaded: list[Path] = []
+    plain = AutoTokenizer.from_pretrained
+
+    def counted(folder: Path, *arguments: Any, **options: Any) -> Any:
+        loaded.append(folder)
+        return plain(folder, *arguments, **options)
+
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", counted)
+    run_ppo({**config, "updates": 1}, tiny_model, reward_model, preferences, runs)
+    assert loaded == [tiny_model.folder, reward_model.folder]
+    loaded.clear()
+    online = OnlineConfig(
+        algorithm="rloo", prompts=config["prompts"], rows_per_update=4, num_generations=2, max_response_tokens=8,
+        max_sequence_tokens=300,
+    )  # fmt: skip
+    train_online(online, runs, tiny_model, reward_model, DataFile(preferences))
+    assert loaded == [tiny_model.folder, reward_model.folder]
 
 
 # --- rollouts and figures
