@@ -26,8 +26,8 @@ from feedback.argilla.people import set_up_people
 from feedback.argilla.server import process
 from feedback.argilla.simulate import answer_as_simulated
 from feedback.belief.agreement import Agreement, measure_agreement
+from feedback.belief.kept import RELIABILITY, fitted
 from feedback.belief.preferences import needs_adjudication, pairwise_preferences
-from feedback.belief.reliability import fit_reliability
 from feedback.config import JudgingConfig
 from feedback.page.report import figures, write_report
 from feedback.utility import utility
@@ -99,7 +99,7 @@ def _measured(
     run: Run, judged: list[Comparison], seed: int
 ) -> tuple[Agreement, list[Preference], dict[str, int]]:
     """What the answers so far say of annotators and pairs; keeps it as agreement.json and as a page."""
-    reliability = fit_reliability(judged)
+    reliability = fitted(run.path / RELIABILITY, judged)
     preferences, pairs = pairwise_preferences(judged, reliability)
     agreement = measure_agreement(judged, reliability, seed)
     evidence = (judged, agreement, reliability, preferences, pairs)
@@ -170,7 +170,7 @@ def _judged(
                     "display_order": list(reversed(by_id[id_].display_order or [])),
                 }
             )
-            for i, id_ in enumerate(needs_adjudication(judged, fit_reliability(judged)))
+            for i, id_ in enumerate(needs_adjudication(judged, fitted(run.path / RELIABILITY, judged)))
         ]
         if not contested:
             return judged

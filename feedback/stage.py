@@ -5,6 +5,7 @@
     comparisons.jsonl   the same with every annotator's answer, exactly as given; replaced at every pull
     preferences.jsonl   the pairs that can be told apart, weighted by how far their annotators can be relied on
     agreement.json      how far annotators agree, attend and follow position
+    reliability.json    what was fitted to the rankings, for the reward model (feedback/belief/kept.py)
     report.html         the same as a page
 
 Each part is kept as soon as it is whole, so a kill, or weeks of waiting for annotators, lose nothing.

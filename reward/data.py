@@ -13,6 +13,7 @@ from accord.chat import encode_conversation, encode_prompt
 from accord.errors import DataError
 from accord.records import Comparison, Message, Preference, conversation_id, read_jsonl
 from accord.runs import DataFile, Run
+from feedback.belief.kept import RELIABILITY, read_reliability
 from feedback.belief.preferences import pairwise_preferences
 from feedback.belief.reliability import Reliability, fit_reliability
 from reward.choices import PromptChoices, answers_of
@@ -33,7 +34,8 @@ def read_preference_data(source: Run | DataFile, with_reliability: bool = False)
 
     Args:
         source: the run or file.
-        with_reliability: fit that of the annotators, which takes a while; None where there are no comparisons.
+        with_reliability: give that of the annotators, too, where there are comparisons: the one that the feedback run
+            fitted, or a new one, which takes a while, of a file and of a run from before runs kept theirs.
 
     Raises:
         DataError: a bad file, or comparisons from which no preference follows.
@@ -41,9 +43,12 @@ def read_preference_data(source: Run | DataFile, with_reliability: bool = False)
     if isinstance(source, Run):
         comparisons = read_jsonl(source.output("comparisons.jsonl"), Comparison)
         pairs = read_jsonl(source.output("preferences.jsonl"), Preference)
-        return PreferenceData(
-            pairs, comparisons, fit_reliability(comparisons) if with_reliability else None, {}
-        )
+        if not with_reliability:
+            return PreferenceData(pairs, comparisons, None, {})
+        kept = None
+        if RELIABILITY in source.record.outputs:
+            kept = read_reliability(source.output(RELIABILITY), comparisons)
+        return PreferenceData(pairs, comparisons, kept or fit_reliability(comparisons), {})
     if not _holds_comparisons(source):
         return PreferenceData(read_jsonl(source.path, Preference), [], None, {})
     comparisons = read_jsonl(source.path, Comparison)
