@@ -25,9 +25,9 @@ from accord.records import Comparison, Preference, read_jsonl, write_atomically,
 from accord.runs import Run, Runs
 from feedback.argilla.tasks import guidelines_of
 from feedback.page.report import summary
+from feedback.utility import SIMULATED
 
 KEY_FILE = "pseudonyms.key"
-SIMULATED = "simulated_"
 
 
 def export_data_set(run: Run, runs: Runs, output: Path, with_names: bool = False) -> dict[str, int]:

@@ -30,7 +30,7 @@ from feedback.belief.kept import RELIABILITY, fitted
 from feedback.belief.preferences import needs_adjudication, pairwise_preferences
 from feedback.config import JudgingConfig
 from feedback.page.report import figures, write_report
-from feedback.utility import utility
+from feedback.utility import SIMULATED, utility
 
 SECONDS_BETWEEN_LOOKS = 3.0
 ADJUDICATION = "-adjudication"
@@ -255,8 +255,7 @@ def _figures(
     asked = [comparison for comparison in comparisons if not comparison.is_probe]
     rankings = [ranking for comparison in comparisons for ranking in comparison.rankings]
     submitted = [r for r in rankings if r.status == "submitted" and r.ranks is not None]
-    utilities = [utility(c.prompt, r.text) for c in asked for r in c.responses]
-    return {
+    found = {
         "annotators_kind": kind,
         "annotators": sorted(agreement.annotators),
         "comparisons": len(asked),
@@ -274,5 +273,9 @@ def _figures(
         "preferences": len(preferences),
         "krippendorff_alpha": agreement.alpha_pairs.value if agreement.alpha_pairs else None,
         "annotators_to_look_at": sorted({warning.annotator for warning in agreement.warnings}),
-        "mean_utility": sum(utilities) / len(utilities),
     }
+    if kind == "simulated" and all(name.startswith(SIMULATED) for name in agreement.annotators):
+        # programs' opinions are this formula; it says nothing of people's
+        utilities = [utility(c.prompt, r.text) for c in asked for r in c.responses]
+        found["mean_utility"] = sum(utilities) / len(utilities)
+    return found

@@ -7,6 +7,9 @@ from itertools import pairwise
 
 from accord.records import Message
 
+SIMULATED = "simulated_"
+"""How the name of every simulated annotator begins."""
+
 WEIGHTS = {"complete": 0.25, "length": 0.25, "variety": 0.15, "topic": 0.20, "direct": 0.10, "plain": 0.05}
 FEWEST_WORDS, MOST_WORDS = 6, 40
 

@@ -19,10 +19,10 @@ from feedback.belief.agreement import Agreement, AnnotatorFigures
 from feedback.belief.dawid_skene import dawid_skene, pair_labels
 from feedback.belief.preferences import needs_adjudication
 from feedback.belief.reliability import AnnotatorReliability, Reliability
+from feedback.utility import SIMULATED
 
 GOOD_AGREEMENT = 0.667
 """Krippendorff (2004, Content Analysis, p. 241) allows tentative conclusions from an alpha of at least this."""
-SIMULATED = "simulated_"
 DISPUTED_SHOWN = 8
 LONGEST_SHOWN = 2_000
 """Characters of a response in the page; the whole text is in the run's files."""

@@ -16,7 +16,8 @@ from accord.page.render import render
 from accord.records import read_jsonl, write_atomically
 from accord.runs import Run, Runs
 from accord.statistics import FEWEST_CLUSTERS
-from feedback.page.report import SIMULATED, displayed_names
+from feedback.page.report import displayed_names
+from feedback.utility import SIMULATED
 from reward.card.slices import FEWEST_PAIRS
 from reward.page.plots import best_of_n_plots, reliability_diagram
 from reward.page.tables import (
