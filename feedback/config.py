@@ -6,6 +6,8 @@ from pydantic import Field, model_validator
 
 from accord.config import Config
 
+Selection = Literal["random", "length_balanced", "uncertainty"]
+
 
 class JudgingConfig(Config):
     """Who judges answers, how, and where: what the feedback stage and reviews have in common."""
@@ -68,7 +70,7 @@ class FeedbackConfig(JudgingConfig):
     temperature: float = Field(default=1.0, gt=0)
     """Of sampling; 1 is the policy's own distribution."""
 
-    selection: Literal["random", "length_balanced", "uncertainty"] = "random"
+    selection: Selection = "random"
     """How the comparisons to ask about are chosen where `max_comparisons` is less than the number of prompts:
     each as likely; short and long differences in length alike; or those that a reward model is unsure of."""
     max_comparisons: int | None = Field(default=None, ge=1)

@@ -7,24 +7,25 @@ for annotators, lose nothing.
 """
 
 import json
-import os
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 
 from accord.bundled import data_path
-from accord.errors import UsageError, WaitingForAnnotatorsError
+from accord.errors import WaitingForAnnotatorsError
 from accord.records import Comparison, Preference, read_jsonl, write_atomically, write_jsonl
 from accord.runs import DataFile, Run, Runs, Source
-from feedback.argilla.client import Client, connect
+from feedback.argilla.access import end_unless_needed, open_argilla
+from feedback.argilla.client import Client
 from feedback.argilla.collect import changes, pull, push, status
-from feedback.argilla.people import set_up_people
-from feedback.argilla.server import process
+from feedback.argilla.people import SIMULATED_TEAM, Team, set_up_people, team_of
 from feedback.argilla.simulate import answer_as_simulated
+from feedback.argilla.tasks import TaskKind
+from feedback.asking.plan import Checks, plan
 from feedback.belief.agreement import Agreement, measure_agreement
 from feedback.belief.kept import RELIABILITY, fitted
 from feedback.belief.preferences import needs_adjudication, pairwise_preferences
@@ -37,16 +38,54 @@ ADJUDICATION = "-adjudication"
 """How the dataset's name ends in which disagreements are settled."""
 
 
+# --- what both entries begin and end with
+
+
 def files_of(config: JudgingConfig) -> dict[str, Source]:
     """The files that the judging reads, by role."""
     files = {"gold": config.gold, "guidelines": config.guidelines}
     return {role: DataFile(data_path(file)) for role, file in files.items() if file}
 
 
+def configured_team(config: JudgingConfig) -> Team:
+    """Who judges.
+
+    Raises:
+        DataError: the users file is bad.
+        UsageError: a name cannot be an account's, or there are fewer annotators than a record is assigned to.
+    """
+    team = SIMULATED_TEAM
+    if config.annotators == "human":
+        users = Path(config.users) if config.users else None
+        team = team_of(users, config.human_annotators, config.adjudicators)
+    if config.assignment == "balanced":
+        team.check_enough(config.annotators_per_record)
+    return team
+
+
+def planned(
+    config: JudgingConfig, run: Run, team: Team, select: Callable[[], Sequence[Comparison]]
+) -> list[Comparison]:
+    """The records that annotators get: as they were planned before, or of the comparisons that `select` gives.
+
+    Raises:
+        DataError: the gold records are bad.
+    """
+    path = run.path / "queue.jsonl"
+    if not path.exists():
+        checks = Checks(
+            config.duplicate_rate, data_path(config.gold) if config.gold else None, config.gold_rate
+        )
+        per_record = config.annotators_per_record if config.assignment == "balanced" else None
+        write_jsonl(path, plan(select(), checks, team.annotators, per_record, config.seed))
+    return read_jsonl(path, Comparison)
+
+
 def have_judged(
     config: JudgingConfig,
     runs: Runs,
     run: Run,
+    team: Team,
     queue: list[Comparison],
     wait: bool,
     more: Mapping[str, Any] | None = None,
@@ -57,22 +96,38 @@ def have_judged(
         config: who judges, how, and where.
         runs: where the run is kept.
         run: the run, begun.
-        queue: the records, as `plan` makes them.
+        team: who judges, by name.
+        queue: the records, as `planned` gives them.
         wait: look again until people have answered, instead of leaving.
         more: further figures of the run.
 
     Raises:
         WaitingForAnnotatorsError: people have not answered everything yet; the page stays up for them.
     """
-    with open_argilla(config, runs.root, keep=config.annotators == "human") as client:
-        try:
-            judged = _judged(config, client, run, queue, wait)
-        except WaitingForAnnotatorsError:
-            _measured(run, read_jsonl(run.path / "comparisons.jsonl", Comparison), config.seed)
-            raise
-    conclude(run, judged, config.annotators, config.seed, more)
-    if not any(each.record.stage == "feedback" and each.record.status == "waiting" for each in runs.all()):
-        process.stop(argilla_home(runs.root))  # nobody needs the page any more
+    task = _Task(
+        config.task, config.criteria,
+        data_path(config.guidelines).read_text(encoding="utf-8") if config.guidelines else None,
+        config.annotators_per_record,
+    )  # fmt: skip
+    is_ours = not config.argilla_url
+    is_over = config.annotators == "simulated"  # however it ends, since no people wait for the page
+    try:
+        with open_argilla(runs, config.argilla_url, config.port) as client:
+            if config.annotators == "simulated":
+                asking = _Asking(client, task, simulation_seed=config.seed)
+            else:
+                asking = _Asking(client, task, wait=wait)
+                _show_passwords(set_up_people(client, team, config.assignment == "balanced"))
+            try:
+                judged = _judged(asking, run, queue, team.adjudicators)
+            except WaitingForAnnotatorsError:
+                _measured(run, read_jsonl(run.path / "comparisons.jsonl", Comparison), config.seed)
+                raise
+        conclude(run, judged, config.annotators, config.seed, more)
+        is_over = True
+    finally:
+        if is_ours and is_over:
+            end_unless_needed(runs)
 
 
 def conclude(
@@ -109,52 +164,46 @@ def _measured(
     return agreement, preferences, pairs
 
 
-def argilla_home(runs_root: Path) -> Path:
-    """Where the embedded Argilla keeps its database and secrets."""
-    return runs_root / "argilla"
+# --- asking
 
 
-@contextmanager
-def open_argilla(config: JudgingConfig, runs_root: Path, keep: bool) -> Iterator[Client]:
-    """The Argilla of this configuration: the given URL, or the embedded server, started where it does not run.
+@dataclass(frozen=True)
+class _Task:
+    """What annotators are asked, and how many of them answer a record that is assigned to nobody."""
 
-    A server started here ends with the `with`, unless `keep` says that people still need it.
+    kind: TaskKind
+    criteria: tuple[str, ...]
+    guidelines: str | None
+    annotators_per_record: int
 
-    Raises:
-        UsageError: a URL without ARGILLA_API_KEY.
-        AccordError: the server cannot be started or reached.
-    """
-    if config.argilla_url:
-        key = os.environ.get("ARGILLA_API_KEY")
-        if not key:
-            raise UsageError(f"set ARGILLA_API_KEY to an owner's key of {config.argilla_url}")
-        yield connect(config.argilla_url, key)
-        return
-    home = argilla_home(runs_root)
-    was_running = process.running(home) is not None
-    server = process.start(home, config.port)
-    try:
-        # a server that dies, by a kill or for want of memory, is started again by the next request
-        yield connect(server.url, server.api_key, revive=lambda: process.revive(server))
-    finally:
-        if not was_running and not keep:
-            process.stop(home)
+
+@dataclass(frozen=True)
+class _Asking:
+    """Where and how records are put before annotators: programs where there is a `simulation_seed`, else people."""
+
+    client: Client
+    task: _Task
+    simulation_seed: int | None = None
+    wait: bool = False
+    """For people, instead of leaving."""
+
+
+def _show_passwords(passwords: Mapping[str, str]) -> None:
+    for name, password in passwords.items():
+        click.echo(f"feedback:   user {name}   password {password}   (shown this once)")
 
 
 def _judged(
-    config: JudgingConfig, client: Client, run: Run, queue: list[Comparison], wait: bool
+    asking: _Asking, run: Run, queue: list[Comparison], adjudicators: Sequence[str]
 ) -> list[Comparison]:
     """The records with every answer, once everybody has answered, and with what adjudicators say to them."""
-    passwords = set_up_people(config, client) if config.annotators == "human" else {}
-    for name, password in passwords.items():
-        click.echo(f"feedback:   user {name}   password {password}   (shown this once)")
     path = run.path / "comparisons.jsonl"
     click.echo(
         f"feedback: {len(queue)} records to judge, {len(queue[0].responses)} answers each, "
         f"{sum(each.is_probe for each in queue)} of them to check attention"
     )
-    judged = _answered(config, client, run.id, queue, path, wait)
-    if not config.adjudicators:
+    judged = _answered(asking, run.id, queue, path)
+    if not adjudicators:
         return judged
 
     path = run.path / "adjudication.jsonl"
@@ -166,7 +215,7 @@ def _judged(
             by_id[id_].model_copy(
                 update={
                     "rankings": [],
-                    "assigned_to": [config.adjudicators[i % len(config.adjudicators)]],
+                    "assigned_to": [adjudicators[i % len(adjudicators)]],
                     "display_order": list(reversed(by_id[id_].display_order or [])),
                 }
             )
@@ -176,12 +225,12 @@ def _judged(
             return judged
         write_jsonl(path, contested)
     click.echo(
-        f"feedback: annotators disagree on {len(contested)} records, which {' and '.join(config.adjudicators)} "
-        f"{'settles' if len(config.adjudicators) == 1 else 'settle'}"
+        f"feedback: annotators disagree on {len(contested)} records, which {' and '.join(adjudicators)} "
+        f"{'settles' if len(adjudicators) == 1 else 'settle'}"
     )
     settled = {
         each.id: [ranking.model_copy(update={"adjudicates": True}) for ranking in each.rankings]
-        for each in _answered(config, client, run.id + ADJUDICATION, contested, path, wait)
+        for each in _answered(asking, run.id + ADJUDICATION, contested, path)
     }
     judged = [
         each.model_copy(update={"rankings": [*each.rankings, *settled.get(each.id, [])]}) for each in judged
@@ -190,26 +239,22 @@ def _judged(
     return judged
 
 
-def _answered(
-    config: JudgingConfig,
-    client: Client,
-    dataset_name: str,
-    records: list[Comparison],
-    path: Path,
-    wait: bool,
-) -> list[Comparison]:
+def _answered(asking: _Asking, dataset_name: str, records: list[Comparison], path: Path) -> list[Comparison]:
     """Push the records, wait for their answers, and keep them in `path` as they come."""
-    guidelines = data_path(config.guidelines).read_text(encoding="utf-8") if config.guidelines else None
+    client, task = asking.client, asking.task
     push(
-        client, dataset_name, records, config.annotators_per_record, config.task, config.criteria, guidelines
+        client, dataset_name, records, task.annotators_per_record, task.kind, task.criteria, task.guidelines
     )  # fmt: skip
-    if config.annotators == "simulated":
+    if asking.simulation_seed is not None:
         answer_as_simulated(
-            client, dataset_name, annotators_per_record=config.annotators_per_record, seed=config.seed
+            client,
+            dataset_name,
+            annotators_per_record=task.annotators_per_record,
+            seed=asking.simulation_seed,
         )
         waiting = 0
     else:
-        waiting = _wait_for_people(client, dataset_name, records, wait)
+        waiting = _wait_for_people(client, dataset_name, records, asking.wait)
     before = read_jsonl(path, Comparison) if path.exists() else records
     answered = pull(client, dataset_name, before)
     write_jsonl(path, answered)

@@ -16,6 +16,9 @@ Each part is kept as soon as it is whole, so a kill, or weeks of waiting for ann
 
 import hashlib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import click
@@ -24,16 +27,14 @@ from accord.bundled import data_path
 from accord.chat import decode_response, encode_prompt
 from accord.errors import UsageError
 from accord.models import Model, load_tokenizer
-from accord.records import Comparison, Prompt, Response, content_id, read_jsonl, write_jsonl
+from accord.records import Comparison, Prompt, Response, conversation_id, read_jsonl, write_jsonl
 from accord.runs import DataFile, Run, Runs, Source
 from accord.sampling.shared import SharedSampler
-from feedback.argilla.people import annotator_names, check_enough_annotators
-from feedback.asking.plan import plan
 from feedback.asking.select import select_by_uncertainty, select_length_balanced, select_random
-from feedback.config import FeedbackConfig
-from feedback.judging import files_of, have_judged
+from feedback.config import FeedbackConfig, Selection
+from feedback.judging import configured_team, files_of, have_judged, planned
 
-Scorer = Callable[[Sequence[Comparison]], list[list[float]]]
+ScoreResponses = Callable[[Sequence[Comparison]], list[list[float]]]
 """Gives every response of every comparison a score."""
 
 
@@ -44,7 +45,7 @@ def gather_preferences(
     sampler: SharedSampler,
     wait: bool = False,
     selection_model: Model | None = None,
-    score: Scorer | None = None,
+    score: ScoreResponses | None = None,
 ) -> Run:
     """Sample answers of `policy`, have them judged, and turn the judgements into preferences.
 
@@ -68,48 +69,72 @@ def gather_preferences(
     with runs.begin("feedback", config, sources) as run:
         if run.is_done:
             return run
-        names = annotator_names(config)
-        check_enough_annotators(config, names)
-        queue = _planned(config, run, _sampled(config, run, policy, sampler), names, score)
-        have_judged(config, runs, run, queue, wait)
+        team = configured_team(config)
+        sampling = _Sampling(
+            config.responses_per_prompt, config.max_response_tokens, config.temperature, config.seed
+        )
+        asked = _read_prompts(prompts.path, config.max_prompts)
+        sampled = _sampled(run.path / "responses.jsonl", asked, sampling, policy, sampler)
+        count = min(config.max_comparisons or len(sampled), len(sampled))
+        select = partial(_selected, config.selection, sampled, count, config.seed, score)
+        queue = planned(config, run, team, select)
+        have_judged(config, runs, run, team, queue, wait)
     return run
 
 
-def _sampled(config: FeedbackConfig, run: Run, policy: Model, sampler: SharedSampler) -> list[Comparison]:
-    """What the policy answers to each prompt."""
-    path = run.path / "responses.jsonl"
+@dataclass(frozen=True)
+class _Sampling:
+    """How the policy answers."""
+
+    responses_per_prompt: int
+    max_response_tokens: int
+    temperature: float
+    seed: int
+
+
+def _read_prompts(file: Path, most: int | None) -> dict[str, Prompt]:
+    """The prompts to answer, by id.
+
+    Raises:
+        UsageError: two have the same id.
+    """
+    found: dict[str, Prompt] = {}
+    for prompt in read_jsonl(file, Prompt)[:most]:
+        id_ = prompt.id or conversation_id(prompt.prompt, 12)
+        if id_ in found:
+            raise UsageError(f"{file}: the id '{id_}' stands twice")
+        found[id_] = prompt
+    return found
+
+
+def _sampled(
+    path: Path, prompts: dict[str, Prompt], sampling: _Sampling, policy: Model, sampler: SharedSampler
+) -> list[Comparison]:
+    """What the policy answers to each prompt; kept in `path`."""
     if path.exists():
         return read_jsonl(path, Comparison)
-    prompts = read_jsonl(data_path(config.prompts), Prompt)[: config.max_prompts]
     tokenizer = load_tokenizer(policy)
-    ids = [prompt.id or content_id([m.model_dump() for m in prompt.prompt]) for prompt in prompts]
-    if len(set(ids)) < len(ids):
-        raise UsageError(
-            f"{config.prompts}: the id '{next(i for i in ids if ids.count(i) > 1)}' stands twice"
-        )
     wanted = [
-        (i, _seed(config.seed, ids[i], k))
-        for i in range(len(ids))
-        for k in range(config.responses_per_prompt)
+        (id_, _seed(sampling.seed, id_, k)) for id_ in prompts for k in range(sampling.responses_per_prompt)
     ]
-    encoded = [encode_prompt(tokenizer, prompt.prompt) for prompt in prompts]
+    encoded = {id_: encode_prompt(tokenizer, prompt.prompt) for id_, prompt in prompts.items()}
     click.echo(
-        f"feedback: the policy answers {len(prompts)} prompts, {config.responses_per_prompt} times each"
+        f"feedback: the policy answers {len(prompts)} prompts, {sampling.responses_per_prompt} times each"
     )
     completions = sampler.use(policy).sample(
-        [encoded[i] for i, _ in wanted],
+        [encoded[id_] for id_, _ in wanted],
         [seed for _, seed in wanted],
-        config.max_response_tokens,
-        config.temperature,
+        sampling.max_response_tokens,
+        sampling.temperature,
     )
-    answers: list[list[Response]] = [[] for _ in prompts]
-    for (i, seed), completion in zip(wanted, completions, strict=True):
+    answers: dict[str, list[Response]] = {id_: [] for id_ in prompts}
+    for (id_, seed), completion in zip(wanted, completions, strict=True):
         text = decode_response(tokenizer, completion.token_ids)
         run_id, truncated = policy.run_id or policy.reference, completion.finish == "length"
-        answers[i].append(Response(text=text, run=run_id, seed=seed, truncated=truncated))
+        answers[id_].append(Response(text=text, run=run_id, seed=seed, truncated=truncated))
     comparisons = [
-        Comparison(id=id_, prompt=prompt.prompt, responses=responses, **_own_columns(prompt))
-        for id_, prompt, responses in zip(ids, prompts, answers, strict=True)
+        Comparison(id=id_, prompt=prompt.prompt, responses=answers[id_], **_own_columns(prompt))
+        for id_, prompt in prompts.items()
     ]
     write_jsonl(path, comparisons)
     return comparisons
@@ -128,21 +153,17 @@ def _seed(seed: int, prompt_id: str, sample: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}:{prompt_id}:{sample}".encode()).digest()[:4])
 
 
-def _planned(
-    config: FeedbackConfig, run: Run, sampled: list[Comparison], names: list[str], score: Scorer | None
+def _selected(
+    selection: Selection,
+    sampled: list[Comparison],
+    count: int,
+    seed: int,
+    score: ScoreResponses | None,
 ) -> list[Comparison]:
-    """The records that annotators get."""
-    path = run.path / "queue.jsonl"
-    if path.exists():
-        return read_jsonl(path, Comparison)
-    wanted = min(config.max_comparisons or len(sampled), len(sampled))
-    if config.selection == "random":
-        chosen = select_random(sampled, wanted, config.seed)
-    elif config.selection == "length_balanced":
-        chosen = select_length_balanced(sampled, wanted, config.seed)
-    else:
-        assert score is not None  # comes with the selection_reward_model that the configuration demands
-        chosen = select_by_uncertainty(sampled, wanted, score(sampled), config.seed)
-    queue = plan(config, chosen, data_path(config.gold) if config.gold else None, names)
-    write_jsonl(path, queue)
-    return queue
+    """Which of the comparisons annotators are asked about."""
+    if selection == "random":
+        return select_random(sampled, count, seed)
+    if selection == "length_balanced":
+        return select_length_balanced(sampled, count, seed)
+    assert score is not None  # comes with the selection_reward_model that the configuration demands
+    return select_by_uncertainty(sampled, count, score(sampled), seed)

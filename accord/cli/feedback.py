@@ -28,9 +28,9 @@ def feedback() -> None:
 @click.option("--proxy-address", default="127.0.0.1", show_default=True, help="That proxy's IP address.")
 def serve(port: int, host: str, behind_proxy: str | None, proxy_address: str) -> None:
     """Run the embedded Argilla in the foreground, until Ctrl-C."""
+    from feedback.argilla.access import argilla_home
     from feedback.argilla.server.exposure import Exposure
     from feedback.argilla.server.process import Server, run_in_foreground
-    from feedback.judging import argilla_home
 
     exposure = Exposure(host, behind_proxy, proxy_address)
     if exposure.is_readable_on_the_way:
@@ -52,8 +52,8 @@ def serve(port: int, host: str, behind_proxy: str | None, proxy_address: str) ->
 @click.argument("file", type=click.Path(path_type=Path))
 def backup(file: Path) -> None:
     """Write all that the embedded Argilla keeps to one private file; it may be running."""
+    from feedback.argilla.access import argilla_home
     from feedback.argilla.server.backup import backup as write_backup
-    from feedback.judging import argilla_home
 
     write_backup(argilla_home(runs_of_command().root), file)
     click.echo(f"{file} holds Argilla's database and secrets; keep it as private as they are")
@@ -64,8 +64,8 @@ def backup(file: Path) -> None:
 @click.option("--force", is_flag=True, help="Replace what the embedded Argilla holds now.")
 def restore(file: Path, force: bool) -> None:
     """Bring the embedded Argilla back from a backup."""
+    from feedback.argilla.access import argilla_home
     from feedback.argilla.server.backup import restore as read_backup
-    from feedback.judging import argilla_home
 
     read_backup(file, argilla_home(runs_of_command().root), force)
     click.echo("restored; `accord feedback serve` or the next round starts it")
@@ -74,8 +74,8 @@ def restore(file: Path, force: bool) -> None:
 @feedback.command()
 def stop() -> None:
     """End the embedded Argilla that a round left running for its annotators."""
+    from feedback.argilla.access import argilla_home
     from feedback.argilla.server.process import stop as stop_server
-    from feedback.judging import argilla_home
 
     click.echo("stopped" if stop_server(argilla_home(runs_of_command().root)) else "was not running")
 
@@ -87,18 +87,20 @@ def stop() -> None:
 @AS_JSON
 def users(config: Path, overrides: tuple[str, ...], reset: str | None, as_json: bool) -> None:
     """Make the accounts of a configuration's people; new passwords are printed, once."""
-    from feedback.argilla.people import people_of, reset_password, set_up_people
-    from feedback.judging import open_argilla
+    from feedback.argilla.access import open_argilla
+    from feedback.argilla.people import reset_password, set_up_people
+    from feedback.judging import configured_team
 
     section = _feedback_config(config, overrides)
     if section.annotators != "human":
         raise UsageError(f"{config} has simulated annotators, who need no accounts")
-    with open_argilla(section, runs_of_command().root, keep=True) as client:
-        passwords = set_up_people(section, client)
+    team = configured_team(section)
+    with open_argilla(runs_of_command(), section.argilla_url, section.port) as client:
+        passwords = set_up_people(client, team, section.assignment == "balanced")
         if reset:
             passwords[reset] = reset_password(client, reset)
         page = client.url
-    names = [person.name for person in people_of(section)]
+    names = [person.name for person in team.people]
     if as_json:
         click.echo(json.dumps({"page": page, "users": names, "passwords": passwords}, indent=2))
         return
@@ -181,9 +183,10 @@ def status(run: str, as_json: bool) -> None:
     from dataclasses import asdict
 
     from accord.records import Comparison, read_jsonl
+    from feedback.argilla.access import open_argilla
     from feedback.argilla.collect import status as look
     from feedback.config import FeedbackConfig, ReviewConfig
-    from feedback.judging import ADJUDICATION, open_argilla
+    from feedback.judging import ADJUDICATION
 
     runs = runs_of_command()
     found = runs.load(run)
@@ -193,8 +196,9 @@ def status(run: str, as_json: bool) -> None:
     pushed = {name: found.path / file for name, file in queues.items() if (found.path / file).exists()}
     if not pushed:
         raise UsageError(f"{found.id} has not sampled its answers yet; run its command again")
-    settings = ReviewConfig if "evaluation" in found.record.parents else FeedbackConfig
-    with open_argilla(settings(**found.record.config), runs.root, keep=False) as client:
+    kind = ReviewConfig if "evaluation" in found.record.parents else FeedbackConfig
+    settings = kind(**found.record.config)
+    with open_argilla(runs, settings.argilla_url, settings.port, leave_as_found=True) as client:
         states = {
             name: asdict(look(client, name, read_jsonl(path, Comparison))) for name, path in pushed.items()
         }

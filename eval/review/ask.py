@@ -22,16 +22,13 @@ from typing import Literal
 
 import numpy as np
 
-from accord.bundled import data_path
 from accord.errors import UsageError
 from accord.records import Comparison, Response, read_jsonl, write_jsonl
 from accord.runs import Run, Runs, Source
 from eval.rows import Sample
-from feedback.argilla.people import annotator_names, check_enough_annotators
-from feedback.asking.plan import plan
 from feedback.asking.select import select_random
 from feedback.config import ReviewConfig
-from feedback.judging import files_of, have_judged
+from feedback.judging import configured_team, files_of, have_judged, planned
 
 ITEMS = "items.jsonl"
 ROLES = ("baseline", "candidate")
@@ -68,23 +65,19 @@ def review(config: ReviewConfig, runs: Runs, evaluation: Run, wait: bool = False
     with runs.begin("feedback", config, sources) as run:
         if run.is_done:
             return run
-        names = annotator_names(config)
-        check_enough_annotators(config, names)
+        team = configured_team(config)
         if not (run.path / ITEMS).exists():
             models = [evaluation.record.parents.get(role, role) for role in ROLES]
             write_jsonl(run.path / ITEMS, choose(read_jsonl(samples, Sample), config, models))
         items = read_jsonl(run.path / ITEMS, ReviewItem)
-        path = run.path / "queue.jsonl"
-        if not path.exists():
-            asked = [_asked(item) for item in items if item.part in ("chosen", "drawn")]
-            if not asked:
-                raise UsageError(
-                    f"both models of {evaluation.id} said the same to every prompt; there is nothing to review"
-                )
-            write_jsonl(path, plan(config, asked, data_path(config.gold) if config.gold else None, names))
+        asked = [_asked(item) for item in items if item.part in ("chosen", "drawn")]
+        if not asked:
+            raise UsageError(
+                f"both models of {evaluation.id} said the same to every prompt; there is nothing to review"
+            )
         parts = Counter(item.part for item in items)
         have_judged(
-            config, runs, run, read_jsonl(path, Comparison), wait,
+            config, runs, run, team, planned(config, run, team, lambda: asked), wait,
             {"items": len(items), **{f"items_{part}": parts[part] for part in ("same", "chosen", "drawn", "unasked")}},
         )  # fmt: skip
     return run

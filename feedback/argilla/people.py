@@ -11,6 +11,7 @@ A team is a YAML file:
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -22,7 +23,6 @@ from accord.errors import DataError, UsageError
 from accord.records import describe
 from feedback.argilla.client import WORKSPACE, Client, new_password, workspace_of
 from feedback.argilla.simulate import SIMULATED_ANNOTATORS
-from feedback.config import JudgingConfig
 
 
 class Person(Config):
@@ -35,7 +35,7 @@ class Person(Config):
     """Besides those that the records to annotate stand in."""
 
 
-class Team(Config):
+class UsersFile(Config):
     """The content of a users file."""
 
     users: tuple[Person, ...] = Field(min_length=1)
@@ -49,59 +49,71 @@ class Team(Config):
         return users
 
 
-def people_of(config: JudgingConfig) -> list[Person]:
-    """Everybody who needs an account: the users file or `human_annotators`, and the adjudicators.
+@dataclass(frozen=True)
+class Team:
+    """Who answers, and who needs an account for it."""
+
+    people: tuple[Person, ...]
+    """Everybody who needs an account; nobody where programs annotate."""
+    annotators: tuple[str, ...]
+    """The names of those among whom records are distributed."""
+    adjudicators: tuple[str, ...] = ()
+
+    def check_enough(self, annotators_per_record: int) -> None:
+        """Refuse to assign records to more annotators than there are.
+
+        Raises:
+            UsageError: with both numbers.
+        """
+        if len(self.annotators) < annotators_per_record:
+            raise UsageError(
+                f"feedback.annotators_per_record is {annotators_per_record}, but there are only "
+                f"{len(self.annotators)} annotators to assign records to"
+            )
+
+
+SIMULATED_TEAM = Team((), tuple(annotator.username for annotator in SIMULATED_ANNOTATORS))
+
+
+def team_of(users: Path | None, names: Sequence[str], adjudicators: Sequence[str]) -> Team:
+    """The people of a users file, or of these names where there is none, and the adjudicators.
+
+    Annotators are all with that role but the adjudicators.
 
     Raises:
         DataError: the users file is missing or bad; the message names file and field.
         UsageError: a name cannot be an account's.
     """
-    people = list(_read(Path(config.users)) if config.users else _persons(config.human_annotators))
+    people = _read(users) if users else _persons(names)
     known = {person.name for person in people}
-    return people + [person for person in _persons(config.adjudicators) if person.name not in known]
+    return Team(
+        people=(*people, *(person for person in _persons(adjudicators) if person.name not in known)),
+        annotators=tuple(
+            person.name for person in people if person.role == "annotator" and person.name not in adjudicators
+        ),
+        adjudicators=tuple(adjudicators),
+    )
 
 
-def annotator_names(config: JudgingConfig) -> list[str]:
-    """Those among whom records are distributed: everybody with the role of an annotator but the adjudicators."""
-    if config.annotators == "simulated":
-        return [annotator.username for annotator in SIMULATED_ANNOTATORS]
-    names = [person.name for person in people_of(config) if person.role == "annotator"]
-    return [name for name in names if name not in config.adjudicators]
-
-
-def check_enough_annotators(config: JudgingConfig, names: Sequence[str]) -> None:
-    """Refuse to assign records to more annotators than there are.
-
-    Raises:
-        UsageError: with both numbers.
-    """
-    if config.assignment == "balanced" and len(names) < config.annotators_per_record:
-        raise UsageError(
-            f"feedback.annotators_per_record is {config.annotators_per_record}, but there are only {len(names)} "
-            "annotators to assign records to"
-        )
-
-
-def set_up_people(config: JudgingConfig, client: Client) -> dict[str, str]:
+def set_up_people(client: Client, team: Team, is_assigned: bool) -> dict[str, str]:
     """Make the accounts that do not exist yet, and return the new passwords by name.
 
-    An account that exists keeps its password. Everybody becomes a member of the workspaces that the records to
-    judge stand in.
+    An account that exists keeps its password. Everybody becomes a member of the workspaces that their records stand
+    in, which are other ones where records are assigned.
 
     Raises:
         AccordError: the server refuses.
     """
     passwords = {}
-    annotators = annotator_names(config)
-    for person in people_of(config):
+    for person in team.people:
         user = client.user(person.name)
         if user is None:
             passwords[person.name] = new_password()
             user = client.add_user(person.name, person.role, passwords[person.name])
         workspaces = set(person.workspaces)
-        if person.name in annotators:
-            workspaces.add(WORKSPACE if config.assignment == "pool" else workspace_of(person.name))
-        if person.name in config.adjudicators:
+        if person.name in team.annotators:
+            workspaces.add(workspace_of(person.name) if is_assigned else WORKSPACE)
+        if person.name in team.adjudicators:
             workspaces.add(workspace_of(person.name))
         if user["role"] != "owner":  # an owner is everywhere
             for workspace in sorted(workspaces):
@@ -124,16 +136,16 @@ def reset_password(client: Client, name: str) -> str:
     return password
 
 
-def _persons(names: tuple[str, ...]) -> list[Person]:
+def _persons(names: Sequence[str]) -> tuple[Person, ...]:
     try:
-        return [Person(name=name) for name in names]
+        return tuple(Person(name=name) for name in names)
     except ValidationError as error:
         raise UsageError(f"feedback.human_annotators or adjudicators: {describe(error)}") from None
 
 
 def _read(path: Path) -> tuple[Person, ...]:
     try:
-        return Team.model_validate(yaml.safe_load(path.read_text(encoding="utf-8"))).users
+        return UsersFile.model_validate(yaml.safe_load(path.read_text(encoding="utf-8"))).users
     except FileNotFoundError:
         raise DataError(
             f"{path}: no such file; check the path, which is relative to the working folder"

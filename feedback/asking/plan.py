@@ -1,7 +1,7 @@
 """From sampled answers to the records that annotators get: which are asked, in which order, with which checks.
 
     chosen = select(...)                         # feedback.asking.select: which comparisons, with which probability
-    records = plan(config, chosen, gold, names)  # with duplicates, gold records, order of display and assignment
+    records = plan(chosen, checks, names, assigned_per_record=2, seed=0)
 
 What is planned is written down before anything is pushed, so a run that was killed goes on with the same plan.
 """
@@ -9,6 +9,7 @@ What is planned is written down before anything is pushed, so a run that was kil
 import random
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
@@ -16,7 +17,6 @@ from pydantic import Field, model_validator
 
 from accord.errors import DataError
 from accord.records import Comparison, Message, Response, Row, content_id, read_jsonl
-from feedback.config import JudgingConfig
 
 
 class Gold(Row):
@@ -35,31 +35,47 @@ class Gold(Row):
         return self
 
 
+@dataclass(frozen=True)
+class Checks:
+    """What is mixed in to see whether annotators attend: shares of the records that are asked."""
+
+    duplicate_rate: float
+    """Asked a second time, with the order of display turned round."""
+    gold: Path | None
+    """A file of `Gold` rows to draw gold records from."""
+    gold_rate: float
+
+
 def plan(
-    config: JudgingConfig, comparisons: Sequence[Comparison], gold: Path | None, annotators: Sequence[str]
+    comparisons: Sequence[Comparison],
+    checks: Checks,
+    annotators: Sequence[str],
+    assigned_per_record: int | None,
+    seed: int,
 ) -> list[Comparison]:
     """Every record to push, in the order in which it is pushed.
 
     Args:
-        config: the rates, the number of annotators a record, and the seed.
         comparisons: what is to be asked.
-        gold: a file of `Gold` rows to draw checks from.
+        checks: what is mixed in.
         annotators: the names of those who may be assigned.
+        assigned_per_record: how many of them each record is assigned to, all with equal loads; None: records go to
+            whoever comes first.
+        seed: of everything drawn.
 
     Returns:
-        The comparisons, a `duplicate_rate` of them a second time with the order of display turned round, and a
-        `gold_rate` of gold records (at least one where there is a file); all with `display_order`, and with
-        `assigned_to` where the assignment is balanced. A duplicate goes to the annotators of its original, gold to
-        everybody.
+        The comparisons, their duplicates, and the gold records (at least one where there is a file); all with
+        `display_order`, and with `assigned_to` where they are assigned. A duplicate goes to the annotators of its
+        original, gold to everybody.
 
     Raises:
         DataError: a gold row is bad, or has fewer responses than a record shows.
     """
-    chance = random.Random(f"plan:{config.seed}")
+    chance = random.Random(f"plan:{seed}")
     records = [_in_random_order(chance, comparison) for comparison in comparisons]
-    if config.assignment == "balanced":
-        records = _assigned(chance, records, annotators, config.annotators_per_record)
-    repeated = chance.sample(records, round(config.duplicate_rate * len(records)))
+    if assigned_per_record is not None:
+        records = _assigned(chance, records, annotators, assigned_per_record)
+    repeated = chance.sample(records, round(checks.duplicate_rate * len(records)))
     duplicates = [
         original.model_copy(
             update={
@@ -70,14 +86,14 @@ def plan(
         )
         for original in repeated
     ]
-    checks: list[Comparison] = []
-    if gold is not None:
-        rows = _gold_comparisons(chance, gold, len(comparisons[0].responses))
-        wanted = min(len(rows), max(1, round(config.gold_rate * len(records))))
-        checks = [_in_random_order(chance, each) for each in chance.sample(rows, wanted)]
-        if config.assignment == "balanced":
-            checks = [each.model_copy(update={"assigned_to": list(annotators)}) for each in checks]
-    planned = [*records, *duplicates, *checks]
+    known: list[Comparison] = []
+    if checks.gold is not None:
+        rows = _gold_comparisons(chance, checks.gold, len(comparisons[0].responses))
+        wanted = min(len(rows), max(1, round(checks.gold_rate * len(records))))
+        known = [_in_random_order(chance, each) for each in chance.sample(rows, wanted)]
+        if assigned_per_record is not None:
+            known = [each.model_copy(update={"assigned_to": list(annotators)}) for each in known]
+    planned = [*records, *duplicates, *known]
     chance.shuffle(planned)
     return planned
 

@@ -6,9 +6,10 @@ import pytest
 
 from accord.errors import DataError, UsageError
 from feedback.argilla.client import Client, log_in
-from feedback.argilla.people import annotator_names, people_of, reset_password, set_up_people
+from feedback.argilla.people import SIMULATED_TEAM, reset_password, set_up_people, team_of
 from feedback.argilla.server.process import Server
 from feedback.config import FeedbackConfig
+from feedback.judging import configured_team
 
 TEAM = """\
 users:
@@ -26,20 +27,22 @@ def team(tmp_path: Path) -> Path:
     return path
 
 
-def config(team: Path, **options: object) -> FeedbackConfig:
-    return FeedbackConfig.model_validate(
-        {"prompts": "p", "annotators": "human", "users": str(team), **options}
-    )
-
-
 def test_annotators_are_those_of_the_file_without_admins_and_adjudicators(team: Path) -> None:
-    assert annotator_names(config(team)) == ["ute", "vic"]
-    settled = config(team, adjudicators=["vic", "xia"])
-    assert annotator_names(settled) == ["ute"]
-    assert [person.name for person in people_of(settled)] == ["ute", "vic", "wim", "xia"]
-    named = FeedbackConfig(prompts="p", annotators="human", human_annotators=("a", "b"))
-    assert annotator_names(named) == ["a", "b"]
-    assert annotator_names(FeedbackConfig(prompts="p"))[0] == "simulated_careful"
+    assert team_of(team, (), ()).annotators == ("ute", "vic")
+    settled = team_of(team, (), ["vic", "xia"])
+    assert settled.annotators == ("ute",) and settled.adjudicators == ("vic", "xia")
+    assert [person.name for person in settled.people] == ["ute", "vic", "wim", "xia"]
+    assert team_of(None, ("a", "b"), ()).annotators == ("a", "b")
+    assert SIMULATED_TEAM.annotators[0] == "simulated_careful" and not SIMULATED_TEAM.people
+
+
+def test_a_configuration_says_who_annotates_and_enough_of_them(team: Path) -> None:
+    assert configured_team(FeedbackConfig(prompts="p")) == SIMULATED_TEAM
+    people = FeedbackConfig(prompts="p", annotators="human", users=str(team), assignment="balanced")
+    with pytest.raises(UsageError, match="annotators_per_record is 4, but there are only 2 annotators"):
+        configured_team(people)
+    assert configured_team(people.model_copy(update={"annotators_per_record": 2})) == team_of(team, (), ())
+    assert configured_team(people.model_copy(update={"assignment": "pool"})) == team_of(team, (), ())
 
 
 @pytest.mark.parametrize(
@@ -57,16 +60,17 @@ def test_a_bad_file_is_one_sentence_with_file_and_field(tmp_path: Path, text: st
     path = tmp_path / "bad.yaml"
     path.write_text(text)
     with pytest.raises(DataError, match=f"bad.yaml: .*{problem}"):
-        people_of(config(path))
+        team_of(path, (), ())
     with pytest.raises(DataError, match="no such file"):
-        people_of(config(tmp_path / "nowhere.yaml"))
+        team_of(tmp_path / "nowhere.yaml", (), ())
 
 
 @pytest.mark.slow
 def test_accounts_are_made_once_with_roles_and_workspaces(server: Server, client: Client, team: Path) -> None:
-    first = set_up_people(config(team), client)
+    people = team_of(team, (), ())
+    first = set_up_people(client, people, is_assigned=False)
     assert set(first) == {"ute", "vic", "wim"}
-    assert set_up_people(config(team), client) == {}
+    assert set_up_people(client, people, is_assigned=False) == {}
     workspaces = {}
     for name, password in first.items():
         http = log_in(server.url, name, password)
@@ -75,7 +79,7 @@ def test_accounts_are_made_once_with_roles_and_workspaces(server: Server, client
         workspaces[name] = {each["name"] for each in http.get("me/workspaces").json()["items"]}
     assert workspaces == {"ute": {"accord"}, "vic": {"accord", "pilot"}, "wim": set()}
 
-    assert set_up_people(config(team, assignment="balanced", adjudicators=["vic"]), client) == {}
+    assert set_up_people(client, team_of(team, (), ["vic"]), is_assigned=True) == {}
     joined = {
         each["name"] for each in log_in(server.url, "vic", first["vic"]).get("me/workspaces").json()["items"]
     }

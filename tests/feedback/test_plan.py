@@ -11,8 +11,7 @@ from feedback_helpers import comparison
 from accord.bundled import data_path
 from accord.errors import DataError
 from accord.records import Comparison
-from feedback.asking.plan import plan
-from feedback.config import FeedbackConfig
+from feedback.asking.plan import Checks, plan
 
 TEXTS = ["Alpha.", "Beta.", "Gamma."]
 NAMES = ["ann", "bob", "cyn"]
@@ -20,8 +19,14 @@ COMPARISONS = [comparison(i, TEXTS) for i in range(60)]
 GOLD = data_path("bundled:demo/gold.jsonl")
 
 
-def planned(gold: Path | None = None, **options: Any) -> list[Comparison]:
-    return plan(FeedbackConfig(prompts="p", **options), COMPARISONS, gold, NAMES)
+def planned(
+    gold: Path | None = None,
+    duplicate_rate: float = 0.05,
+    gold_rate: float = 0.05,
+    assigned_per_record: int | None = None,
+    seed: int = 0,
+) -> list[Comparison]:
+    return plan(COMPARISONS, Checks(duplicate_rate, gold, gold_rate), NAMES, assigned_per_record, seed)
 
 
 def test_every_comparison_is_there_once_in_a_random_order_with_its_checks() -> None:
@@ -56,9 +61,7 @@ def test_without_gold_and_duplicates_there_is_nothing_else() -> None:
 
 
 def test_balanced_loads_and_checks_for_those_concerned() -> None:
-    records = planned(
-        GOLD, assignment="balanced", annotators_per_record=2, duplicate_rate=0.1, gold_rate=0.05
-    )
+    records = planned(GOLD, assigned_per_record=2, duplicate_rate=0.1, gold_rate=0.05)
     by_id = {each.id: each for each in records}
     loads: Counter[str] = Counter()
     for each in records:
@@ -83,7 +86,7 @@ def test_of_more_gold_responses_than_are_shown_the_best_and_worst_stay(tmp_path:
     path = tmp_path / "gold.jsonl"
     row = {"prompt": [{"role": "user", "content": "?"}], "responses": list("abcd"), "ranks": [2, 1, 4, 3]}
     path.write_text(json.dumps(row))
-    records = plan(FeedbackConfig(prompts="p"), [comparison(1, TEXTS[:2])], path, NAMES)
+    records = plan([comparison(1, TEXTS[:2])], Checks(0.05, path, 0.05), NAMES, None, 0)
     (found,) = [each for each in records if each.gold_ranks]
     assert ([one.text for one in found.responses], found.gold_ranks) == (["b", "c"], [1, 4])
 

@@ -20,21 +20,22 @@ from accord.bundled import data_path
 from accord.config import Config
 from accord.errors import TamperedError, UsageError, WaitingForAnnotatorsError
 from accord.models import Model
-from accord.records import Comparison, Message, Preference, Ranking, read_jsonl, write_jsonl
+from accord.records import Comparison, Message, Preference, Prompt, Ranking, read_jsonl, write_jsonl
 from accord.round import run_round
 from accord.round_config import RoundConfig
 from accord.runs import Run, Runs
 from eval.review.adjudicated import adjudicated, preferred_shares
 from eval.review.ask import ReviewItem, choose, review
 from eval.rows import MeasuredAnswer, Sample
+from feedback.argilla.access import argilla_home
 from feedback.argilla.client import Client, connect, log_in, request
 from feedback.argilla.server import process
 from feedback.argilla.server.process import Server
-from feedback.asking.plan import plan
+from feedback.asking.plan import Checks, plan
 from feedback.config import FeedbackConfig, ReviewConfig
 from feedback.export import export_data_set
 from feedback.join import join_feedback
-from feedback.judging import argilla_home, conclude
+from feedback.judging import conclude
 
 ROOT = Path(__file__).parents[2]
 MODELS = ("sft-0123456789ab", "dpo-ba9876543210")
@@ -126,7 +127,8 @@ def test_neither_place_nor_turn_tells_which_model_or_part() -> None:
     config = ReviewConfig(items=400, duplicate_rate=0)
     chosen = choose(items_of(samples), config, MODELS)
     part = {each.id: each.part for each in chosen}
-    queue = plan(config, [each for each in chosen if each.part in ("chosen", "drawn")], None, ["ann"])
+    asked = [each for each in chosen if each.part in ("chosen", "drawn")]
+    queue = plan(asked, Checks(0, None, 0), ["ann"], None, seed=0)
     assert {tuple(response.run for response in each.responses) for each in queue} == {MODELS}
     for kind in (
         "chosen",
@@ -422,11 +424,11 @@ ROUND: dict[str, Any] = {
 }
 
 
-def feedback_run(runs: Runs, name: str, prompts: list[Message], annotator: str) -> Run:
+def feedback_run(runs: Runs, name: str, prompts: list[list[Message]], annotator: str) -> Run:
     """A finished feedback run in which somebody prefers the second of two answers to each prompt."""
     comparisons = [
         comparison(i, [f"No {i}.", f"Yes {i}."]).model_copy(
-            update={"prompt": [prompt], "rankings": [Ranking(annotator=annotator, ranks=[2, 1])]}
+            update={"prompt": prompt, "rankings": [Ranking(annotator=annotator, ranks=[2, 1])]}
         )
         for i, prompt in enumerate(prompts)
     ]
@@ -436,8 +438,8 @@ def feedback_run(runs: Runs, name: str, prompts: list[Message], annotator: str) 
     return run
 
 
-def asked(kind: str, count: int = 12) -> list[Message]:
-    return [Message(role="user", content=f"{kind} {i}?") for i in range(count)]
+def asked(kind: str, count: int = 12) -> list[list[Message]]:
+    return [[Message(role="user", content=f"{kind} {i}?")] for i in range(count)]
 
 
 def test_joined_judgements_keep_whose_they_are_and_are_weighed_together(runs: Runs) -> None:
@@ -452,6 +454,8 @@ def test_joined_judgements_keep_whose_they_are_and_are_weighed_together(runs: Ru
     assert len(preferences) == 17 and all(each.chosen[0].content.startswith("Yes") for each in preferences)
     assert joined.metrics["annotators"] == ["xena", "yuri"]
     assert joined.metrics["annotators_kind"] == "human"
+    # the formula of simulated annotators measures nothing where people judge
+    assert not any("mean_utility" in run.metrics for run in (one, other, joined))
     assert join_feedback(runs, [one, other]).record == joined.record
     with pytest.raises(UsageError, match=f"joins the judgements of {one.id}, {other.id}; export each"):
         export_data_set(joined, runs, runs.root / "data")
@@ -472,7 +476,7 @@ def test_a_round_adds_a_review_to_what_it_collects(
     runs: Runs, tiny_model: Model, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ARGILLA_API_KEY", server.api_key)
-    write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": [each]} for each in map(dict, asked("Round", 3))])
+    write_jsonl(tmp_path / "prompts.jsonl", [Prompt(prompt=each) for each in asked("Round", 3)])
     earlier = feedback_run(runs, "review", asked("Reviewed"), "zoe")
     feedback = {
         "prompts": str(tmp_path / "prompts.jsonl"), "responses_per_prompt": 2, "max_response_tokens": 4,
@@ -488,11 +492,13 @@ def test_a_round_adds_a_review_to_what_it_collects(
     comparisons = read_jsonl(joined.output("comparisons.jsonl"), Comparison)
     assert Counter(each.id.split("/")[0] for each in comparisons) == {own.id: 3, earlier.id: 12}
     assert joined.metrics["annotators_kind"] == "simulated" and "zoe" in joined.metrics["annotators"]
+    assert "mean_utility" in own.metrics and "mean_utility" not in joined.metrics
 
 
 def test_what_the_gate_measures_is_kept_out_of_training(runs: Runs, tiny_model: Model) -> None:
     heldout = data_path("bundled:demo/prompts.heldout.jsonl").read_text().splitlines()
-    prompts = [Message(**json.loads(line)["prompt"][-1]) for line in heldout[:3]]
+    prompts = [Prompt.model_validate_json(line).prompt for line in heldout[:3]]
+    assert sorted(map(len, prompts)) == [1, 1, 3], "prompts of several turns are prompts, too"
     run = feedback_run(runs, "review", [*prompts, *asked("Other", 2)], "zoe")
     config = RoundConfig.model_validate({**ROUND, "preferences": f"run:{run.id}"})
     with pytest.raises(

@@ -18,11 +18,11 @@ from accord.records import Comparison, Message, Preference, Prompt, read_jsonl, 
 from accord.runs import Runs
 from accord.sampling.config import SamplingConfig
 from accord.sampling.shared import SharedSampler
+from feedback.argilla.access import argilla_home
 from feedback.argilla.client import log_in, request
 from feedback.argilla.server import process
 from feedback.config import FeedbackConfig
 from feedback.export import export_data_set
-from feedback.judging import argilla_home
 from feedback.stage import gather_preferences
 
 

@@ -65,7 +65,7 @@ def restore(file: Path, home: Path, force: bool = False) -> None:
                 raise AccordError(
                     f"the Argilla of {home} is running (process {running.pid}); end it with `accord feedback stop`"
                 )
-            if not force and any(path.name != "start.lock" for path in home.iterdir()):
+            if not force and any(path.suffix != ".lock" for path in home.iterdir()):
                 raise AccordError(f"{home} is not empty; --force replaces what it holds")
             restored = home / "argilla.db.tmp"
             restored.unlink(missing_ok=True)

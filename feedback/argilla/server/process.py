@@ -9,10 +9,15 @@ keeps is in one folder, readable by its owner only:
 
     argilla.db      the SQLite database, with its -wal and -shm files while the server runs
     secrets.json    the owner's name, password and API key, and the key that signs log-ins
-    server.json     process id, URL and time of the start, while it runs
+    server.json     process id, URL, time of the start and whether it is served, while it runs
     server.log      what it printed, with the run before in server.log.1
+    in-use.lock     held, shared, by every program that talks to the server
+
+A server that is *served* was started by `accord feedback serve`, and runs until somebody ends it. Any other was started
+because a program needed one, and `stop_if_unused` ends it when no program does any more.
 """
 
+import fcntl
 import json
 import os
 import secrets
@@ -20,10 +25,12 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import httpx
 import psutil
@@ -107,7 +114,9 @@ def run_in_foreground(
             raise AccordError(f"this Argilla is running already, at {server.url} (process {server.pid})")
         before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as a service manager ends it
         process = _launch(home, port, detached=False, exposure=exposure)
-        server = _wait_until_healthy(home, exposure.local_url(port), process, SECONDS_TO_START)
+        server = _wait_until_healthy(
+            home, exposure.local_url(port), process, SECONDS_TO_START, is_served=True
+        )
     try:
         if on_ready is not None:
             on_ready(server)
@@ -120,21 +129,50 @@ def run_in_foreground(
 
 
 def stop(home: Path) -> bool:
-    """End the server of `home` if it runs; whether there was one to end."""
+    """End the server of `home` if it runs, whoever uses it; whether there was one to end."""
     home = home.resolve()
     if not home.is_dir():
         return False
     with lock(home):
-        process = recorded_process(home)
-        if process is not None:
-            process.terminate()
-            try:
-                process.wait(SECONDS_TO_STOP)
-            except psutil.TimeoutExpired:
-                process.kill()
-                process.wait(SECONDS_TO_STOP)
-        (home / "server.json").unlink(missing_ok=True)
-        return process is not None
+        return _end(home)
+
+
+@contextmanager
+def in_use(home: Path) -> Iterator[None]:
+    """Within it, no other program's `stop_if_unused` ends the server of `home`; a killed program uses it no more."""
+    with _in_use_file(_prepare(home)) as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        yield
+
+
+def stop_if_unused(home: Path) -> bool:
+    """End the server of `home`, unless it is served or some program is within `in_use`; whether it was ended."""
+    home = home.resolve()
+    if not home.is_dir():
+        return False
+    with lock(home), _in_use_file(home) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return not _recorded(home).get("is_served") and _end(home)
+
+
+def _in_use_file(home: Path) -> BinaryIO:
+    return os.fdopen(os.open(home / "in-use.lock", os.O_RDWR | os.O_CREAT, 0o600), "wb")
+
+
+def _end(home: Path) -> bool:
+    process = recorded_process(home)
+    if process is not None:
+        process.terminate()
+        try:
+            process.wait(SECONDS_TO_STOP)
+        except psutil.TimeoutExpired:
+            process.kill()
+            process.wait(SECONDS_TO_STOP)
+    (home / "server.json").unlink(missing_ok=True)
+    return process is not None
 
 
 def running(home: Path) -> Server | None:
@@ -229,13 +267,14 @@ def _other_server(port: int) -> str:
 
 
 def _wait_until_healthy(
-    home: Path, url: str, process: subprocess.Popen[bytes], timeout_seconds: float
+    home: Path, url: str, process: subprocess.Popen[bytes], timeout_seconds: float, is_served: bool = False
 ) -> Server:
     server = _server(home, url, process.pid)
     record = {
         "pid": server.pid,
         "url": server.url,
         "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "is_served": is_served,
     }
     write_atomically(home / "server.json", json.dumps(record, indent=1), mode=0o600)
     deadline = time.monotonic() + timeout_seconds
@@ -292,7 +331,7 @@ def _answers(server: Server) -> bool:
     return response.status_code == 200 and response.json().get("username") == server.username
 
 
-def _recorded(home: Path) -> dict[str, str]:
+def _recorded(home: Path) -> dict[str, Any]:
     try:
         return json.loads((home / "server.json").read_text())
     except (FileNotFoundError, json.JSONDecodeError):
