@@ -43,8 +43,8 @@ SECTIONS: list[tuple[str, type[BaseModel], str, set[str]]] = [
     (
         "Settings of every training stage",
         TrainingConfig,
-        "`sft`, `reward` and `rl` (but for PPO) have these. A row is a conversation for `sft`, a pair for `reward` and "
-        "DPO, an answer for RLOO and GRPO.",
+        "`sft`, `reward` and `rl` (but for PPO) have these. A row is a conversation for `sft`, a prompt with all its "
+        "answers for `reward`, a pair for DPO, an answer for RLOO and GRPO.",
         set(),
     ),
     ("lora", LoraConfig, "`lora:` of a training stage.", set()),
