@@ -40,7 +40,8 @@ def score_heldout(
     texts = [[*row.prompt, *side] for row in pairs for side in (row.chosen, row.rejected)]
     texts += [[*each.prompt, *answer] for each in comparisons for answer in answers_of(each)]
     different = list({conversation_id(messages): messages for messages in texts}.values())
-    scores = dict(zip(map(conversation_id, different), score_by_head(reward_model, different), strict=True))
+    by_head = score_by_head(reward_model, different, tokenizer=tokenizer)
+    scores = dict(zip(map(conversation_id, different), by_head, strict=True))
     seen = _trained_on(previous, runs)
     fresh = [row for row in pairs if previous and conversation_id(row.prompt) not in seen]
     earlier = (

@@ -27,27 +27,40 @@ Ensemble = Literal["mean", "minimum", "mean_minus_deviation"]
 
 
 def score(
-    reward_model: Model, conversations: Sequence[Sequence[Message]], conversations_per_batch: int = 16
+    reward_model: Model,
+    conversations: Sequence[Sequence[Message]],
+    conversations_per_batch: int = 16,
+    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> list[float]:
     """The reward of each conversation's last assistant turn, in the reward model's own (logit) units.
 
     Computed in float32, right-padded, at the EOS of the last turn; conversations of like length share a batch. An
     ensemble's is the mean of its heads'.
 
+    Args:
+        reward_model: that scores.
+        conversations: whose last turn is the assistant's.
+        conversations_per_batch: how many are computed at a time.
+        tokenizer: the reward model's, where it is loaded already.
+
     Raises:
         DataError: a conversation is longer than the reward model's context.
     """
     return [
         sum(of_heads) / len(of_heads)
-        for of_heads in score_by_head(reward_model, conversations, conversations_per_batch)
+        for of_heads in score_by_head(reward_model, conversations, conversations_per_batch, tokenizer)
     ]
 
 
 def score_by_head(
-    reward_model: Model, conversations: Sequence[Sequence[Message]], conversations_per_batch: int = 16
+    reward_model: Model,
+    conversations: Sequence[Sequence[Message]],
+    conversations_per_batch: int = 16,
+    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> list[list[float]]:
     """The same by every head of an ensemble [conversations, heads]; a model that is none has one."""
-    tokenizer = load_tokenizer(reward_model)
+    if tokenizer is None:
+        tokenizer = load_tokenizer(reward_model)
     model = load_scorer(reward_model)
     rows = encode_to_score(tokenizer, conversations, model.config.max_position_embeddings)
     with progress("scoring", len(rows)) as update:

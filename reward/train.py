@@ -261,7 +261,8 @@ def _save(
         save_heads(folder, heads)
     _set_shift(folder, 0.0)  # the base may be a reward model, whose shift has nothing to do with the new head
     if demonstrations:
-        _set_shift(folder, statistics.fmean(score(Model("reward model", folder, ""), demonstrations)))
+        scores = score(Model("reward model", folder, ""), demonstrations, tokenizer=tokenizer)
+        _set_shift(folder, statistics.fmean(scores))
 
 
 def _without_length(trainer: GroupRewardTrainer, heads: torch.Tensor, rows_per_pass: int) -> torch.Tensor:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from training_helpers import assert_same, every_trainer_calls, run_stage, run_stage_and_be_killed
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from accord.errors import DataError
 from accord.models import Model, resolve
@@ -179,13 +179,23 @@ def test_a_killed_ensemble_continues_bitwise(tiny_model: Model, preferences: Pat
 
 
 def test_demonstrations_score_zero_on_average(
-    tiny_model: Model, preferences: Path, demonstrations: Path, tmp_path: Path
+    tiny_model: Model,
+    preferences: Path,
+    demonstrations: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     runs = Runs(tmp_path / "runs")
     plain = run_stage("reward", CONFIG, tiny_model, preferences, runs)
-    run = run_stage(
-        "reward", {**CONFIG, "demonstrations": str(demonstrations)}, tiny_model, preferences, runs
-    )
+    loads, load = [], AutoTokenizer.from_pretrained
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            AutoTokenizer, "from_pretrained", lambda *args, **options: loads.append(args) or load(*args)
+        )
+        run = run_stage(
+            "reward", {**CONFIG, "demonstrations": str(demonstrations)}, tiny_model, preferences, runs
+        )
+    assert loads == [(tiny_model.folder,)], "the tokenizer is loaded once for training, shift and report card"
     texts = [row.messages for row in read_jsonl(demonstrations, Demonstration)]
     shifted, unshifted = (score(resolve(f"run:{each.id}", runs), texts) for each in (run, plain))
     assert sum(shifted) / len(texts) == pytest.approx(0, abs=1e-4)
