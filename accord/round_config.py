@@ -1,11 +1,13 @@
 """A round's configuration file: one section a stage. Imports nothing heavy, so that a typo is answered at once."""
 
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Discriminator, Tag, model_validator
 
 from accord.bundled import MODEL
 from accord.config import Config
+from accord.records import Preference, Row
 from accord.sampling.config import SamplingConfig
 from eval.config import EvalConfig
 from feedback.config import FeedbackConfig
@@ -26,6 +28,8 @@ def _algorithm(section: Any) -> Any:
 class RoundConfig(Config):
     """A round's configuration: one section a stage."""
 
+    row_files: ClassVar[Mapping[str, type[Row]]] = {"preferences": Preference}
+
     model: str = MODEL
     """The base model; the policy of an earlier round as `run:<id>`, a folder, a hub id, or the bundled one."""
     sampling: SamplingConfig = SamplingConfig()
@@ -45,6 +49,19 @@ class RoundConfig(Config):
     ]
     """The settings of one algorithm, which `algorithm` names."""
     eval: EvalConfig
+
+    @model_validator(mode="after")
+    def _names_its_files(self) -> Self:
+        sections = [(name, section) for name, section in self if isinstance(section, Config)]
+        missing = [
+            f"'{name}.{file}' is missing"
+            for name, section in sections
+            for file in type(section).needed_files
+            if not getattr(section, file)
+        ]
+        if missing:
+            raise ValueError("; ".join(missing))
+        return self
 
     @model_validator(mode="after")
     def _has_one_source_of_preferences(self) -> Self:

@@ -21,6 +21,7 @@ from accord.bundled import data_path
 from accord.errors import UsageError
 from accord.models import Model
 from accord.records import Row, read_jsonl, write_jsonl
+from accord.rows import Rows, open_data
 from accord.runs import DataFile, Run, Runs, Source
 from accord.sampling.shared import SharedSampler
 from eval.conclude import conclude
@@ -56,6 +57,7 @@ def evaluate(
     candidate: Model,
     reward_model: Model | Scorer | None = None,
     show: Callable[[str], None] = click.echo,
+    prompts: Rows | None = None,
 ) -> Run:
     """Compare `candidate` with `baseline`; returns the finished run, whose `verdict.json` holds the decision.
 
@@ -67,6 +69,7 @@ def evaluate(
         candidate: the model to decide on.
         reward_model: scores the answers, and may be a judge or a function; without it there is no "reward" metric.
         show: takes a line of progress now and then.
+        prompts: rows in place of the file that `config` names.
 
     Raises:
         DataError: a bad prompt file, or a prompt that stands in it twice.
@@ -75,10 +78,11 @@ def evaluate(
         TamperedError: promoted.json, which says how the baseline came into use, was changed.
     """
     scorer = scorer_of_model(reward_model) if isinstance(reward_model, Model) else reward_model
+    config = open_data(config, runs, prompts=prompts)
     prompt_file = data_path(config.prompts)
-    prompts = dict(list(read_prompts(prompt_file).items())[: config.max_prompts])
+    questions = dict(list(read_prompts(prompt_file).items())[: config.max_prompts])
     groups = read_groups(prompt_file, config.prompt_group)
-    check_prompt_slices(config, prompts, groups)
+    check_prompt_slices(config, questions, groups)
     suites = [(suite, read_items(suite, config.max_suite_items)) for suite in map(find_suite, config.suites)]
     for suite, rows in suites:
         for name in config.gate.keys() & suite.metrics.keys():
@@ -124,18 +128,18 @@ def evaluate(
         measured: dict[str, list[MeasuredAnswer]] = {}
         outcomes: dict[str, list[list[Outcome]]] = {}
         for role, model in (("baseline", baseline), ("candidate", candidate)):
-            show(f"{role}: {len(prompts) * config.samples_per_prompt} answers of {model.reference}")
-            sample = functools.partial(sample_answers, model, sampler, prompts, config)
+            show(f"{role}: {len(questions) * config.samples_per_prompt} answers of {model.reference}")
+            sample = functools.partial(sample_answers, model, sampler, questions, config)
             answers = _part(parts / f"answers.{role}.jsonl", Answer, sample)
             rewards: list[Reward] = []
             if scorer:
                 show(f"{role}: scoring {len(answers)} answers with {scorer.reference}")
-                score = functools.partial(score_answers, scorer, prompts, answers)
+                score = functools.partial(score_answers, scorer, questions, answers)
                 rewards = _part(parts / f"rewards.{role}.jsonl", Reward, score)
-            measured[role] = measure_answers(prompts, answers, rewards)
+            measured[role] = measure_answers(questions, answers, rewards)
             outcomes[role] = _go_through(suites, model, sampler, config, scorer, role, runs, parts, show)
 
-        samples = pair_up(prompts, groups, measured["baseline"], measured["candidate"])
+        samples = pair_up(questions, groups, measured["baseline"], measured["candidate"])
         if judge and judge.judge:
             show(f"{judge.reference} judges {len(samples)} pairs of answers")
             ask = functools.partial(judge_answers, judge.judge, samples)
