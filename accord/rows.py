@@ -23,7 +23,7 @@ from accord.config import Config
 from accord.errors import AccordError, DataError, UsageError
 from accord.records import Comparison, Preference, Row, describe, jsonl, write_atomically
 from accord.runs import ORIGIN, DataFile, Run, Runs
-from accord.user_code import load_user_code
+from accord.user_code import load, locate
 
 Rows = Iterable[Mapping[str, Any] | Row]
 """A list of dicts, a `datasets.Dataset`, rows as `accord.records` defines them, or a generator of any of these."""
@@ -117,7 +117,7 @@ def check_reader(reference: str) -> bool:
     """
     match = READER.fullmatch(reference)
     if match:
-        load_user_code(match["reader"], "reader")
+        load(locate(match["reader"], "reader"), "reader")
         _ = DataFile(data_path(match["file"])).digest
     return match is not None
 
@@ -130,13 +130,14 @@ def _opened(value: Any, row_type: type[Row], runs: Runs) -> Any:
     match = READER.fullmatch(value or "")
     if match is None:
         return value
-    reader = load_user_code(match["reader"], "reader")
+    place = locate(match["reader"], "reader")
+    read = load(place, "reader")
     file = DataFile(data_path(match["file"]))
     origin = {
-        "reader": f"{match['reader']}@sha256:{reader.digest}", "file": f"{match['file']}@sha256:{file.digest}"
+        "reader": f"{place.module}:{place.digest}", "file": f"{match['file']}@sha256:{file.digest}"
     }  # fmt: skip
     try:
-        text = _checked(reader.value(file.path), row_type, value)
+        text = _checked(read(file.path), row_type, value)
     except AccordError:
         raise
     except Exception as error:

@@ -1,13 +1,12 @@
-"""Python that a user wrote and a setting names: `file.py:name` or `module:name`. A suite's kind, a reader of files.
+"""Code that a user names in a configuration: `file.py:NAME` or `module:NAME`.
 
-    load_user_code("readers.py:chats").value(Path("export.xml"))
+    rl.reward_function: rewards.py:brevity      rl.algorithm: my_algorithms.py:BEST_OF_N
 
-What is run is exactly what `digest` says: a file is read once, and its bytes are both hashed and executed.
+Nothing is imported before it is named, and a file is run once in a process for as long as its content is the same.
 """
 
-import hashlib
 import importlib
-import inspect
+import importlib.util
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,58 +14,87 @@ from types import ModuleType
 from typing import Any
 
 from accord.errors import UsageError
+from accord.records import content_id
+from accord.runs import file_digest
 
 
 @dataclass(frozen=True)
-class UserCode:
-    """Something that a user's file or module defines: a `runs.Source`."""
+class Place:
+    """Where something stands that a reference names."""
 
     reference: str
-    value: Any
-    digest: str
-    """The SHA-256 of the file that it stands in; what the file imports is not in it."""
-    run_id: None = None
+    module: str
+    """As the reference has it: the path of a .py file, or a module's dotted name."""
+    name: str
+    file: Path
+
+    @property
+    def digest(self) -> str:
+        """The name and its file's SHA-256; what the file imports is not in it."""
+        return f"{self.name}@sha256:{file_digest(self.file)}"
 
 
-def load_user_code(reference: str, what: str, folder: Path = Path()) -> UserCode:
-    """What a reference like `readers.py:chats` or `my_package.readers:chats` names.
+def locate(reference: str, what: str) -> Place:
+    """Find the file of a reference without running it.
 
     Args:
-        reference: a file and a name in it, or a module and a name.
-        what: it is, for the messages: "reader".
-        folder: which the file's path is relative to.
+        reference: `file.py:NAME` or `module:NAME`.
+        what: the kind of thing, for messages: "reward function".
 
     Raises:
-        UsageError: there is no such file, module or name, or running it fails.
+        UsageError: the reference has another form, or there is no such file or module.
     """
-    place, _, name = reference.rpartition(":")
-    if not place or not name.isidentifier():
-        raise UsageError(f"{what} '{reference}' names no Python; write file.py:name or module:name")
+    module, colon, name = reference.rpartition(":")
+    if not colon or not module or not name.isidentifier():
+        raise UsageError(f"{what} '{reference}': write file.py:name or module:name")
+    if module.endswith(".py"):
+        if not Path(module).is_file():
+            raise UsageError(f"{what} '{reference}': {module} cannot be loaded (there is no such file)")
+        return Place(reference, module, name, Path(module))
     try:
-        if place.endswith(".py"):
-            source = (folder / place).read_bytes()
-            module = _executed(folder / place, source)
-        else:
-            module = importlib.import_module(place)
-            source = Path(inspect.getsourcefile(module) or "").read_bytes()
+        spec = importlib.util.find_spec(module)
+    except Exception as error:  # a package on the way to it may raise anything
+        raise _not_loaded(reference, what, module, error) from error
+    if spec is None:
+        raise UsageError(f"{what} '{reference}': {module} cannot be loaded (No module named '{module}')")
+    if not spec.has_location or spec.origin is None:
+        raise UsageError(f"{what} '{reference}': {module} has no source file that could be recorded")
+    return Place(reference, module, name, Path(spec.origin))
+
+
+def load(place: Place, what: str) -> Any:
+    """What stands there.
+
+    Raises:
+        UsageError: importing the file fails, or it has nothing of that name.
+    """
+    try:
+        module = (
+            _run_file(place.file) if place.module.endswith(".py") else importlib.import_module(place.module)
+        )
     except Exception as error:
-        raise UsageError(
-            f"{what} '{reference}': {folder / place if place.endswith('.py') else place} cannot be loaded "
-            f"({type(error).__name__}: {error})"
-        ) from error
-    if not hasattr(module, name):
-        raise UsageError(f"{what} '{reference}': {place} defines no '{name}'")
-    return UserCode(reference, getattr(module, name), hashlib.sha256(source).hexdigest())
+        raise _not_loaded(place.reference, what, place.module, error) from error
+    if not hasattr(module, place.name):
+        raise UsageError(f"{what} '{place.reference}': {place.module} has no '{place.name}'")
+    return getattr(module, place.name)
 
 
-def _executed(file: Path, source: bytes) -> ModuleType:
-    """A module of these bytes; dataclasses and pydantic look for the module of a class by its name."""
-    module = ModuleType(f"accord_user_code_{file.stem}_{hashlib.sha256(source).hexdigest()[:12]}")
-    module.__file__ = str(file)
-    sys.modules[module.__name__] = module
+def _run_file(file: Path) -> ModuleType:
+    """A file as a module of its own; in `sys.modules`, where dataclasses, pydantic and pickle look for it."""
+    name = f"{file.stem}_{content_id([str(file.resolve()), file_digest(file)])}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
     try:
-        exec(compile(source, str(file), "exec"), module.__dict__)
+        spec.loader.exec_module(module)
     except BaseException:
-        del sys.modules[module.__name__]
+        del sys.modules[name]
         raise
     return module
+
+
+def _not_loaded(reference: str, what: str, module: str, error: Exception) -> UsageError:
+    return UsageError(f"{what} '{reference}': {module} cannot be loaded ({type(error).__name__}: {error})")

@@ -102,7 +102,7 @@ def evaluate(
             f"the gate has a margin for '{asked[0]}', so it needs a judge; name one in eval.judge"
         )
     sources |= {"prompts": DataFile(prompt_file)}
-    sources |= {SUITE + suite.name: DataFile(suite.file) for suite, _ in suites}
+    sources |= {SUITE + name: DataFile(file) for suite, _ in suites for name, file in suite.files.items()}
     for task, settings in config.lm_eval.items():
         sources |= {role: DataFile(file) for role, file in lm_eval.files_of(task, settings).items()}
     review = earlier = None

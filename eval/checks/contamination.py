@@ -219,7 +219,7 @@ def _ancestors(run_id: str, runs: Runs, data: TrainingData) -> Iterator[Run]:
 
 def _add_inputs(run: Run, by_digest: Mapping[str, Path], data: TrainingData, seen: set[str]) -> None:
     for role, digest in run.record.inputs.items():
-        if role in NOT_TRAINED_ON or role.endswith(("/reader", "/file")):
+        if role in NOT_TRAINED_ON or role.endswith(("/reader", "/file", "/kind")):
             continue
         if not _is_sha256(digest):
             if digest not in seen:

@@ -289,7 +289,7 @@ def test_a_round_s_sections_are_opened_before_anything_starts(runs: Runs, foreig
     ("reader", "error", "message"),
     [
         ("nowhere.py:chats(export.tsv)", UsageError, "nowhere.py cannot be loaded"),
-        ("readers.py:chat(export.tsv)", UsageError, "readers.py defines no 'chat'"),
+        ("readers.py:chat(export.tsv)", UsageError, "readers.py has no 'chat'"),
         ("readers.py:chats(nowhere.tsv)", DataError, "nowhere.tsv: cannot be read"),
         ("readers.py:broken(export.tsv)", DataError, r"the reader failed \(ZeroDivisionError"),
         (
