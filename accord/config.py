@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticCustomError, core_schema
 
 from accord.errors import UsageError
+from accord.records import Row
 
 
 class Config(BaseModel):
@@ -23,6 +24,10 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
     not_identity: ClassVar[frozenset[str]] = frozenset()
     """Settings that may differ between two tries of the same run, because the result does not depend on them."""
+    row_files: ClassVar[Mapping[str, type[Row]]] = {}
+    """Settings that name files of rows, and what their rows are; from Python, rows can be passed in their place."""
+    needed_files: ClassVar[tuple[str, ...]] = ()
+    """Those of them without which there is nothing to read; a configuration file must name them."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ from accord import bundled
 from accord.config import LoraConfig
 from accord.errors import UsageError
 from accord.records import content_id
-from accord.runs import Runs, file_digest
+from accord.runs import Run, Runs, file_digest
 
 if TYPE_CHECKING:
     import torch
@@ -38,13 +38,15 @@ class Model:
     run_id: str | None = None
 
 
-def resolve(reference: str, runs: Runs) -> Model:
-    """Find a model by reference, and check that its folder holds what a model needs.
+def resolve(reference: str | Run, runs: Runs) -> Model:
+    """Find a model by reference or as what a run made, and check that its folder holds what a model needs.
 
     Raises:
         UsageError: nothing has this name, or the folder lacks config, safetensors weights or tokenizer.
         TamperedError: the run's weights were changed after it finished.
     """
+    if isinstance(reference, Run):
+        reference = f"run:{reference.id}"
     if reference == bundled.MODEL:
         folder = bundled.smollm2_135m_instruct()
         return Model(reference, folder, f"{reference}@{_folder_digest(folder)}")

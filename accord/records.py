@@ -252,13 +252,23 @@ def describe(error: ValidationError) -> str:
 
 def write_jsonl(path: Path, rows: Iterable[BaseModel | Mapping[str, Any]]) -> None:
     """Write rows as JSON Lines, atomically; accord's own columns are left out where they are None."""
+    write_atomically(path, jsonl(rows))
+
+
+def jsonl(rows: Iterable[BaseModel | Mapping[str, Any]], allow_nan: bool = True) -> str:
+    """The text of a JSON Lines file.
+
+    Raises:
+        TypeError: a column holds something that JSON has no form for.
+        ValueError: it is NaN or infinite, and that is not allowed.
+    """
     lines = []
     for row in rows:
         if isinstance(row, BaseModel):
             strangers = set(row.model_extra or {})
             row = row.model_dump(exclude_none=True) | row.model_dump(include=strangers)
-        lines.append(json.dumps(row, ensure_ascii=False) + "\n")
-    write_atomically(path, "".join(lines))
+        lines.append(json.dumps(row, ensure_ascii=False, allow_nan=allow_nan) + "\n")
+    return "".join(lines)
 
 
 def write_atomically(path: Path, content: str | bytes, mode: int = 0o644) -> None:

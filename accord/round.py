@@ -18,6 +18,7 @@ from accord.errors import UsageError
 from accord.models import Model, resolve
 from accord.records import Comparison, conversation_id, read_jsonl
 from accord.round_config import RoundConfig, StageName
+from accord.rows import open_data
 from accord.runs import DataFile, Run, Runs
 from accord.sampling.shared import SharedSampler
 from eval.evaluate import evaluate
@@ -43,6 +44,7 @@ def run_round(config: RoundConfig, runs: Runs, until: StageName = "eval", wait: 
         WaitingForAnnotatorsError: people have not ranked everything yet.
         AccordError: whatever else a stage finds wrong; what was finished stays.
     """
+    config = open_data(config, runs)
     if config.sft:
         sft.train.check_arguments(config.sft.trainer)
     reward.train.check_arguments(config.reward.trainer)

@@ -1,11 +1,13 @@
 """A round's configuration file: one section a stage. Imports nothing heavy, so that a typo is answered at once."""
 
-from typing import Annotated, Self
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Self
 
 from pydantic import model_validator
 
 from accord.bundled import MODEL
 from accord.config import ChosenBy, Config
+from accord.records import Preference, Row
 from accord.sampling.config import SamplingConfig
 from eval.config import EvalConfig
 from feedback.config import FeedbackConfig
@@ -21,6 +23,8 @@ StageName = str
 class RoundConfig(Config):
     """A round's configuration: one section a stage."""
 
+    row_files: ClassVar[Mapping[str, type[Row]]] = {"preferences": Preference}
+
     model: str = MODEL
     """The base model; the policy of an earlier round as `run:<id>`, a folder, a hub id, or the bundled one."""
     sampling: SamplingConfig = SamplingConfig()
@@ -34,6 +38,19 @@ class RoundConfig(Config):
     rl: Annotated[AlgorithmConfig, ChosenBy("algorithm", config_class, DEFAULT)]
     """The settings of one algorithm, which `algorithm` names."""
     eval: EvalConfig
+
+    @model_validator(mode="after")
+    def _names_its_files(self) -> Self:
+        sections = [(name, section) for name, section in self if isinstance(section, Config)]
+        missing = [
+            f"'{name}.{file}' is missing"
+            for name, section in sections
+            for file in type(section).needed_files
+            if not getattr(section, file)
+        ]
+        if missing:
+            raise ValueError("; ".join(missing))
+        return self
 
     @model_validator(mode="after")
     def _has_one_source_of_preferences(self) -> Self:

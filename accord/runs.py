@@ -69,12 +69,22 @@ class Source(Protocol):
         ...
 
 
+ORIGIN = ".origin"
+"""How the name of a file ends that says, by role, what the rows beside it were read from (`accord.rows`)."""
+
+
 @dataclass(frozen=True)
 class DataFile:
     """A file from outside that a run reads."""
 
     path: Path
     run_id: None = None
+
+    @property
+    def origin(self) -> dict[str, str]:
+        """What the file was made from, if a reader made it: the `reader` and the `file`, each with its SHA-256."""
+        path = Path(f"{self.path}{ORIGIN}")
+        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
 
     @property
     def digest(self) -> str:
@@ -231,9 +241,9 @@ class Run:
 class Runs:
     """All runs below one folder."""
 
-    def __init__(self, root: Path, only: str | None = None):
+    def __init__(self, root: Path | str = "runs", only: str | None = None):
         """Args: root: the folder. only: the one stage that may do work; the others must be finished already."""
-        self.root = root
+        self.root = Path(root)
         self.only = only
         self._checked: set[str] = set()
 
@@ -419,6 +429,9 @@ def _is_disk_full(error: BaseException) -> bool:
 def _split(sources: Mapping[str, Source]) -> tuple[dict[str, str], dict[str, str]]:
     parents = {role: source.run_id for role, source in sources.items() if source.run_id is not None}
     inputs = {role: source.digest for role, source in sources.items() if source.run_id is None}
+    for role, source in sources.items():
+        if isinstance(source, DataFile):
+            inputs |= {f"{role}/{part}": made_from for part, made_from in source.origin.items()}
     return parents, inputs
 
 

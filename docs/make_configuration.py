@@ -83,7 +83,8 @@ def section(title: str, config: type[BaseModel], introduction: str, left_out: se
         if name in left_out:
             continue
         default = field.default if field.default is not PydanticUndefined else None
-        shown = "required" if field.is_required() else "" if default is None else f"`{default}`"
+        is_required = field.is_required() or name in getattr(config, "needed_files", ())
+        shown = "required" if is_required else "" if default is None else f"`{default}`"
         lines.append(f"| `{name}` | {kind(field.annotation)} | {shown} | {meaning.get(name, '')} |")
     return "\n".join(lines) + "\n"
 

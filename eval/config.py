@@ -4,12 +4,13 @@ import difflib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import ClassVar, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from accord.config import Config
 from accord.errors import AccordError
+from accord.records import Prompt, Row
 from eval.suites.metrics import METRICS, QUALITY, Direction, Metric
 from eval.suites.suite import find_suite
 
@@ -94,6 +95,8 @@ class Rules:
 
 class EvalConfig(Config):
     """Evaluation of a candidate against the baseline that it would replace, and the margins of the gate."""
+
+    row_files: ClassVar[Mapping[str, type[Row]]] = {"prompts": Prompt}
 
     prompts: str = "bundled:demo/prompts.heldout.jsonl"
     """JSON Lines file of prompts that no training saw."""

@@ -21,6 +21,7 @@ from accord.bundled import data_path
 from accord.errors import UsageError
 from accord.models import Model
 from accord.records import Row, read_jsonl, write_jsonl
+from accord.rows import Rows, open_data
 from accord.runs import DataFile, Run, Runs, Source
 from accord.sampling.shared import SharedSampler
 from eval.conclude import Evidence, conclude
@@ -57,6 +58,7 @@ def evaluate(
     candidate: Model,
     reward_model: Model | Scorer | None = None,
     show: Callable[[str], None] = click.echo,
+    prompts: Rows | None = None,
 ) -> Run:
     """Compare `candidate` with `baseline`; returns the finished run, whose `verdict.json` holds the decision.
 
@@ -68,6 +70,7 @@ def evaluate(
         candidate: the model to decide on.
         reward_model: scores the answers, and may be a judge or a function; without it there is no "reward" metric.
         show: takes a line of progress now and then.
+        prompts: rows in place of the file that `config` names.
 
     Raises:
         DataError: a bad prompt file, or a prompt that stands in it twice.
@@ -76,11 +79,12 @@ def evaluate(
         TamperedError: promoted.json, which says how the baseline came into use, was changed.
     """
     scorer = scorer_of_model(reward_model) if isinstance(reward_model, Model) else reward_model
+    config = open_data(config, runs, prompts=prompts)
     sampling, rules = config.sampling, config.rules
     prompt_file = data_path(config.prompts)
-    prompts = dict(list(read_prompts(prompt_file).items())[: config.max_prompts])
+    questions = dict(list(read_prompts(prompt_file).items())[: config.max_prompts])
     groups = read_groups(prompt_file, config.prompt_group)
-    check_prompt_slices(rules, prompts, groups)
+    check_prompt_slices(rules, questions, groups)
     suites = [(suite, read_items(suite, config.max_suite_items)) for suite in map(find_suite, config.suites)]
     for suite, rows in suites:
         for name in config.gate.keys() & suite.metrics.keys():
@@ -100,7 +104,7 @@ def evaluate(
             f"the gate has a margin for '{asked[0]}', so it needs a judge; name one in eval.judge"
         )
     sources |= {"prompts": DataFile(prompt_file)}
-    sources |= {SUITE + suite.name: DataFile(suite.file) for suite, _ in suites}
+    sources |= {SUITE + name: DataFile(file) for suite, _ in suites for name, file in suite.files.items()}
     for task, of_task in config.lm_eval.items():
         sources |= {role: DataFile(file) for role, file in lm_eval.files_of(task, of_task).items()}
     review = earlier = None
@@ -129,20 +133,20 @@ def evaluate(
         sides = [Side("baseline", baseline), Side("candidate", candidate)]
         for side in sides:
             role = side.role
-            show(f"{role}: {len(prompts) * sampling.samples_per_prompt} answers of {side.model.reference}")
-            sample = functools.partial(sample_answers, side, sampler, prompts, sampling)
+            show(f"{role}: {len(questions) * sampling.samples_per_prompt} answers of {side.model.reference}")
+            sample = functools.partial(sample_answers, side, sampler, questions, sampling)
             answers = _part(parts / f"answers.{role}.jsonl", Answer, sample)
             rewards: list[Reward] = []
             if scorer:
                 show(f"{role}: scoring {len(answers)} answers with {scorer.reference}")
-                score = functools.partial(score_answers, scorer, prompts, answers)
+                score = functools.partial(score_answers, scorer, questions, answers)
                 rewards = _part(parts / f"rewards.{role}.jsonl", Reward, score)
-            measured[role] = measure_answers(prompts, answers, rewards)
+            measured[role] = measure_answers(questions, answers, rewards)
             outcomes[role] = _go_through(
                 suites, side, sampler, sampling, scorer, runs.root / LIKELIHOODS, parts, show
             )
 
-        samples = pair_up(prompts, groups, measured["baseline"], measured["candidate"])
+        samples = pair_up(questions, groups, measured["baseline"], measured["candidate"])
         if judge and judge.judge:
             show(f"{judge.reference} judges {len(samples)} pairs of answers")
             ask = functools.partial(judge_answers, judge.judge, samples)

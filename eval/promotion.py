@@ -23,7 +23,7 @@ from eval.config import LmEval
 from eval.measuring import lm_eval
 from eval.page.model_card import model_card, one_line
 from eval.rows import SUITE
-from eval.suites.suite import find_suite
+from eval.suites.suite import suite_files
 from eval.verdict.gate import (
     EXIT_CODES,
     SIGNATURE,
@@ -228,7 +228,8 @@ def check_verdict(run: Run, runs: Runs, any_outcome: bool = False) -> Verdict:
         if file_digest(run.path / name) != digest:
             raise TamperedError(f"run {run.id}: the verdict was reached on another {name}; {again}")
     data_files = {"prompts": data_path(run.record.config["prompts"])}
-    data_files |= {SUITE + suite.name: suite.file for suite in map(find_suite, run.record.config["suites"])}
+    for reference in run.record.config["suites"]:  # a user's kind is compared before anything in it is run
+        data_files |= {SUITE + name: file for name, file in suite_files(reference).items()}
     for task, settings in run.record.config["lm_eval"].items():
         data_files |= lm_eval.files_of(task, LmEval.model_validate(settings))
     for role, digest in verdict.files.items():

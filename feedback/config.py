@@ -1,10 +1,12 @@
 """Settings of the feedback stage and of reviews: who judges answers, how, and where."""
 
-from typing import Literal, Self
+from collections.abc import Mapping
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from accord.config import Config
+from accord.records import Prompt, Row
 
 Selection = Literal["random", "length_balanced", "uncertainty"]
 
@@ -59,7 +61,10 @@ class JudgingConfig(Config):
 class FeedbackConfig(JudgingConfig):
     """Which answers are sampled, who judges them, how, and where."""
 
-    prompts: str
+    row_files: ClassVar[Mapping[str, type[Row]]] = {"prompts": Prompt}
+    needed_files = ("prompts",)
+
+    prompts: str = ""
     """JSON Lines file of prompts that the policy answers."""
     max_prompts: int | None = Field(default=None, ge=1)
     """Use only so many prompts, the first ones of the file."""

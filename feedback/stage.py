@@ -28,6 +28,7 @@ from accord.chat import decode_response, encode_prompt
 from accord.errors import UsageError
 from accord.models import Model, load_tokenizer
 from accord.records import Comparison, Prompt, Response, conversation_id, read_jsonl, write_jsonl
+from accord.rows import Rows, open_data
 from accord.runs import DataFile, Run, Runs, Source
 from accord.sampling.shared import SharedSampler
 from feedback.asking.select import select_by_uncertainty, select_length_balanced, select_random
@@ -46,6 +47,7 @@ def gather_preferences(
     wait: bool = False,
     selection_model: Model | None = None,
     score: ScoreResponses | None = None,
+    prompts: Rows | None = None,
 ) -> Run:
     """Sample answers of `policy`, have them judged, and turn the judgements into preferences.
 
@@ -57,13 +59,15 @@ def gather_preferences(
         wait: look again until people have answered, instead of leaving.
         selection_model: the reward model behind `score`, for the run's lineage.
         score: scores responses, where the selection is by uncertainty.
+        prompts: rows in place of the file that `config` names.
 
     Raises:
         WaitingForAnnotatorsError: people have not answered everything yet; the page stays up for them.
         DataError: the prompts, gold records or users file are bad.
     """
-    prompts = DataFile(data_path(config.prompts))
-    sources: dict[str, Source] = {"policy": policy, "prompts": prompts, **files_of(config)}
+    config = open_data(config, runs, prompts=prompts)
+    prompts_file = DataFile(data_path(config.prompts))
+    sources: dict[str, Source] = {"policy": policy, "prompts": prompts_file, **files_of(config)}
     if selection_model:
         sources["selection_reward_model"] = selection_model
     with runs.begin("feedback", config, sources) as run:
@@ -73,7 +77,7 @@ def gather_preferences(
         sampling = _Sampling(
             config.responses_per_prompt, config.max_response_tokens, config.temperature, config.seed
         )
-        asked = _read_prompts(prompts.path, config.max_prompts)
+        asked = _read_prompts(prompts_file.path, config.max_prompts)
         sampled = _sampled(run.path / "responses.jsonl", asked, sampling, policy, sampler)
         count = min(config.max_comparisons or len(sampled), len(sampled))
         select = partial(_selected, config.selection, sampled, count, config.seed, score)

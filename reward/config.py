@@ -1,14 +1,18 @@
 """Settings of the reward model."""
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from accord.records import Demonstration, Row
 from accord.training_config import TrainingConfig
 
 
 class RewardConfig(TrainingConfig):
     """A reward model from preferences; a row is a prompt with all its answers."""
+
+    row_files: ClassVar[Mapping[str, type[Row]]] = {"demonstrations": Demonstration}
 
     loss: Literal["bradley_terry", "plackett_luce"] = "bradley_terry"
     """bradley_terry: from pairs, by their weights; ties are dropped, and counted. plackett_luce: from the rankings

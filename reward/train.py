@@ -34,6 +34,7 @@ from accord.records import (
     write_atomically,
     write_jsonl,
 )
+from accord.rows import Judgements, open_data, open_judgements
 from accord.runs import DataFile, Run, Runs, Source
 from accord.training import (
     SET_BY_ACCORD,
@@ -78,7 +79,7 @@ check_arguments = functools.partial(
 
 
 def train_reward_model(
-    config: RewardConfig, runs: Runs, base: Model, preferences: Run | DataFile, previous: Model | None = None
+    config: RewardConfig, runs: Runs, base: Model, preferences: Judgements, previous: Model | None = None
 ) -> Run:
     """Fit a reward model that starts from `base`; returns the finished run, whose `model/` scores conversations.
 
@@ -86,12 +87,13 @@ def train_reward_model(
         config: see `RewardConfig`.
         runs: where the run is kept.
         base: usually the policy after SFT.
-        preferences: a finished feedback run, a file of preferences, or one of comparisons.
+        preferences: a finished feedback run, a file of preferences or of comparisons, or such rows.
         previous: an earlier reward model, to compare with.
 
     Raises:
         DataError: a bad file, fewer pairs than `minimum_pairs`, or pairs that all contradict each other.
     """
+    config, preferences = open_data(config, runs), open_judgements(preferences, runs)
     sources: dict[str, Source] = {"base": base, "preferences": preferences}
     if previous:
         sources["previous"] = previous

@@ -1,10 +1,12 @@
 """Settings of policy optimisation."""
 
-from typing import Literal, Self
+from collections.abc import Mapping
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from accord.config import Config, LoraConfig
+from accord.records import Demonstration, Prompt, Row
 from accord.training_config import TrainingConfig
 
 
@@ -60,8 +62,10 @@ class PPOConfig(AlgorithmConfig):
     """
 
     not_identity = frozenset({"report_to"})
-    algorithm: Literal["ppo"]
-    prompts: str
+    row_files: ClassVar[Mapping[str, type[Row]]] = {"prompts": Prompt, "demonstrations": Demonstration}
+    needed_files = ("prompts",)
+    algorithm: Literal["ppo"] = "ppo"
+    prompts: str = ""
     """A file of prompts; those whose preferences are held out are taken out of it."""
     updates: int = Field(default=100, ge=1)
     """How often answers are sampled and learned from."""
@@ -181,11 +185,13 @@ class OnlineConfig(TrainingConfig, AlgorithmConfig):
     critic is needed.
     """
 
+    row_files: ClassVar[Mapping[str, type[Row]]] = {"prompts": Prompt}
+    needed_files = ("prompts",)
     algorithm: Literal["rloo", "grpo"]
     """rloo: score minus KL, above the mean of the prompt's other answers (Ahmadian et al. 2024,
     https://arxiv.org/abs/2402.14740). grpo: score above the mean of all, in standard deviations, and the KL in the loss
     (Shao et al. 2024, https://arxiv.org/abs/2402.03300)."""
-    prompts: str
+    prompts: str = ""
     """A file of prompts; those whose preferences are held out are taken out of it."""
     learning_rate: float = Field(default=1e-6, gt=0)
     rows_per_update: int = Field(default=64, ge=2)

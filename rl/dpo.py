@@ -21,7 +21,8 @@ from accord.errors import DataError
 from accord.models import Model, load_policy, load_tokenizer, peft_config
 from accord.progress import progress
 from accord.records import Preference, content_id, read_jsonl
-from accord.runs import DataFile, Run, Runs, file_of
+from accord.rows import Judgements, open_judgements
+from accord.runs import Run, Runs, file_of
 from accord.training import (
     SET_BY_ACCORD,
     base_dtype,
@@ -48,12 +49,13 @@ REFERENCES = "reference-log-probabilities"
 """The folder, below that of the runs, that keeps them; it may be deleted at any time."""
 
 
-def train_dpo(config: DPOConfig, runs: Runs, policy: Model, preferences: Run | DataFile) -> Run:
+def train_dpo(config: DPOConfig, runs: Runs, policy: Model, preferences: Judgements) -> Run:
     """Optimise `policy` on preferences; returns the finished run, whose `model/` is the new policy.
 
     Raises:
         DataError: a bad file, or no pair short enough.
     """
+    preferences = open_judgements(preferences, runs)
     with runs.begin("dpo", config, {"policy": policy, "preferences": preferences}) as run, quiet_libraries():
         if run.is_done:
             return run

@@ -22,6 +22,7 @@ from accord.bundled import data_path
 from accord.config import check_trainer_arguments
 from accord.errors import AccordError, DataError, UsageError
 from accord.models import Model, check_same_tokens, load_policy, load_tokenizer, peft_config
+from accord.rows import Judgements, Rows, open_data, open_judgements
 from accord.runs import DataFile, Run, Runs, Source, file_of
 from accord.training import (
     SET_BY_ACCORD,
@@ -56,8 +57,9 @@ def check_arguments(config: OnlineConfig) -> None:
 
 
 def train_online(
-    config: OnlineConfig, runs: Runs, policy: Model, reward_model: Model, preferences: Run | DataFile
-) -> Run:
+    config: OnlineConfig, runs: Runs, policy: Model, reward_model: Model, preferences: Judgements,
+    prompts: Rows | None = None,
+) -> Run:  # fmt: skip
     """Optimise `policy` for the scores of `reward_model`; returns the finished run, whose `model/` is the new policy.
 
     Args:
@@ -66,12 +68,14 @@ def train_online(
         policy: what is optimised; the reference, too.
         reward_model: has the policy's tokenizer.
         preferences: the prompts of the held-out part of them are never trained on, and measure the policy.
+        prompts: rows in place of the file that `config` names.
 
     Raises:
         DataError: a bad file, or too few prompts are left, or none held out.
         UsageError: policy and reward model do not fit together, or TRL refuses a setting.
         AccordError: a score, a loss or a gradient became NaN or infinite.
     """
+    config, preferences = open_data(config, runs, prompts=prompts), open_judgements(preferences, runs)
     prompts_file = DataFile(data_path(config.prompts))
     sources: dict[str, Source] = {
         "policy": policy, "reward_model": reward_model, "preferences": preferences, "prompts": prompts_file,

@@ -21,6 +21,7 @@ from accord import parallel
 from accord.bundled import data_path
 from accord.errors import UsageError
 from accord.models import Model, load_policy, load_tokenizer
+from accord.rows import Judgements, Rows, open_data, open_judgements
 from accord.runs import DataFile, Run, Runs, Source, file_of
 from accord.sampling.shared import SharedSampler
 from accord.training import base_dtype, computes_in_bfloat16, quiet_libraries, save_model
@@ -57,8 +58,9 @@ def train_ppo(
     runs: Runs,
     policy: Model,
     reward_model: Model,
-    preferences: Run | DataFile,
+    preferences: Judgements,
     sampler: SharedSampler,
+    prompts: Rows | None = None,
 ) -> Run:
     """Optimise `policy` for the scores of `reward_model`; returns the finished run, whose `model/` is the new policy.
 
@@ -69,6 +71,7 @@ def train_ppo(
         reward_model: has the policy's tokenizer; the critic starts from it.
         preferences: the held-out part of them says which policy is the best; its prompts are never trained on.
         sampler: the round's.
+        prompts: rows in place of the file that `config` names.
 
     Raises:
         DataError: a bad file, or no prompt or no held-out pair is left.
@@ -77,6 +80,7 @@ def train_ppo(
         SyncError: the sampler's weights are not the trainer's.
     """
     check_trackers(config.report_to)
+    config, preferences = open_data(config, runs, prompts=prompts), open_judgements(preferences, runs)
     prompts_file = DataFile(data_path(config.prompts))
     sources: dict[str, Source] = {
         "policy": policy, "reward_model": reward_model, "preferences": preferences, "prompts": prompts_file,

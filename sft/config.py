@@ -1,10 +1,12 @@
 """Settings of supervised fine-tuning."""
 
-from typing import Self
+from collections.abc import Mapping
+from typing import ClassVar, Self
 
 from pydantic import Field, model_validator
 
 from accord.config import Config
+from accord.records import Demonstration, Row
 from accord.training_config import TrainingConfig
 
 
@@ -18,7 +20,13 @@ class WeightedFile(Config):
 class SFTConfig(TrainingConfig):
     """Supervised fine-tuning on demonstrations with TRL's SFTTrainer; the loss covers the assistant's turns only."""
 
-    demonstrations: list[WeightedFile] = Field(min_length=1)
+    row_files: ClassVar[Mapping[str, type[Row]]] = {
+        "demonstrations": Demonstration,
+        "heldout": Demonstration,
+    }
+    needed_files = ("demonstrations",)
+
+    demonstrations: list[WeightedFile] = Field(default_factory=list)
     heldout: str | None = None
     """A demonstration file for the held-out loss; without it, `heldout_fraction` of the rows are set aside."""
     heldout_fraction: float = Field(default=0.1, ge=0, lt=1)

@@ -15,6 +15,7 @@ from trl import SFTTrainer
 from accord.bundled import data_path
 from accord.config import check_trainer_arguments
 from accord.models import Model, load_policy, load_tokenizer, peft_config
+from accord.rows import Rows, open_data
 from accord.runs import DataFile, Run, Runs, Source
 from accord.training import (
     SET_BY_ACCORD,
@@ -39,19 +40,33 @@ check_arguments = functools.partial(
 )
 
 
-def fine_tune(config: SFTConfig, runs: Runs, base: Model) -> Run:
+def fine_tune(
+    config: SFTConfig,
+    runs: Runs,
+    base: Model,
+    demonstrations: Rows | None = None,
+    heldout: Rows | None = None,
+) -> Run:
     """Fine-tune `base` on the demonstrations; returns the finished run, whose `model/` is the policy.
+
+    Args:
+        config: see `SFTConfig`.
+        runs: where the run is kept.
+        base: the model to start from.
+        demonstrations: rows in place of the files that `config` names.
+        heldout: rows in place of its held-out file.
 
     Raises:
         DataError: a demonstration file is bad, or all its rows are too long.
         UsageError: bad trainer arguments, or a base model without what training needs.
     """
+    config = open_data(config, runs, demonstrations=demonstrations, heldout=heldout)
     files = [(data_path(file.path), file.weight) for file in config.demonstrations]
-    heldout = data_path(config.heldout) if config.heldout else None
+    heldout_file = data_path(config.heldout) if config.heldout else None
     sources: dict[str, Source] = {"base": base}
     sources |= {f"demonstrations_{i}": DataFile(path) for i, (path, _) in enumerate(files)}
-    if heldout:
-        sources["heldout"] = DataFile(heldout)
+    if heldout_file:
+        sources["heldout"] = DataFile(heldout_file)
 
     with runs.begin("sft", config, sources) as run, quiet_libraries():
         if run.is_done:
@@ -59,7 +74,7 @@ def fine_tune(config: SFTConfig, runs: Runs, base: Model) -> Run:
 
         # load
         tokenizer = load_tokenizer(base)
-        rows = load_demonstrations(files, heldout, config.heldout_fraction, config.seed)
+        rows = load_demonstrations(files, heldout_file, config.heldout_fraction, config.seed)
         train, too_long = encode_demonstrations(tokenizer, rows.train, config.max_sequence_tokens)
         evaluation = None
         if rows.heldout:

@@ -40,9 +40,9 @@ class SharedSampler:
     There is one engine, so a sampler that `use` returned earlier has the weights of the latest `use`.
     """
 
-    def __init__(self, config: SamplingConfig, log: Path | None = None) -> None:
+    def __init__(self, config: SamplingConfig | None = None, log: Path | None = None) -> None:
         """Nothing starts before the first `use`; what vLLM prints goes to `log` (default: a temporary file)."""
-        self._config = config
+        self._config = config or SamplingConfig()
         self._log = log
         self._sampler: Sampler | None = None
         self._architecture: dict[str, Any] = {}

@@ -36,7 +36,8 @@ WORDS_OF_A_TEXT = 5
 OUTPUTS = ("comparisons.jsonl", "preferences.jsonl")
 """The files that a feedback run makes and that others are trained on."""
 NOT_TRAINED_ON = ("guidelines", "gold", "reward_function")
-"""Inputs of a run that hold no rows to learn from; gold records are compared as part of comparisons.jsonl."""
+"""Inputs of a run that hold no rows to learn from; gold records are compared as part of comparisons.jsonl. Nor do those
+that say what made an input (`runs.DataFile.origin`)."""
 
 
 class Match(BaseModel):
@@ -222,7 +223,7 @@ def _ancestors(run_id: str, runs: Runs, data: TrainingData) -> Iterator[Run]:
 
 def _add_inputs(run: Run, by_digest: Mapping[str, Path], data: TrainingData, seen: set[str]) -> None:
     for role, digest in run.record.inputs.items():
-        if role in NOT_TRAINED_ON:
+        if role in NOT_TRAINED_ON or role.endswith(("/reader", "/file", "/kind")):
             continue
         if not _is_sha256(digest):
             if digest not in seen:

@@ -87,8 +87,9 @@ def take_over(earlier: Run, parts: Path, sources: Mapping[str, Source], max_suit
         for role in ROLES:
             outcomes[item.suite, role].append(getattr(item, role))
     for (suite, role), its in outcomes.items():
-        source = sources.get(f"suite:{suite}")
-        if source and source.digest == earlier.record.inputs.get(f"suite:{suite}"):
+        roles = (f"suite:{suite}", f"suite:{suite}/kind")
+        now = [sources[part].digest if part in sources else None for part in roles]
+        if any(now) and now == [earlier.record.inputs.get(part) for part in roles]:
             write_jsonl(parts / f"suite.{suite}.{role}.jsonl", its)
 
 

@@ -1,9 +1,10 @@
 """What a kind of suite is: the columns of its items, what the models are asked, and what the outcomes are worth.
 
-A kind is a module of eval/suites/kinds with one constant `KIND`. There are two sorts. The items of a kind
-`ByLikelihood` are texts whose log-likelihoods say what a model holds likely: exact, and nothing is sampled. Those of an
-`Answered` kind are prompts, which both models answer with the same seeds. Either way, a kind turns one item's outcome
-under one model into values by metric, as a pure function; the gate compares the values of both models item by item.
+A kind is a module of eval/suites/kinds with one constant `KIND`, or stands in a user's file (docs/extend.md). There are
+two sorts. The items of a kind `ByLikelihood` are texts whose log-likelihoods say what a model holds likely: exact, and
+nothing is sampled. Those of an `Answered` kind are prompts, which both models answer with the same seeds. Either way, a
+kind turns one item's outcome under one model into values by metric, as a pure function; the gate compares the values of
+both models item by item.
 
 A metric is the mean of its items' values, or, for a `Ratio`, the sum of numerators over the sum of denominators. An
 item that has no value of a metric (an ambiguous question has none of "accuracy where the text tells") is left out of

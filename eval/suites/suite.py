@@ -7,7 +7,8 @@ a head for programs:
     pretty_name: Which of two sentences is likelier
     license: apache-2.0
     accord:
-      kind: sentence_pairs          # a module of eval/suites/kinds: what the columns are and what is measured
+      kind: sentence_pairs          # a module of eval/suites/kinds: what the columns are and what is measured;
+                                    # or one of your own, `my_kind.py:KIND`, by a path relative to the page
       family: bias                  # bias, safety or quality: which metrics may raise a false alarm together
       source: written for accord
       directions: {refused: lower}  # only where the kind leaves open which values are better
@@ -32,7 +33,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from accord.errors import DataError, UsageError
 from accord.records import describe, read_jsonl
-from eval.suites.kind import ByLikelihood, Kind, SuiteRow
+from accord.user_code import Place, load, locate
+from eval.suites.kind import Answered, ByLikelihood, Kind, SuiteRow
 from eval.suites.metrics import Direction, Metric
 
 DATA = Path(__file__).parent / "data"
@@ -61,6 +63,16 @@ class _Head(BaseModel):
 
 
 @dataclass(frozen=True)
+class _Page:
+    """A suite's page as it stands there, read anew whenever a suite is looked for."""
+
+    name: str
+    path: Path
+    text: str
+    is_public: bool
+
+
+@dataclass(frozen=True)
 class Suite:
     """A suite without its items."""
 
@@ -77,6 +89,13 @@ class Suite:
     metrics: Mapping[str, Metric]
     """By their full names, such as "sentence_pairs/lean"."""
     is_public: bool = False
+    kind_file: Path | None = None
+    """Of a kind that is a user's."""
+
+    @property
+    def files(self) -> dict[str, Path]:
+        """What the suite's figures depend on, by name: `triage` are its items, `triage/kind` a user's kind."""
+        return {self.name: self.file} | ({f"{self.name}/kind": self.kind_file} if self.kind_file else {})
 
     @property
     def is_by_likelihood(self) -> bool:
@@ -100,52 +119,105 @@ def kinds() -> list[str]:
     return sorted(file.stem for file in KINDS.glob("[!_]*.py"))
 
 
-@functools.cache
 def find_suite(reference: str) -> Suite:
-    """A suite by its name, its path, or as `public:<name>`; its items are not read.
+    """A suite by its name, its path, or as `public:<name>`; its items are not read. A kind that is a user's is run.
 
     Raises:
-        UsageError: there is no such suite.
+        UsageError: there is no such suite, or its kind cannot be loaded.
         DataError: its page is not one.
     """
+    page = _page(reference)
+    place = _kind_place(page)
+    return _suite(page, place, place.digest if place else "")
+
+
+def suite_files(reference: str) -> dict[str, Path]:
+    """The same as `find_suite(reference).files`, and nothing of a user's is run.
+
+    Raises:
+        UsageError: there is no such suite, or the file of its kind is gone.
+        DataError: its page is not one.
+    """
+    page = _page(reference)
+    place = _kind_place(page)
+    kind = {f"{page.name}/kind": place.file} if place else {}
+    return {page.name: _items_file(page), **kind}
+
+
+def _page(reference: str) -> _Page:
     if reference.startswith(PUBLIC):
-        from eval.suites.public.adapters import file_of, page_of
+        from eval.suites.public.adapters import page_of
 
         name = reference.removeprefix(PUBLIC)
-        return _suite(name, page_of(name), lambda head: file_of(name), is_public=True)
+        path = page_of(name)
+        return _Page(name, path, path.read_text(encoding="utf-8"), is_public=True)
     folder = Path(reference) if "/" in reference or reference in (".", "..") else DATA / reference
-    page = folder / "README.md"
-    if not page.is_file():
+    path = folder / "README.md"
+    if not path.is_file():
         if folder.parent == DATA:
             raise UsageError(
                 f"there is no suite '{reference}'; there are {', '.join(shipped())}. Name one of your own by its "
                 f"folder (./{reference}), and a published one as {PUBLIC}{reference}"
             )
         raise UsageError(
-            f"{page}: no such file; a suite is a folder with a page README.md and its items.jsonl"
+            f"{path}: no such file; a suite is a folder with a page README.md and its items.jsonl"
         )
-    return _suite(folder.resolve().name, page, lambda head: folder / head.accord.items)
+    return _Page(folder.resolve().name, path, path.read_text(encoding="utf-8"), is_public=False)
 
 
-def _suite(name: str, page: Path, items: Any, is_public: bool = False) -> Suite:
-    text = page.read_text(encoding="utf-8")
-    match = HEAD.match(text)
+@functools.cache
+def _head(page: _Page) -> _Head:
+    match = HEAD.match(page.text)
     if match is None:
-        raise DataError(f"{page}: has no head between two lines of ---, which names the suite's kind")
+        raise DataError(f"{page.path}: has no head between two lines of ---, which names the suite's kind")
     try:
-        head = _Head.model_validate(yaml.safe_load(match.group(1)))
+        return _Head.model_validate(yaml.safe_load(match.group(1)))
     except yaml.YAMLError as error:
-        raise DataError(f"{page}: its head is no YAML: {' '.join(str(error).split())}") from None
+        raise DataError(f"{page.path}: its head is no YAML: {' '.join(str(error).split())}") from None
     except ValidationError as error:
-        raise DataError(f"{page}: {describe(error)}") from None
-    about = head.accord
-    if about.kind not in kinds():
-        raise DataError(f"{page}: there is no kind '{about.kind}'; there are {', '.join(kinds())}")
-    kind: Kind = importlib.import_module(f"eval.suites.kinds.{about.kind}").KIND
+        raise DataError(f"{page.path}: {describe(error)}") from None
+
+
+def _items_file(page: _Page) -> Path:
+    if page.is_public:
+        from eval.suites.public.adapters import file_of
+
+        return file_of(page.name)
+    return page.path.parent / _head(page).accord.items
+
+
+def _kind_place(page: _Page) -> Place | None:
+    """Where a suite's own kind stands; None for one of accord's."""
+    name = _head(page).accord.kind
+    if ".py:" in name:
+        return locate(str(page.path.parent / name), "kind")
+    if name not in kinds():
+        raise DataError(
+            f"{page.path}: there is no kind '{name}'; there are {', '.join(kinds())}, or write file.py:NAME for one "
+            "of your own"
+        )
+    return None
+
+
+@functools.cache
+def _suite(page: _Page, place: Place | None, digest: str) -> Suite:
+    """The suite of a page, with the kind as it is in a file of this digest, or accord's own."""
+    head = _head(page)
+    name, about = page.name, head.accord
+    kind: Kind
+    if place:
+        kind = load(place, "kind")
+        if not isinstance(kind, ByLikelihood | Answered):
+            raise DataError(
+                f"{page.path}: kind {about.kind} is {type(kind).__name__}, not ByLikelihood or Answered of "
+                "eval.suites.kind"
+            )
+    else:
+        kind = importlib.import_module(f"eval.suites.kinds.{about.kind}").KIND
     names = [metric.name for metric in kind.metrics]
     for wrong in about.directions.keys() - set(names):
         raise DataError(
-            f"{page}: directions: kind {about.kind} has no metric '{wrong}', only {', '.join(names)}"
+            f"{page.path}: directions: kind {about.kind} has no metric '{wrong}', only {', '.join(names)}"
         )
     metrics = {
         f"{name}/{metric.name}": dataclasses.replace(
@@ -156,7 +228,8 @@ def _suite(name: str, page: Path, items: Any, is_public: bool = False) -> Suite:
     }  # fmt: skip
     return Suite(
         name=name, title=head.pretty_name, kind=kind, family=about.family, license=head.license,
-        source=about.source, text=text[match.end() :], file=items(head), metrics=metrics, is_public=is_public,
+        source=about.source, text=HEAD.sub("", page.text), file=_items_file(page), metrics=metrics,
+        is_public=page.is_public, kind_file=place.file if place else None,
     )  # fmt: skip
 
 

@@ -124,7 +124,6 @@ def test_the_draw_is_by_chance_alone_and_says_with_which() -> None:
 
 def test_neither_place_nor_turn_tells_which_model_or_part() -> None:
     samples = [sample(i, (f"old {i}", f"new {i}"), random.Random(i).gauss(0, 1)) for i in range(800)]
-    config = ReviewConfig(items=400, duplicate_rate=0)
     chosen = choose(items_of(samples), MODELS, 400, 200, 0)
     part = {each.id: each.part for each in chosen}
     asked = [each for each in chosen if each.part in ("chosen", "drawn")]

@@ -1,0 +1,187 @@
+"""Rows that are not in a file of accord's own form: those that Python passes, and those that a user's reader reads.
+
+    fine_tune(config, runs, base, demonstrations=[{"messages": [{"role": "user", "content": "Name a prime."}, ...]}])
+    sft: {demonstrations: [{path: "readers.py:chats(export.xml)"}]}      # chats(Path("export.xml")) gives the rows
+
+A stage reads JSON Lines, and nothing else. So rows are checked and kept as such a file beside the runs, named by what
+it holds, `runs/rows/<12 hex>.jsonl`, and the setting names that file: ids, records, resuming and the checks of
+contamination and of tampering are those of any file, and equal rows are the same work. Where a reader made the rows,
+`<12 hex>.jsonl.origin` beside them says which one, and of which file; both are inputs of the run (`runs.DataFile`).
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from accord.bundled import data_path
+from accord.config import Config
+from accord.errors import AccordError, DataError, UsageError
+from accord.records import Comparison, Preference, Row, describe, jsonl, write_atomically
+from accord.runs import ORIGIN, DataFile, Run, Runs
+from accord.user_code import load, locate
+
+Rows = Iterable[Mapping[str, Any] | Row]
+"""A list of dicts, a `datasets.Dataset`, rows as `accord.records` defines them, or a generator of any of these."""
+Judgements = Run | DataFile | Rows | str
+"""Preferences, or comparisons from which they follow: of a feedback run, in a file, as rows, or by reference, as
+`preferences:` has it in a round's configuration."""
+
+FOLDER = "rows"
+"""Below that of the runs."""
+READER = re.compile(r"(?P<reader>.+\.py:\w+|[\w.]+:\w+)\((?P<file>.+)\)")
+ConfigT = TypeVar("ConfigT", bound=Config)
+
+
+def open_data(config: ConfigT, runs: Runs, **rows: Rows | None) -> ConfigT:
+    """The configuration with every setting that names rows naming a file of accord's own form.
+
+    Args:
+        config: of a stage, or of a round, whose sections are then opened, too.
+        runs: rows are kept beside them.
+        rows: by setting, what stands in the place of its file; None: the setting names it.
+
+    Raises:
+        UsageError: a setting that is needed has neither file nor rows, one has both, or a reader cannot be loaded.
+        DataError: a row is not what the setting wants; the message names it.
+    """
+    changed: dict[str, Any] = {}
+    for name, section in config:
+        if isinstance(section, Config) and (opened := open_data(section, runs)) is not section:
+            changed[name] = opened
+    for name, row_type in type(config).row_files.items():
+        value, given = getattr(config, name), rows.get(name)
+        if given is None:
+            opened = _opened(value, row_type, runs)
+            if opened != value:
+                changed[name] = opened
+        elif name in config.model_fields_set and value:
+            raise UsageError(
+                f"{name}: the configuration names a file, and rows were passed, too; leave one out"
+            )
+        else:
+            kept = str(keep_rows(given, row_type, runs, name))
+            changed[name] = [{"path": kept}] if isinstance(value, list) else kept
+        if name in type(config).needed_files and not (value or given is not None):
+            raise UsageError(f"{name}: is needed; name a file in the configuration, or pass {name}=rows")
+    if not changed:
+        return config
+    return type(config).model_validate(
+        {name: getattr(config, name) for name in config.model_fields_set} | changed
+    )
+
+
+def open_judgements(judgements: Judgements, runs: Runs) -> Run | DataFile:
+    """What a stage learns preferences from, as a run or as a file of accord's own form.
+
+    Raises:
+        UsageError: there is no such run, or a reader cannot be loaded.
+        DataError: a row is neither a preference nor a comparison.
+    """
+    if isinstance(judgements, Run | DataFile):
+        return judgements
+    if isinstance(judgements, str):
+        if judgements.startswith("run:"):
+            return runs.load(judgements)
+        return DataFile(data_path(_opened(judgements, Preference, runs)))
+    return DataFile(keep_rows(judgements, Preference, runs, "preferences"))
+
+
+def keep_rows(rows: Rows, row_type: type[Row], runs: Runs, name: str = "rows") -> Path:
+    """Check rows and keep them beside the runs; returns the file, which any setting may name.
+
+    Args:
+        rows: what is kept. A column that `row_type` does not know is kept as it is; one of its own that is None is
+            left out, since a `datasets.Dataset` has every column in every row.
+        row_type: what a row must be. For `Preference`, rows with a column `responses` are comparisons.
+        runs: beside which the file is kept; the same rows give the same file.
+        name: of the rows, for the messages.
+
+    Raises:
+        UsageError: it is a text, which names rows rather than being some.
+        DataError: there are no rows, or one is not a `row_type`, or holds what JSON cannot.
+    """
+    return _kept(_checked(rows, row_type, name), runs)
+
+
+def check_reader(reference: str) -> bool:
+    """Whether a reference is to a reader and its file; both are there, and the reader can be loaded.
+
+    Raises:
+        UsageError: the reader cannot be loaded.
+        DataError: there is no such file.
+    """
+    match = READER.fullmatch(reference)
+    if match:
+        load(locate(match["reader"], "reader"), "reader")
+        _ = DataFile(data_path(match["file"])).digest
+    return match is not None
+
+
+def _opened(value: Any, row_type: type[Row], runs: Runs) -> Any:
+    """A setting's value with what a reader reads in the place of the reference to it."""
+    if isinstance(value, list):
+        files = [file.model_copy(update={"path": _opened(file.path, row_type, runs)}) for file in value]
+        return value if files == value else files
+    match = READER.fullmatch(value or "")
+    if match is None:
+        return value
+    place = locate(match["reader"], "reader")
+    read = load(place, "reader")
+    file = DataFile(data_path(match["file"]))
+    origin = {
+        "reader": f"{place.module}:{place.digest}", "file": f"{match['file']}@sha256:{file.digest}"
+    }  # fmt: skip
+    try:
+        text = _checked(read(file.path), row_type, value)
+    except AccordError:
+        raise
+    except Exception as error:
+        raise DataError(
+            f"{value}: the reader failed ({type(error).__name__}: {error}); it gets the file's path and must return "
+            "rows"
+        ) from error
+    return str(_kept(text, runs, origin))
+
+
+def _checked(rows: Rows, row_type: type[Row], name: str) -> str:
+    """Rows as the text of a JSON Lines file."""
+    if isinstance(rows, str | Path):
+        raise UsageError(f"{name}: '{rows}' is no list of rows; name a file in the configuration")
+    checked: list[Row] = []
+    for index, row in enumerate(rows):
+        if not index and row_type is Preference and _is_comparison(row):
+            row_type = Comparison
+        try:
+            checked.append(row_type.model_validate(row))
+        except ValidationError as error:
+            raise DataError(f"{name}[{index}]: {describe(error)}") from None
+    if not checked:
+        raise DataError(f"{name}: there are no rows; at least one {row_type.__name__.lower()} is needed")
+    try:
+        return jsonl(checked, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise DataError(
+            f"{name}: a column holds something that JSON does not know ({error}); leave it out, or turn it into text "
+            "or a number"
+        ) from None
+
+
+def _is_comparison(row: Mapping[str, Any] | Row) -> bool:
+    return isinstance(row, Comparison) or (isinstance(row, Mapping) and "responses" in row)
+
+
+def _kept(text: str, runs: Runs, origin: Mapping[str, str] | None = None) -> Path:
+    named = hashlib.sha256((json.dumps(origin) if origin else "").encode() + text.encode())
+    path = runs.root / FOLDER / f"{named.hexdigest()[:12]}.jsonl"
+    for file, content in (
+        (path, text),
+        (Path(f"{path}{ORIGIN}"), json.dumps(origin) + "\n" if origin else ""),
+    ):
+        if content and not (file.exists() and file.read_text(encoding="utf-8") == content):
+            write_atomically(file, content)
+    return path
