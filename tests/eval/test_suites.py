@@ -1,7 +1,10 @@
 """Suites by name, path and page; their items; and values that become metrics, quotients of sums among them."""
 
+import importlib
 import json
 import random
+import re
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +67,24 @@ def test_every_shipped_suite_is_sound_and_says_what_it_is(name: str) -> None:
 def test_every_kind_has_a_suite() -> None:
     used = {yaml.safe_load(HEAD.findall(page.read_text())[0])["accord"]["kind"] for page in PAGES}
     assert used == set(kinds())
+
+
+NO_EXAMPLE = {"bbq_answers": "bbq"}
+"""A kind whose rows are another's, which has the example."""
+
+
+@pytest.mark.parametrize("kind", kinds())
+def test_the_examples_of_every_kind_are_read_by_its_own_readers(kind: str, tmp_path: Path) -> None:
+    text = importlib.import_module(f"eval.suites.kinds.{NO_EXAMPLE.get(kind, kind)}").__doc__ or ""
+    blocks = [textwrap.dedent(each) for each in re.findall(r"(?:^    .*\n|^\n(?=    ))+", text, re.MULTILINE)]
+    (row,) = [json.loads(each) for each in blocks if each.strip().startswith('{"id"')]
+    heads = [each.strip() + "\n" for each in blocks if each.strip().startswith("---")]
+    page = heads[0] if heads else PAGE.replace("sentence_pairs", kind)
+    assert len(heads) == (kind == "labelled")
+    suite = find_suite(make_suite(tmp_path, page, [row, row | {"id": "another"}]))
+    assert suite.kind is importlib.import_module(f"eval.suites.kinds.{kind}").KIND
+    read, _ = read_items(suite)
+    assert read.id == row["id"] and row.items() <= read.model_dump(mode="json").items()
 
 
 def test_a_suite_of_ones_own(tmp_path: Path) -> None:

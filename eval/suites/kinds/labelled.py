@@ -11,7 +11,8 @@ answers where an exact match is to mean something. The page's front matter names
 
     ---
     pretty_name: Questions about returns
-    accord: {kind: labelled, family: quality}
+    license: ours
+    accord: {kind: labelled, family: quality, source: our support team}
     ---
 
 `exact_match` and `f1` are SQuAD's (Rajpurkar et al. 2016, https://arxiv.org/abs/1606.05250): lower case, ASCII
