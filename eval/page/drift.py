@@ -8,7 +8,7 @@ Figures are comparable only where they were measured on the same things: the sam
 the same reward model or judge. Where that changed, the line breaks, and the sum starts anew.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from accord.errors import AccordError
@@ -161,12 +161,15 @@ def _what_changed(
     name: str, before: Verdict, old: MetricResult, after: Verdict, new: MetricResult
 ) -> str:  # fmt: skip
     """Why figures of two evaluations cannot be compared; empty if they can."""
-    if name not in METRICS:
-        suite = name.split("/")[0]
-        if before.files.get(SUITE + suite) != after.files.get(SUITE + suite):
-            return "the suite's items changed"
-    elif before.files.get("prompts") != after.files.get("prompts"):
-        return "the prompts changed"
+    then, now = before.files_behind(name), after.files_behind(name)
+    if name in METRICS:
+        if then != now:
+            return "the prompts changed"
+    elif _logged(name, now) or _logged(name, then):
+        if _logged(name, then).get("candidate") != _logged(name, now).get("baseline"):
+            return "the baseline's logged samples are not those that it had as the candidate"
+    elif then != now:
+        return "the suite's items changed"
     if name.startswith(("reward", "win_rate")) and _other(before.reward_model, after.reward_model):
         return "another reward model scored the answers"
     if name.startswith("judge") and _other(before.judge, after.judge):
@@ -174,6 +177,16 @@ def _what_changed(
     if (old.items, old.clusters) != (new.items, new.clusters):
         return "more or fewer items were taken"
     return ""
+
+
+def _logged(name: str, files: Mapping[str, str]) -> dict[str, str]:
+    """The digests of what lm-eval logged elsewhere of either model; empty where the metric's items are files here.
+
+    Such a file has a model's own values in it, so that of the next round's candidate is another one in any case.
+    """
+    task = f"{SUITE}{name.split('/')[0]}/"
+    logged = {role: files[task + role] for role in ("baseline", "candidate") if task + role in files}
+    return logged if len(logged) == len(files) else {}
 
 
 def _other(one: Subject | None, two: Subject | None) -> bool:

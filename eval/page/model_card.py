@@ -16,6 +16,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from accord import bundled
 from accord.page.lineage import in_order, lineage
 from accord.page.words import STAGES, day, label, number
+from accord.records import content_id
 from accord.runs import Run, Runs
 from eval.page.metrics import change_text, tolerated, value_text
 from eval.rows import SUITE
@@ -274,13 +275,18 @@ def _metric(metric: MetricResult) -> list[str]:
 
 
 def _result(metric: MetricResult, verdict: Verdict) -> EvalResult:
-    """One figure as the hub's model index has it; the comparison goes along as its arguments."""
+    """One figure as the hub's model index has it; the comparison goes along as its arguments.
+
+    Data in several files, such as a task of lm-eval's, have one revision over the SHA-256 of all of them.
+    """
     role = SUITE + metric.name.split("/")[0] if "/" in metric.name else "prompts"
+    files = verdict.files_behind(metric.name)
+    revision = files.get(role) or content_id(files, 64)
     compared = metric.model_dump(
         include={"baseline", "difference", "low", "high", "margin", "direction", "verdict"}, exclude_none=True
     )
     return EvalResult(
         task_type="text-generation", dataset_type="json", dataset_name=label(role),
-        dataset_revision=verdict.files[role], metric_type=metric.name, metric_value=metric.candidate,
+        dataset_revision=revision, metric_type=metric.name, metric_value=metric.candidate,
         metric_name=metric.label, metric_args=compared,
     )  # fmt: skip

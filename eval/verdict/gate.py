@@ -94,7 +94,7 @@ class Verdict(BaseModel):
     audit: Audit
     """Signs that the candidate pleases its reward model rather than people; they decide nothing."""
     files: dict[str, str]
-    """Of the prompts, and of every suite's items as `suite:<name>`."""
+    """Of the prompts, of every suite's items as `suite:<name>`, and of a task of lm-eval's as `suite:<task>/<file>`."""
     evidence: dict[str, str]
     """Of the files with what was measured: `EVIDENCE`."""
     gate: str
@@ -115,6 +115,14 @@ class Verdict(BaseModel):
     def exit_code(self) -> int:
         """What the command line exits with: 0, 10 or 11."""
         return EXIT_CODES[self.outcome]
+
+    def files_behind(self, metric: str) -> dict[str, str]:
+        """Those of `files` that hold the items of a metric: `<suite>/<name>`, or `<name>` for one of answers."""
+        suite, has_suite, _ = metric.partition("/")
+        role = SUITE + suite if has_suite else "prompts"
+        return {
+            name: digest for name, digest in self.files.items() if name == role or name.startswith(f"{role}/")
+        }
 
     @property
     def deciding(self) -> list[MetricResult]:

@@ -7,7 +7,7 @@ from eval.checks.contamination import Contamination
 from eval.config import Margin, metrics_of
 from eval.page.drift import Drift, drifts
 from eval.statistics.paired import PairedDifference
-from eval.suites.metrics import METRICS
+from eval.suites.metrics import METRICS, Metric
 from eval.verdict.gate import Subject, Verdict
 from eval.verdict.rule import MetricResult, conclude_metric
 
@@ -86,6 +86,32 @@ def test_other_items_break_the_line_of_their_suite_only() -> None:
     )
     assert changed.comparable[0].starts_anew == "the suite's items changed" and not changed.is_beyond_margin
     assert len(prompts.comparable) == 2
+
+
+TASK = Metric("arc/acc", "arc: acc", "", "documents", "", "quality", direction="higher")
+
+
+def task(number: int, **files: str) -> Verdict:
+    """A round in which a task of lm-eval's fell by 0.06."""
+    before = 0.7 - 0.06 * number
+    fell = conclude_metric(TASK, change(before, before - 0.06), Margin(direction="higher", margin=0.1))
+    named = {f"suite:arc/{name.replace('_', '.')}": digest for name, digest in files.items()}
+    return verdict(number, fell).model_copy(update={"files": {"prompts": "p", **named}})
+
+
+def test_another_task_of_lm_eval_breaks_the_line() -> None:
+    same = only(task(0, arc_yaml="i"), task(1, arc_yaml="i"))
+    assert same.total == pytest.approx(0.12) and same.is_beyond_margin
+    for other in ({"arc_yaml": "j"}, {"arc_yaml": "i", "more_yaml": "k"}):
+        drift = only(task(0, arc_yaml="i"), task(1, **other))
+        assert drift.comparable[0].starts_anew == "the suite's items changed" and not drift.is_beyond_margin
+    # the baseline's logged samples are those of the candidate before it, or another run of a task nobody can tell
+    assert only(task(0, baseline="a", candidate="b"), task(1, baseline="b", candidate="c")).is_beyond_margin
+    broken = [
+        only(task(0, baseline="a", candidate="b"), task(1, baseline="B", candidate="c")),
+        only(task(0, arc_yaml="i"), task(1, baseline="b", candidate="c")),
+    ]
+    assert ["logged samples" in drift.comparable[0].starts_anew for drift in broken] == [True, True]
 
 
 def test_a_lean_that_crosses_zero_counts_by_its_distance() -> None:

@@ -7,16 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import ModelCard
 
 from accord.chat import decode_response
 from accord.errors import DataError, UsageError
 from accord.models import Model, load_tokenizer
-from accord.records import Message, read_jsonl
+from accord.records import Message, content_id, read_jsonl
 from accord.runs import Runs
 from accord.sampling import Completion
 from eval.config import EvalConfig
 from eval.evaluate import evaluate
 from eval.measuring.answers import distinct_bigrams, read_prompts
+from eval.promotion import promote
 from eval.rows import Sample, SuiteItem, seed_for
 from eval.suites.suite import find_suite, read_items
 from eval.verdict.gate import read_verdict
@@ -197,6 +199,16 @@ def test_what_lm_eval_logged_decides_like_any_suite(tiny_model: Model, runs: Run
     assert [suite.name for suite in verdict.suites] == ["arc"] and "arc: acc" in (
         run.path / "report.html"
     ).read_text()
+    # the same samples pass, and the model's card names what they are from
+    run = gate(logged("a.jsonl", range(120)))
+    promote(run, runs)
+    (card,) = (runs.root / "promoted").glob("*/README.md")
+    (result,) = [
+        each for each in ModelCard.load(card).data.eval_results or [] if each.metric_type == "arc/acc"
+    ]
+    files = {role: each for role, each in read_verdict(run).files.items() if role.startswith("suite:arc/")}
+    assert len(files) == 2 and result.dataset_revision == content_id(files, 64)
+    assert all(digest in card.read_text() for digest in files.values())
     with pytest.raises(DataError, match="another document"):
         gate(logged("c.jsonl", range(60), "other"))
     with pytest.raises(ValueError, match="unknown metric 'arc/acc'"):
