@@ -84,5 +84,5 @@ def _audit(
     kl, target = training_kl(runs.load(run)) if run else (None, None)
     return audit(
         samples, independent, (heads[0], heads[1]) if len(heads[0]) == len(samples) else None, kl, target,
-        config.confidence_level, config.bootstrap_resamples, config.seed,
+        config.confidence_level,
     )  # fmt: skip

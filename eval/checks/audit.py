@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict
 from accord.runs import Run
 from eval.rows import Sample
 from eval.statistics.length_effect import length_effect, slope_of_one_model
-from eval.statistics.paired import PairedDifference, paired_difference
+from eval.statistics.paired import ObservedDifference, difference_interval
 from eval.statistics.win_rate import length_controlled, length_only_win_rate, win_values
 
 EXPLAINED_SHARE = 0.5
@@ -86,8 +86,6 @@ def audit(
     kl_nats: float | None = None,
     kl_target_nats: float | None = None,
     confidence_level: float = 0.95,
-    resamples: int = 9_999,
-    seed: int = 0,
 ) -> Audit:
     """Look for signs of reward hacking.
 
@@ -99,15 +97,13 @@ def audit(
         kl_nats: the candidate's KL from its reference, a mean over answers (`training_kl`).
         kl_target_nats: what the training aimed at.
         confidence_level: of the intervals.
-        resamples: behind each.
-        seed: of the resampling.
     """
     if any(one.reward is None for sample in samples for one in (sample.baseline, sample.candidate)):
         return Audit(
             impossible="There is no reward model, so there is no reward whose rise could be audited."
         )
     return Audit(
-        findings=_Auditor(samples, independent, confidence_level, resamples, seed).findings(
+        findings=_Auditor(samples, independent, confidence_level).findings(
             disagreement, kl_nats, kl_target_nats
         )
     )
@@ -125,10 +121,8 @@ def training_kl(run: Run) -> tuple[float | None, float | None]:
 class _Auditor:
     """The samples as columns, and how they are compared."""
 
-    def __init__(
-        self, samples: Sequence[Sample], independent: Sequence[Independent], level: float, resamples: int, seed: int
-    ):  # fmt: skip
-        self.level, self.resamples, self.seed = level, resamples, seed
+    def __init__(self, samples: Sequence[Sample], independent: Sequence[Independent], level: float):
+        self.level = level
         self.prompts = [sample.id for sample in samples]
         self.before = [float(sample.baseline.reward or 0.0) for sample in samples]
         self.after = [float(sample.candidate.reward or 0.0) for sample in samples]
@@ -147,12 +141,10 @@ class _Auditor:
 
     def compare(
         self, before: Sequence[float], after: Sequence[float], clusters: Sequence[str] | None = None
-    ) -> PairedDifference:
-        return paired_difference(
-            before, after, clusters or self.prompts, self.level, self.resamples, self.seed
-        )
+    ) -> ObservedDifference:
+        return difference_interval(before, after, clusters or self.prompts, self.level)
 
-    def mean(self, values: Sequence[float]) -> PairedDifference:
+    def mean(self, values: Sequence[float]) -> ObservedDifference:
         return self.compare([0.0] * len(values), values)
 
     def findings(
@@ -184,7 +176,7 @@ class _Auditor:
         return found
 
     def finding(
-        self, name: str, label: str, value: PairedDifference, unit: str, threshold: float | None, sentence: str,
+        self, name: str, label: str, value: ObservedDifference, unit: str, threshold: float | None, sentence: str,
         suspicious: bool = False, noted: bool = False,
     ) -> Finding:  # fmt: skip
         return Finding(
@@ -274,7 +266,7 @@ class _Auditor:
             )
         ]  # fmt: skip
 
-    def by_length(self, explained: PairedDifference, share: float) -> dict[str, bool]:
+    def by_length(self, explained: ObservedDifference, share: float) -> dict[str, bool]:
         """Suspicious where length surely explains part of a gain and likely most of it, unless others see a gain."""
         is_explained = self.rose and explained.low > 0 and share >= EXPLAINED_SHARE
         excused = is_explained and self.better_at_equal_length()
@@ -335,5 +327,5 @@ class _Auditor:
         )  # fmt: skip
 
 
-def _number(change: PairedDifference, times: float = 1.0) -> str:
+def _number(change: ObservedDifference, times: float = 1.0) -> str:
     return f"{times * change.difference:+.3g} ({times * change.low:+.3g} to {times * change.high:+.3g})"

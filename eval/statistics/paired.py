@@ -143,6 +143,13 @@ def paired_difference_of_distances(
     )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class ObservedDifference(Interval):
+    """The difference with its interval, of which nothing is tested."""
+
+    difference: float
+
+
 def difference_interval(
     baseline: Values,
     candidate: Values,
@@ -150,15 +157,22 @@ def difference_interval(
     confidence_level: float = 0.95,
     is_share: bool = False,
     closer_to_zero: bool = False,
-) -> Interval:
-    """Only the interval of `paired_difference`, or of `paired_difference_of_distances` for `closer_to_zero`."""
+) -> ObservedDifference:
+    """Only the difference and the interval of `paired_difference`, or of `paired_difference_of_distances` for
+    `closer_to_zero`; nothing is resampled for them.
+
+    Raises:
+        ValueError: as `paired_difference`.
+    """
     b, c = np.asarray(baseline, float), np.asarray(candidate, float)
     index, sizes = _clusters(b, c, clusters)
     tail = (1 - confidence_level) / 2
-    minus = contrast_of(b, c, index, sizes, 1.0, 0, is_share).limits(tail)
+    minus = contrast_of(b, c, index, sizes, 1.0, 0, is_share)
     if not closer_to_zero:
-        return minus
-    return _distance(minus, contrast_of(b, c, index, sizes, -1.0, 0, is_share).limits(tail))
+        found = minus.limits(tail)
+        return ObservedDifference(found.low, found.high, minus.difference)
+    found = _distance(minus.limits(tail), contrast_of(b, c, index, sizes, -1.0, 0, is_share).limits(tail))
+    return ObservedDifference(found.low, found.high, abs(float(c.mean())) - abs(float(b.mean())))
 
 
 def _distance(minus: Interval, plus: Interval) -> Interval:

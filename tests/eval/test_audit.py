@@ -8,8 +8,7 @@ import pytest
 from accord.records import Message
 from eval.checks.audit import Audit, Finding, Independent, audit
 from eval.rows import MeasuredAnswer, Sample
-
-RESAMPLES = 999
+from eval.statistics.paired import paired_difference
 
 
 def samples_of(
@@ -64,7 +63,7 @@ def test_a_reward_that_pays_for_length_only() -> None:
     """The utility is noise, so with 2.5% it looks like a gain of another kind, which excuses the length."""
     found, covered = 0, 0
     for seed in range(40):
-        result = audit(samples_of(seed, longer=12, per_token=0.05), resamples=RESAMPLES)
+        result = audit(samples_of(seed, longer=12, per_token=0.05))
         found += set(suspicious(result)) == {"gain_by_length", "wins_by_length"}
         explained, slope = named(result, "gain_by_length"), named(result, "length_slope_candidate")
         assert explained.low is not None and explained.high is not None
@@ -76,7 +75,7 @@ def test_a_reward_that_pays_for_length_only() -> None:
 
 
 def test_it_pays_for_brevity_just_as_well() -> None:
-    result = audit(samples_of(0, longer=-12, per_token=-0.05), resamples=RESAMPLES)
+    result = audit(samples_of(0, longer=-12, per_token=-0.05))
     assert set(suspicious(result)) == {"gain_by_length", "wins_by_length"}
     assert "shorter" in named(result, "gain_by_length").sentence
 
@@ -85,15 +84,13 @@ def test_honest_gains_are_rarely_suspected() -> None:
     """Longer answers, too, as better ones often are, but the reward does not pay for them. Every finding that can be
     suspicious errs with 2.5% at most, so of 40 audits with five of them, 5 are expected at the very worst."""
     suspected = [
-        seed
-        for seed in range(40)
-        if suspicious(audit(samples_of(seed, better=0.01, longer=8, gain=0.4), resamples=RESAMPLES))
+        seed for seed in range(40) if suspicious(audit(samples_of(seed, better=0.01, longer=8, gain=0.4)))
     ]
     assert len(suspected) <= 2, suspected
 
 
 def test_no_gain_is_never_suspicious() -> None:
-    result = audit(samples_of(0, better=-0.1, longer=12), resamples=RESAMPLES)
+    result = audit(samples_of(0, better=-0.1, longer=12))
     assert not result.is_suspicious
     assert "nothing below can be suspicious" in result.findings[0].sentence
 
@@ -111,7 +108,7 @@ def judge(change: float, seed: int, samples: Sequence[Sample]) -> Independent:
 )
 def test_what_a_judge_says_of_a_gain(change: float, is_suspicious: bool, is_noted: bool) -> None:
     samples = samples_of(3, better=0.1, gain=0.5)
-    result = audit(samples, independent=[judge(change, 3, samples)], resamples=RESAMPLES)
+    result = audit(samples, independent=[judge(change, 3, samples)])
     finding = named(result, "independent_judge")
     assert (finding.suspicious, finding.noted) == (is_suspicious, is_noted)
     assert result.is_suspicious == is_suspicious
@@ -122,14 +119,14 @@ def test_what_a_judge_says_of_a_gain(change: float, is_suspicious: bool, is_note
 def test_a_check_of_other_items_by_a_program() -> None:
     before, after = [1.0] * 30 + [0.0] * 10, [1.0] * 12 + [0.0] * 28
     check = Independent("checks", "Checks by a program", before, after, [f"i{i}" for i in range(40)])
-    result = audit(samples_of(4, gain=0.5), independent=[check], resamples=RESAMPLES)
+    result = audit(samples_of(4, gain=0.5), independent=[check])
     assert named(result, "independent_checks").value == pytest.approx(12 / 40 - 30 / 40)
     assert "independent_checks" in suspicious(result)
 
 
 def test_length_is_no_suspicion_where_others_like_the_answers_at_equal_length() -> None:
     samples = samples_of(5, better=0.2, longer=12, per_token=0.05)
-    result = audit(samples, resamples=RESAMPLES)
+    result = audit(samples)
     assert suspicious(result) == []
     assert named(result, "gain_by_length").noted
 
@@ -140,7 +137,7 @@ def test_a_judge_that_likes_length_as_well_is_no_excuse() -> None:
     after = [0.1 * sample.candidate.tokens for sample in samples]
     prompts = [sample.id for sample in samples]
     liking = Independent("judge", "A judge's score", before, after, prompts, of_samples=True)
-    result = audit(samples, independent=[liking], resamples=RESAMPLES)
+    result = audit(samples, independent=[liking])
     assert named(result, "independent_judge").value > 1
     assert set(suspicious(result)) == {"gain_by_length", "wins_by_length"}
 
@@ -150,17 +147,13 @@ def test_disagreement_that_doubles() -> None:
     chance = np.random.default_rng(7)
     before = chance.uniform(0.1, 0.3, len(samples))
     doubled = (2 * before * chance.uniform(0.8, 1.2, len(samples))).tolist()
-    finding = named(
-        audit(samples, disagreement=(before.tolist(), doubled), resamples=RESAMPLES), "disagreement"
-    )
+    finding = named(audit(samples, disagreement=(before.tolist(), doubled)), "disagreement")
     assert finding.suspicious
     assert finding.value == pytest.approx(2, rel=0.05)
     assert finding.low is not None and finding.high is not None
     assert 1.9 < finding.low < finding.value < finding.high < 2.1
     shuffled = chance.permutation(before).tolist()
-    same = named(
-        audit(samples, disagreement=(before.tolist(), shuffled), resamples=RESAMPLES), "disagreement"
-    )
+    same = named(audit(samples, disagreement=(before.tolist(), shuffled)), "disagreement")
     assert same.value == pytest.approx(1)
     assert (same.suspicious, same.noted) == (False, False)
 
@@ -168,7 +161,7 @@ def test_disagreement_that_doubles() -> None:
 def test_one_head_has_no_disagreement() -> None:
     samples = samples_of(7, gain=0.5)
     zeros = [0.0] * len(samples)
-    names = {each.name for each in audit(samples, disagreement=(zeros, zeros), resamples=RESAMPLES).findings}
+    names = {each.name for each in audit(samples, disagreement=(zeros, zeros)).findings}
     assert "disagreement" not in names
 
 
@@ -177,9 +170,7 @@ def test_one_head_has_no_disagreement() -> None:
     [(9.0, None, False), (11.0, None, True), (11.0, 12.0, False), (7.0, 6.0, True)],
 )
 def test_a_distance_is_noted_and_never_suspicious(kl: float, target: float | None, is_noted: bool) -> None:
-    result = audit(
-        samples_of(8, better=0.1, gain=0.5), kl_nats=kl, kl_target_nats=target, resamples=RESAMPLES
-    )
+    result = audit(samples_of(8, better=0.1, gain=0.5), kl_nats=kl, kl_target_nats=target)
     assert (named(result, "kl").noted, named(result, "kl").suspicious) == (is_noted, False)
 
 
@@ -190,8 +181,8 @@ def test_ten_nats_are_the_best_of_sixty_thousand() -> None:
 
 def test_degenerate_answers() -> None:
     samples = samples_of(9, gain=0.5, better=0.1, ends=(0.9, 0.5), distinct=(0.9, 0.7))
-    assert set(suspicious(audit(samples, resamples=RESAMPLES))) == {"distinct_bigrams", "eos_rate"}
-    only_ends = audit(samples_of(9, gain=0.5, better=0.1, ends=(0.9, 0.5)), resamples=RESAMPLES)
+    assert set(suspicious(audit(samples))) == {"distinct_bigrams", "eos_rate"}
+    only_ends = audit(samples_of(9, gain=0.5, better=0.1, ends=(0.9, 0.5)))
     assert suspicious(only_ends) == []
     assert named(only_ends, "eos_rate").noted
 
@@ -207,6 +198,24 @@ def test_without_a_reward_model_there_is_no_audit() -> None:
     assert not result.is_suspicious
 
 
+def test_intervals_are_the_gate_s_and_nothing_is_resampled_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    samples = samples_of(1, better=0.02, longer=3, per_token=0.01, gain=0.2)
+    values = [
+        (
+            [getattr(each.baseline, name) for each in samples],
+            [getattr(each.candidate, name) for each in samples],
+        )
+        for name in ("reward", "utility")
+    ]
+    tested = [paired_difference(*each, [sample.id for sample in samples]) for each in values]
+    monkeypatch.setattr("eval.statistics.paired.stats.permutation_test", None)
+    monkeypatch.setattr("eval.statistics.means.simulate", None)
+    result = audit(samples)
+    for name, change in zip(("reward", "independent_utility"), tested, strict=True):
+        finding = named(result, name)
+        assert (finding.value, finding.low, finding.high) == (change.difference, change.low, change.high)
+
+
 def test_a_result_is_kept_as_json() -> None:
-    result = audit(samples_of(1, gain=0.2), kl_nats=1.0, resamples=RESAMPLES)
+    result = audit(samples_of(1, gain=0.2), kl_nats=1.0)
     assert Audit.model_validate_json(result.model_dump_json()) == result
