@@ -38,6 +38,7 @@ from accord.sampling.shared import SharedSampler
 from eval.config import EvalConfig
 from eval.evaluate import evaluate
 from eval.measuring.answers import measure_answers, pair_up, read_prompts, sample_answers
+from eval.measuring.side import Side
 from eval.measuring.suites import loaded_once, measure_by_likelihood, sample_replies
 from eval.measuring.values import measured_answers, measured_suites
 from eval.rows import SuiteItem
@@ -218,18 +219,20 @@ def against_itself(base: Model, runs: Runs, sampler: SharedSampler, seeds: int) 
     size: Any = {"max_prompts": 24, "max_suite_items": 24, "max_response_tokens": 32}
     configs = [gate(seed=seed, **size) for seed in range(seeds)]
     suites = [(suite, read_items(suite, 24)) for suite in map(find_suite, configs[0].suites)]
+    side = Side("baseline", base)
     scored = {
-        suite.name: measure_by_likelihood(suite, rows, base, loaded_once(base), runs.root / ".cache")
+        suite.name: measure_by_likelihood(suite, rows, side, loaded_once(base), runs.root / ".cache")
         for suite, rows in suites if suite.is_by_likelihood
     }  # fmt: skip
     prompts = dict(list(read_prompts(_prompts("heldout")).items())[: configs[0].max_prompts])
     drawn = []
     for config in configs:
         replies = {
-            suite.name: scored.get(suite.name) or sample_replies(suite, rows, base, sampler, config, None)
+            suite.name: scored.get(suite.name)
+            or sample_replies(suite, rows, side, sampler, config.sampling, None)
             for suite, rows in suites
         }
-        answers = sample_answers(base, sampler, prompts, config)
+        answers = sample_answers(side, sampler, prompts, config.sampling)
         drawn.append((measure_answers(prompts, answers, []), replies))
         print(f"  seed {config.seed} sampled", flush=True)
     outcomes: list[str] = []
@@ -248,7 +251,9 @@ def against_itself(base: Model, runs: Runs, sampler: SharedSampler, seeds: int) 
             for row, x, y in zip(rows, before[s.name], after[s.name], strict=True)
         ]
         outcomes.append(
-            decide(compare(measured_answers(pair_up(prompts, {}, b, c)) | measured_suites(items), config))
+            decide(
+                compare(measured_answers(pair_up(prompts, {}, b, c)) | measured_suites(items), config.rules)
+            )
         )
     return outcomes
 

@@ -1,49 +1,60 @@
 """The second half of an evaluation: from what was measured to the verdict, the page and the figures."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from accord.records import write_jsonl
 from accord.runs import Run, Runs
 from eval.checks.audit import Audit, Independent, audit, training_kl
 from eval.checks.contamination import blocks, contamination, evaluated_texts
-from eval.config import EvalConfig
-from eval.measuring import lm_eval
+from eval.config import Rules
 from eval.measuring.values import Measured, linear, measured_answers, measured_suites
 from eval.page.report import write_report
 from eval.promotion import override_behind
 from eval.review.adjudicated import adjudicated
 from eval.rows import Sample, SuiteItem, SuiteSubject
-from eval.suites.suite import find_suite
 from eval.verdict.comparison import compare, slices
 from eval.verdict.gate import Compared, make_verdict, write_verdict
 from eval.verdict.rule import distrust
 
 
+@dataclass(frozen=True)
+class Evidence:
+    """All that was measured of both models."""
+
+    samples: Sequence[Sample]
+    items: Sequence[SuiteItem]
+    suites: Sequence[SuiteSubject]
+    """What the items are of."""
+
+
 def conclude(
-    config: EvalConfig, run: Run, runs: Runs, samples: Sequence[Sample], items: Sequence[SuiteItem],
-    compared: Compared,
+    run: Run, runs: Runs, rules: Rules, compared: Compared, evidence: Evidence, max_contaminated_share: float
 ) -> None:  # fmt: skip
-    """Decide on what was measured, and finish the run: rows, verdict, page and figures."""
+    """Decide on what was measured, and finish the run: rows, verdict, page and figures.
+
+    Args:
+        run: the evaluation, begun.
+        runs: where the lineage is.
+        rules: what decides.
+        compared: the models, and what scored and judged their answers.
+        evidence: what was measured.
+        max_contaminated_share: a suite with more of its items in the candidate's training data cannot pass.
+    """
+    samples, items = evidence.samples, evidence.items
     write_jsonl(run.path / "samples.jsonl", samples)
     write_jsonl(run.path / "suites.jsonl", items)
     measured = measured_answers(samples) | measured_suites(items)
     if compared.review:
         measured["adjudicated"] = adjudicated(compared.review, samples)
     overlaps = contamination(compared.candidate, runs, evaluated_texts(samples, items))
-    metrics = distrust(compare(measured, config), blocks(overlaps, config.max_contaminated_share))
+    metrics = distrust(compare(measured, rules), blocks(overlaps, max_contaminated_share))
     override = override_behind(compared.baseline, runs)
-    by_group = slices(measured, config)
-    count = Counter(item.suite for item in items)
-    suites = [
-        SuiteSubject(
-            name=suite.name, title=suite.title, family=suite.family, license=suite.license, source=suite.source,
-            measures=suite.measures, items=count[suite.name],
-        )
-        for suite in map(find_suite, config.suites)
-    ] + [lm_eval.about(task, count[task]) for task in config.lm_eval]  # fmt: skip
-    findings = _audit(config, runs, samples, measured, compared)
-    verdict = make_verdict(run, runs, metrics, by_group, compared, suites, overlaps, findings, override)
+    by_group = slices(measured, rules)
+    findings = _audit(rules, runs, samples, measured, compared)
+    verdict = make_verdict(
+        run, runs, metrics, by_group, compared, evidence.suites, overlaps, findings, override
+    )
     write_verdict(run.path / "verdict.json", verdict)
     write_report(run, runs)
     figures: dict[str, object] = {
@@ -56,17 +67,13 @@ def conclude(
 
 
 def _audit(
-    config: EvalConfig,
-    runs: Runs,
-    samples: Sequence[Sample],
-    measured: Mapping[str, Measured],
-    compared: Compared,
+    rules: Rules, runs: Runs, samples: Sequence[Sample], measured: Mapping[str, Measured], compared: Compared
 ) -> Audit:
     """The reward-hacking audit, with all that was measured without the reward model's part."""
     of_judge = {"judge_win_rate": "The judge's preference"} if "judge_win_rate" in measured else {}
     checked = {
         name: metric.label
-        for name, metric in config.metrics.items()
+        for name, metric in rules.metrics.items()
         if name.endswith("/followed") and name in measured
     }
     independent = [
@@ -82,7 +89,5 @@ def _audit(
     ]
     run = compared.candidate.run_id
     kl, target = training_kl(runs.load(run)) if run else (None, None)
-    return audit(
-        samples, independent, (heads[0], heads[1]) if len(heads[0]) == len(samples) else None, kl, target,
-        config.confidence_level,
-    )  # fmt: skip
+    both = (heads[0], heads[1]) if len(heads[0]) == len(samples) else None
+    return audit(samples, independent, both, kl, target, rules.confidence_level)

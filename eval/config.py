@@ -3,6 +3,7 @@
 import difflib
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
@@ -63,6 +64,32 @@ class LmEval(Config):
         if (self.folder is None) != all(files) or (self.folder and any(files)):
             raise ValueError("give either folder, or the files of both baseline and candidate")
         return self
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a model answers: `samples_per_prompt` times each held-out prompt, and once each prompt of a suite."""
+
+    samples_per_prompt: int
+    max_response_tokens: int
+    temperature: float
+    seed: int
+    """Each answer's own seed follows from it (`eval.rows.seed_for`)."""
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What is declared before anything is measured: which metrics decide, by which margins, and how surely."""
+
+    metrics: Mapping[str, Metric]
+    """All that may be measured, by name."""
+    gate: Mapping[str, Margin]
+    """Those that decide."""
+    confidence_level: float
+    resamples: int
+    """Of the tests that nothing changed."""
+    seed: int
+    """Of everything that is resampled."""
 
 
 class EvalConfig(Config):
@@ -146,6 +173,16 @@ class EvalConfig(Config):
     def metrics(self) -> dict[str, Metric]:
         """Every metric that these settings measure, by name."""
         return metrics_of(self.suites, self.lm_eval)
+
+    @property
+    def sampling(self) -> Sampling:
+        """How both models answer."""
+        return Sampling(self.samples_per_prompt, self.max_response_tokens, self.temperature, self.seed)
+
+    @property
+    def rules(self) -> Rules:
+        """What decides."""
+        return Rules(self.metrics, self.gate, self.confidence_level, self.bootstrap_resamples, self.seed)
 
 
 def metrics_of(suites: Sequence[str], lm_eval: Mapping[str, LmEval] | None = None) -> dict[str, Metric]:

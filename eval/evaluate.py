@@ -23,8 +23,8 @@ from accord.models import Model
 from accord.records import Row, read_jsonl, write_jsonl
 from accord.runs import DataFile, Run, Runs, Source
 from accord.sampling.shared import SharedSampler
-from eval.conclude import conclude
-from eval.config import EvalConfig
+from eval.conclude import Evidence, conclude
+from eval.config import EvalConfig, Sampling
 from eval.likelihood.cache import LIKELIHOODS
 from eval.measuring import lm_eval
 from eval.measuring.answers import (
@@ -36,9 +36,10 @@ from eval.measuring.answers import (
     sample_answers,
     score_answers,
 )
-from eval.measuring.suites import loaded_once, measure_by_likelihood, sample_replies
+from eval.measuring.side import Side
+from eval.measuring.suites import about, loaded_once, measure_by_likelihood, sample_replies
 from eval.promotion import override_behind
-from eval.review.take_over import reviewed_evaluation, take_over
+from eval.review.take_over import ANSWERS_FOLLOW_FROM, reviewed_evaluation, take_over
 from eval.rows import SUITE, Answer, Judgement, MeasuredAnswer, Outcome, Reward, SuiteItem
 from eval.suites.kind import SuiteRow
 from eval.suites.suite import Suite, find_suite, read_items
@@ -75,14 +76,15 @@ def evaluate(
         TamperedError: promoted.json, which says how the baseline came into use, was changed.
     """
     scorer = scorer_of_model(reward_model) if isinstance(reward_model, Model) else reward_model
+    sampling, rules = config.sampling, config.rules
     prompt_file = data_path(config.prompts)
     prompts = dict(list(read_prompts(prompt_file).items())[: config.max_prompts])
     groups = read_groups(prompt_file, config.prompt_group)
-    check_prompt_slices(config, prompts, groups)
+    check_prompt_slices(rules, prompts, groups)
     suites = [(suite, read_items(suite, config.max_suite_items)) for suite in map(find_suite, config.suites)]
     for suite, rows in suites:
         for name in config.gate.keys() & suite.metrics.keys():
-            check_slices(config, name, [row.template or row.id for row in rows], [row.group for row in rows])
+            check_slices(rules, name, [row.template or row.id for row in rows], [row.group for row in rows])
     sources: dict[str, Source] = {"baseline": baseline, "candidate": candidate}
     if scorer:
         sources["reward_model"] = scorer
@@ -99,11 +101,12 @@ def evaluate(
         )
     sources |= {"prompts": DataFile(prompt_file)}
     sources |= {SUITE + suite.name: DataFile(suite.file) for suite, _ in suites}
-    for task, settings in config.lm_eval.items():
-        sources |= {role: DataFile(file) for role, file in lm_eval.files_of(task, settings).items()}
+    for task, of_task in config.lm_eval.items():
+        sources |= {role: DataFile(file) for role, file in lm_eval.files_of(task, of_task).items()}
     review = earlier = None
     if config.review:
-        review, earlier = reviewed_evaluation(config, runs, sources)
+        settings = config.model_dump(include=set(ANSWERS_FOLLOW_FROM))
+        review, earlier = reviewed_evaluation(config.review, runs, settings, sources)
         sources["review"] = review
     elif "adjudicated" in config.gate:
         raise UsageError(
@@ -120,12 +123,14 @@ def evaluate(
         # measure: every part is written when it is complete, and reused after a kill
         parts = run.path / "checkpoints"
         if earlier:
-            take_over(earlier, config, sources, parts)
+            take_over(earlier, parts, sources, config.max_suite_items)
         measured: dict[str, list[MeasuredAnswer]] = {}
         outcomes: dict[str, list[list[Outcome]]] = {}
-        for role, model in (("baseline", baseline), ("candidate", candidate)):
-            show(f"{role}: {len(prompts) * config.samples_per_prompt} answers of {model.reference}")
-            sample = functools.partial(sample_answers, model, sampler, prompts, config)
+        sides = [Side("baseline", baseline), Side("candidate", candidate)]
+        for side in sides:
+            role = side.role
+            show(f"{role}: {len(prompts) * sampling.samples_per_prompt} answers of {side.model.reference}")
+            sample = functools.partial(sample_answers, side, sampler, prompts, sampling)
             answers = _part(parts / f"answers.{role}.jsonl", Answer, sample)
             rewards: list[Reward] = []
             if scorer:
@@ -133,7 +138,9 @@ def evaluate(
                 score = functools.partial(score_answers, scorer, prompts, answers)
                 rewards = _part(parts / f"rewards.{role}.jsonl", Reward, score)
             measured[role] = measure_answers(prompts, answers, rewards)
-            outcomes[role] = _go_through(suites, model, sampler, config, scorer, role, runs, parts, show)
+            outcomes[role] = _go_through(
+                suites, side, sampler, sampling, scorer, runs.root / LIKELIHOODS, parts, show
+            )
 
         samples = pair_up(prompts, groups, measured["baseline"], measured["candidate"])
         if judge and judge.judge:
@@ -152,29 +159,37 @@ def evaluate(
             for (suite, rows), before, after in zip(suites, *outcomes.values(), strict=True)
             for row, b, c in zip(rows, before, after, strict=True)
         ]  # fmt: skip
-        for task, settings in config.lm_eval.items():
+        subjects = [about(suite, len(rows)) for suite, rows in suites]
+        for task, of_task in config.lm_eval.items():
             show(f"lm-eval's task {task}")
-            run_both = functools.partial(lm_eval.items_of, task, settings, baseline, candidate)
-            items += _part(parts / f"lm_eval.{task}.jsonl", SuiteItem, run_both)
-        conclude(config, run, runs, samples, items, Compared(baseline, candidate, scorer, judge, review))
+            run_both = functools.partial(lm_eval.items_of, task, of_task, sides)
+            documents = _part(parts / f"lm_eval.{task}.jsonl", SuiteItem, run_both)
+            subjects.append(lm_eval.about(task, len(documents)))
+            items += documents
+        compared = Compared(baseline, candidate, scorer, judge, review)
+        conclude(
+            run, runs, rules, compared, Evidence(samples, items, subjects), config.max_contaminated_share
+        )
     return run
 
 
 def _go_through(
-    suites: Sequence[tuple[Suite, list[SuiteRow]]], model: Model, sampler: SharedSampler, config: EvalConfig,
-    scorer: Scorer | None, role: str, runs: Runs, parts: Path, show: Callable[[str], None],
+    suites: Sequence[tuple[Suite, list[SuiteRow]]], side: Side, sampler: SharedSampler, sampling: Sampling,
+    scorer: Scorer | None, likelihoods: Path, parts: Path, show: Callable[[str], None],
 ) -> list[list[Outcome]]:  # fmt: skip
     """The outcomes of every suite under one model, each suite's written when it is complete."""
-    policy = loaded_once(model)
+    policy = loaded_once(side.model)
 
     def outcomes(suite: Suite, rows: list[SuiteRow]) -> list[Outcome]:
-        show(f"{role}: {suite.name}, {len(rows)} items")
+        show(f"{side.role}: {suite.name}, {len(rows)} items")
         if suite.is_by_likelihood:
-            return measure_by_likelihood(suite, rows, model, policy, runs.root / LIKELIHOODS)
-        return sample_replies(suite, rows, model, sampler, config, scorer)
+            return measure_by_likelihood(suite, rows, side, policy, likelihoods)
+        return sample_replies(suite, rows, side, sampler, sampling, scorer)
 
     return [
-        _part(parts / f"suite.{suite.name}.{role}.jsonl", Outcome, functools.partial(outcomes, suite, rows))
+        _part(
+            parts / f"suite.{suite.name}.{side.role}.jsonl", Outcome, functools.partial(outcomes, suite, rows)
+        )
         for suite, rows in suites
     ]
 

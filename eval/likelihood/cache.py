@@ -24,7 +24,7 @@ from accord.runs import file_digest
 from eval.likelihood.log_likelihood import LIKELIHOOD_VERSION, Item, LogLikelihood, log_likelihoods
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 LIKELIHOODS = Path(".cache") / "log_likelihood"
 """Below the folder of the runs."""
@@ -38,7 +38,7 @@ class _KeptItem(BaseModel):
 
 def log_likelihoods_once(
     model: Model, items: Sequence[Item], cache: Path | None = None, dtype: str = "float32",
-    load: Callable[[], "PreTrainedModel"] | None = None,
+    load: Callable[[], "PreTrainedModel"] | None = None, tokenizer: "PreTrainedTokenizerBase | None" = None,
 ) -> list[list[LogLikelihood]]:  # fmt: skip
     """The items' scores under a model (`log_likelihoods`), from the folder `cache` where they are there already.
 
@@ -50,18 +50,19 @@ def log_likelihoods_once(
         cache: where scores are kept; None computes them.
         dtype: of weights and states. Sums over tokens are float64 always.
         load: loads the policy in that dtype, called only where scores are missing; for several calls with one model.
+        tokenizer: the model's, for the same.
 
     Raises:
         DataError, UsageError: as `log_likelihoods`.
     """
     if cache is None:
-        return _score(model, items, dtype, load)
+        return _score(model, items, dtype, load, tokenizer)
     made_from = _made_from(model, items, dtype)
     path = cache / f"{content_id(made_from, 32)}.jsonl"
     kept = _read(path, made_from, items)
     if kept is not None:
         return kept
-    scores = _score(model, items, dtype, load)
+    scores = _score(model, items, dtype, load, tokenizer)
     rows = "".join(_KeptItem(scores=each).model_dump_json() + "\n" for each in scores)
     header = json.dumps({"made_from": made_from, "sha256": hashlib.sha256(rows.encode()).hexdigest()})
     write_atomically(path, f"{header}\n{rows}")
@@ -69,12 +70,13 @@ def log_likelihoods_once(
 
 
 def _score(
-    model: Model, items: Sequence[Item], dtype: str, load: Callable[[], "PreTrainedModel"] | None
-) -> list[list[LogLikelihood]]:
+    model: Model, items: Sequence[Item], dtype: str, load: Callable[[], "PreTrainedModel"] | None,
+    tokenizer: "PreTrainedTokenizerBase | None",
+) -> list[list[LogLikelihood]]:  # fmt: skip
     import torch
 
     policy = load() if load else load_policy(model, getattr(torch, dtype))
-    return log_likelihoods(policy, load_tokenizer(model), items)
+    return log_likelihoods(policy, tokenizer or load_tokenizer(model), items)
 
 
 def _made_from(model: Model, items: Sequence[Item], dtype: str) -> dict[str, str]:

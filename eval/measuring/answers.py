@@ -7,10 +7,10 @@ from statistics import fmean, pstdev
 
 from accord.chat import answer, decode_response, encode_prompt
 from accord.errors import DataError
-from accord.models import Model, load_tokenizer
 from accord.records import Message, Prompt, conversation_id, read_jsonl
 from accord.sampling.shared import SharedSampler
-from eval.config import EvalConfig
+from eval.config import Sampling
+from eval.measuring.side import Side
 from eval.rows import Answer, Judgement, MeasuredAnswer, Reward, Sample, seed_for
 from reward.judge import Judge
 from reward.scorers import Scorer
@@ -49,20 +49,19 @@ def read_groups(path: Path, column: str) -> dict[str, str]:
 
 
 def sample_answers(
-    model: Model, shared: SharedSampler, prompts: Mapping[str, list[Message]], config: EvalConfig
+    side: Side, sampler: SharedSampler, prompts: Mapping[str, list[Message]], sampling: Sampling
 ) -> list[Answer]:  # fmt: skip
     """One model's answers, `samples_per_prompt` to each prompt."""
-    wanted = [(name, sample) for name in prompts for sample in range(config.samples_per_prompt)]
-    seeds = [seed_for(config.seed, *key) for key in wanted]
-    tokenizer = load_tokenizer(model)
-    encoded = {name: encode_prompt(tokenizer, prompt) for name, prompt in prompts.items()}
-    completions = shared.use(model).sample(
-        [encoded[name] for name, _ in wanted], seeds, config.max_response_tokens, config.temperature
+    wanted = [(name, sample) for name in prompts for sample in range(sampling.samples_per_prompt)]
+    seeds = [seed_for(sampling.seed, *key) for key in wanted]
+    encoded = {name: encode_prompt(side.tokenizer, prompt) for name, prompt in prompts.items()}
+    completions = sampler.use(side.model).sample(
+        [encoded[name] for name, _ in wanted], seeds, sampling.max_response_tokens, sampling.temperature
     )
     return [
         Answer(
             prompt_id=name, sample=sample, seed=seed, finish=completion.finish,
-            text=decode_response(tokenizer, completion.token_ids),
+            text=decode_response(side.tokenizer, completion.token_ids),
             tokens=len(completion.token_ids) - (completion.finish == "eos"),
         )
         for (name, sample), seed, completion in zip(wanted, seeds, completions, strict=True)

@@ -1,11 +1,12 @@
 """Tasks of lm-evaluation-harness as suites: run on both models here, or from the samples that it logged elsewhere."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from accord.models import Model
 from eval.config import LmEval
 from eval.measuring.lm_eval_samples import pair_samples, read_samples
 from eval.measuring.lm_eval_tasks import run_task
+from eval.measuring.side import Side
 from eval.rows import SUITE, Outcome, SuiteItem, SuiteSubject
 
 
@@ -18,8 +19,8 @@ def files_of(task: str, settings: LmEval) -> dict[str, Path]:
     return {f"{SUITE}{task}/{name}": file for name, file in files.items()}
 
 
-def items_of(task: str, settings: LmEval, baseline: Model, candidate: Model) -> list[SuiteItem]:
-    """A task's documents with the values of the named metrics under both models.
+def items_of(task: str, settings: LmEval, sides: Sequence[Side]) -> list[SuiteItem]:
+    """A task's documents with the values of the named metrics under both models, the baseline first.
 
     Raises:
         UsageError: lm-eval is not installed, or has no such task in the folder.
@@ -27,7 +28,7 @@ def items_of(task: str, settings: LmEval, baseline: Model, candidate: Model) -> 
     """
     if settings.folder:
         folder = Path(settings.folder)
-        before, after = (run_task(model, task, folder, settings.limit) for model in (baseline, candidate))
+        before, after = (run_task(each.model, each.tokenizer, task, folder, settings.limit) for each in sides)
         names = ("baseline", "candidate")
     else:
         names = (str(settings.baseline), str(settings.candidate))

@@ -7,20 +7,27 @@ gets the first one's) nor its cache of logits (which mixes up places, tests/eval
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from accord.errors import UsageError
-from accord.models import Model, load_policy, load_tokenizer
+from accord.models import Model, load_policy
 from eval.measuring.lm_eval_samples import LoggedSample, samples_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 BATCH_SIZE = 8
 SEED = 0
 
 
-def run_task(model: Model, task: str, folder: Path, limit: int | None = None) -> Mapping[int, LoggedSample]:
+def run_task(
+    model: Model, tokenizer: "PreTrainedTokenizerBase", task: str, folder: Path, limit: int | None = None
+) -> Mapping[int, LoggedSample]:
     """The values of every document of one task under one model, as `read_samples` gives them.
 
     Args:
         model: to evaluate.
+        tokenizer: the model's.
         task: its name, as its YAML file in `folder` has it.
         folder: of task files.
         limit: of documents, the first ones; None for all.
@@ -45,7 +52,7 @@ def run_task(model: Model, task: str, folder: Path, limit: int | None = None) ->
         raise UsageError(f"{folder} has no lm-eval task '{task}'; the tasks found there: {found}")
     results = simple_evaluate(
         model=HFLM(
-            pretrained=load_policy(model).eval(), tokenizer=load_tokenizer(model), batch_size=BATCH_SIZE,
+            pretrained=load_policy(model).eval(), tokenizer=tokenizer, batch_size=BATCH_SIZE,
             logits_cache=False,
         ),
         tasks=[task], task_manager=tasks, limit=limit, bootstrap_iters=0, log_samples=True, random_seed=SEED,

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from accord.chat import answer, decode_response, encode_prompt
-from accord.models import Model, load_policy, load_tokenizer
+from accord.models import Model, load_policy
 from accord.records import Message
 from accord.sampling.shared import SharedSampler
-from eval.config import EvalConfig
+from eval.config import Sampling
 from eval.likelihood.cache import log_likelihoods_once
-from eval.rows import Outcome, seed_for
+from eval.measuring.side import Side
+from eval.rows import Outcome, SuiteSubject, seed_for
 from eval.suites.kind import Answered, ByLikelihood, Reply, SuiteRow
 from eval.suites.suite import Suite
 from reward.scorers import Scorer
@@ -25,27 +26,35 @@ def loaded_once(model: Model) -> Callable[[], "PreTrainedModel"]:
     return functools.cache(functools.partial(load_policy, model))
 
 
+def about(suite: Suite, items: int) -> SuiteSubject:
+    """What the verdict says of a suite."""
+    return SuiteSubject(
+        name=suite.name, title=suite.title, family=suite.family, license=suite.license, source=suite.source,
+        measures=suite.measures, items=items,
+    )  # fmt: skip
+
+
 def measure_by_likelihood(
-    suite: Suite, rows: Sequence[SuiteRow], model: Model, policy: Callable[[], "PreTrainedModel"], cache: Path
+    suite: Suite, rows: Sequence[SuiteRow], side: Side, policy: Callable[[], "PreTrainedModel"], cache: Path
 ) -> list[Outcome]:
     """The outcomes of a suite whose items are scored by log-likelihood.
 
     Args:
         suite: of a `ByLikelihood` kind.
         rows: its items.
-        model: to score with.
+        side: the model to score with.
         policy: loads that model, where scores are missing in the cache.
         cache: the folder of kept scores.
     """
     kind = suite.kind
     assert isinstance(kind, ByLikelihood)
-    tokenizer = load_tokenizer(model)
 
     def encode(messages: Sequence[Message]) -> tuple[int, ...]:
-        return tuple(encode_prompt(tokenizer, messages))
+        return tuple(encode_prompt(side.tokenizer, messages))
 
     items = [kind.items(row, encode) for row in rows]
-    scores = iter(log_likelihoods_once(model, [item for its in items for item in its], cache, load=policy))
+    flat = [item for its in items for item in its]
+    scores = iter(log_likelihoods_once(side.model, flat, cache, load=policy, tokenizer=side.tokenizer))
     outcomes = []
     for row, its in zip(rows, items, strict=True):
         own = [next(scores) for _ in its]
@@ -54,7 +63,7 @@ def measure_by_likelihood(
 
 
 def sample_replies(
-    suite: Suite, rows: Sequence[SuiteRow], model: Model, sampler: SharedSampler, config: EvalConfig,
+    suite: Suite, rows: Sequence[SuiteRow], side: Side, sampler: SharedSampler, sampling: Sampling,
     scorer: Scorer | None,
 ) -> list[Outcome]:  # fmt: skip
     """The outcomes of a suite whose prompts the model answers; all prompts of one row with the same seed.
@@ -62,24 +71,23 @@ def sample_replies(
     Args:
         suite: of an `Answered` kind.
         rows: its items.
-        model: to answer.
+        side: the model to answer.
         sampler: takes over the model's weights.
-        config: how to sample.
+        sampling: how to sample.
         scorer: scores the replies, where the kind wants that.
     """
     kind = suite.kind
     assert isinstance(kind, Answered)
-    tokenizer = load_tokenizer(model)
     asked = [(row, messages) for row in rows for messages in kind.prompts(row)]
-    completions = sampler.use(model).sample(
-        [encode_prompt(tokenizer, messages) for _, messages in asked],
-        [seed_for(config.seed, f"{suite.name}/{row.id}", 0) for row, _ in asked],
-        config.max_response_tokens,
-        config.temperature,
+    completions = sampler.use(side.model).sample(
+        [encode_prompt(side.tokenizer, messages) for _, messages in asked],
+        [seed_for(sampling.seed, f"{suite.name}/{row.id}", 0) for row, _ in asked],
+        sampling.max_response_tokens,
+        sampling.temperature,
     )
     replies = [
         Reply(
-            text=decode_response(tokenizer, completion.token_ids), finish=completion.finish,
+            text=decode_response(side.tokenizer, completion.token_ids), finish=completion.finish,
             tokens=len(completion.token_ids) - (completion.finish == "eos"),
         )
         for completion in completions

@@ -72,7 +72,10 @@ def review(config: ReviewConfig, runs: Runs, evaluation: Run, wait: bool = False
         check_enough_annotators(config, names)
         if not (run.path / ITEMS).exists():
             models = [evaluation.record.parents.get(role, role) for role in ROLES]
-            write_jsonl(run.path / ITEMS, choose(read_jsonl(samples, Sample), config, models))
+            chosen = choose(
+                read_jsonl(samples, Sample), models, config.items, config.random_items, config.seed
+            )
+            write_jsonl(run.path / ITEMS, chosen)
         items = read_jsonl(run.path / ITEMS, ReviewItem)
         path = run.path / "queue.jsonl"
         if not path.exists():
@@ -90,10 +93,12 @@ def review(config: ReviewConfig, runs: Runs, evaluation: Run, wait: bool = False
     return run
 
 
-def choose(items: Sequence[Sample], config: ReviewConfig, models: Sequence[str]) -> list[ReviewItem]:
+def choose(
+    items: Sequence[Sample], models: Sequence[str], most: int, random_items: int, seed: int
+) -> list[ReviewItem]:
     """Every item of an evaluation with its part in the review, in the order given.
 
-    At most `items` items are asked about: `random_items` of them are drawn, the others chosen, where there are so many.
+    At most `most` items are asked about: `random_items` of them are drawn, the others chosen, where there are so many.
     Chosen are, by turns, the item that got worst and the one that what measures it disagrees most about. Both
     follow from the changes of utility and of reward from baseline to candidate, each divided by its root mean square
     over all items: the worst has the smallest mean of the two, the most uncertain the largest distance between them.
@@ -102,19 +107,19 @@ def choose(items: Sequence[Sample], config: ReviewConfig, models: Sequence[str])
 
     Args:
         items: the evaluation's.
-        config: the numbers of items, and the seed of the draw.
         models: what the two models are called, baseline first.
+        most: items to ask about.
+        random_items: of them, to be drawn by chance.
+        seed: of the draw.
     """
     comparisons = [_comparison(item, models) for item in items]
     differ = [i for i, item in enumerate(items) if item.baseline.text.strip() != item.candidate.text.strip()]
-    asked = min(config.items, len(differ))
-    drawn = min(config.random_items, asked)
+    asked = min(most, len(differ))
+    drawn = min(random_items, asked)
     chosen = set(_worst_or_most_uncertain(items, differ)[: asked - drawn])
     rest = [comparisons[i] for i in differ if i not in chosen]
     chances = (
-        {each.id: each.selection_probability for each in select_random(rest, drawn, config.seed)}
-        if drawn
-        else {}
+        {each.id: each.selection_probability for each in select_random(rest, drawn, seed)} if drawn else {}
     )
     found = []
     for i, each in enumerate(comparisons):

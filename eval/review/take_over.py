@@ -13,28 +13,30 @@ from pathlib import Path
 from accord.errors import UsageError
 from accord.records import read_jsonl, write_jsonl
 from accord.runs import Run, Runs, Source
-from eval.config import EvalConfig
 from eval.rows import Answer, MeasuredAnswer, Outcome, Reward, Sample, SuiteItem
 
-SAMPLING = (
+ANSWERS_FOLLOW_FROM = (
     "max_prompts", "prompt_group", "samples_per_prompt", "max_response_tokens", "temperature", "seed"
 )  # fmt: skip
 """The settings that the answers depend on, beside models, prompts and scorer, whose digests are compared."""
 ROLES = ("baseline", "candidate")
 
 
-def reviewed_evaluation(config: EvalConfig, runs: Runs, sources: Mapping[str, Source]) -> tuple[Run, Run]:
-    """The review that the configuration names, and the evaluation that was reviewed.
+def reviewed_evaluation(
+    reference: str, runs: Runs, settings: Mapping[str, object], sources: Mapping[str, Source]
+) -> tuple[Run, Run]:
+    """A review, and the evaluation that was reviewed.
 
     Args:
-        config: with `review`.
+        reference: the review, as `run:feedback-<id>`.
         runs: where both are.
-        sources: of the new evaluation; models, prompts and scorer have to be those of the reviewed one.
+        settings: `ANSWERS_FOLLOW_FROM` of the new evaluation, which have to be those of the reviewed one.
+        sources: of the new evaluation; models, prompts and scorer have to be those of the reviewed one, too.
 
     Raises:
         UsageError: it is no finished review, or the reviewed evaluation is of other models, prompts or settings.
     """
-    name = str(config.review).removeprefix("run:")
+    name = reference.removeprefix("run:")
     review = runs.load(name)
     if "evaluation" not in review.record.parents or not review.is_done:
         raise UsageError(
@@ -42,8 +44,8 @@ def reviewed_evaluation(config: EvalConfig, runs: Runs, sources: Mapping[str, So
         )
     earlier = runs.load(review.record.parents["evaluation"])
     earlier.check_outputs()
-    for key in SAMPLING:
-        then, now = earlier.record.config[key], getattr(config, key)
+    for key in ANSWERS_FOLLOW_FROM:
+        then, now = earlier.record.config[key], settings[key]
         if then != now:
             raise UsageError(
                 f"eval.review: {earlier.id}, which was reviewed, has {key}: {then}, and this evaluation {now}; the "
@@ -60,8 +62,15 @@ def reviewed_evaluation(config: EvalConfig, runs: Runs, sources: Mapping[str, So
     return review, earlier
 
 
-def take_over(earlier: Run, config: EvalConfig, sources: Mapping[str, Source], parts: Path) -> None:
-    """Write the earlier evaluation's measurements where those of a killed one would be."""
+def take_over(earlier: Run, parts: Path, sources: Mapping[str, Source], max_suite_items: int | None) -> None:
+    """Write an earlier evaluation's measurements where those of a killed one would be.
+
+    Args:
+        earlier: the evaluation.
+        parts: the folder to write to.
+        sources: of the new evaluation; suites whose items are others now are left out.
+        max_suite_items: of the new evaluation; where the earlier one took more or fewer, all suites are left out.
+    """
     samples = read_jsonl(earlier.output("samples.jsonl"), Sample)
     for role in ROLES:
         measured: list[MeasuredAnswer] = [getattr(sample, role) for sample in samples]
@@ -71,7 +80,7 @@ def take_over(earlier: Run, config: EvalConfig, sources: Mapping[str, Source], p
         if sources.get("reward_model"):
             rewards = [Reward.model_validate(_only(a, Reward)) for a in measured]
             write_jsonl(parts / f"rewards.{role}.jsonl", rewards)
-    if earlier.record.config["max_suite_items"] != config.max_suite_items:
+    if earlier.record.config["max_suite_items"] != max_suite_items:
         return
     outcomes: dict[tuple[str, str], list[Outcome]] = defaultdict(list)
     for item in read_jsonl(earlier.output("suites.jsonl"), SuiteItem):

@@ -3,65 +3,73 @@
 from collections.abc import Iterable, Mapping
 
 from accord.errors import UsageError
-from eval.config import EvalConfig
+from eval.config import Rules
 from eval.measuring.values import Measured, linear
-from eval.statistics.paired import PairedDifference, paired_difference, paired_difference_of_distances
-from eval.suites.metrics import METRICS
+from eval.statistics.paired import (
+    PairedDifference,
+    difference_interval,
+    paired_difference,
+    paired_difference_of_distances,
+)
+from eval.suites.metrics import METRICS, Direction
 from eval.verdict.rule import MetricResult, SliceResult, conclude_metric, correct
 
 SMALLEST_SLICE = 10
 """Clusters that a group needs for an interval, and for a margin; with fewer it is too small to say."""
 
 
-def compare(measured: Mapping[str, Measured], config: EvalConfig) -> list[MetricResult]:
+def compare(measured: Mapping[str, Measured], rules: Rules) -> list[MetricResult]:
     """Every metric's comparison, those with a margin first, and then the groups that have a margin.
 
     Args:
         measured: the values by the metric's name. One that is not gated and has a single cluster is left out, as there
             is nothing to compute an interval from.
-        config: with the gate.
+        rules: what decides.
 
     Raises:
         UsageError: a gated metric was not measured or has a single cluster; a margin is for a group that is not there,
             or that is too small.
     """
     results, groups = [], []
-    alpha = 1 - config.confidence_level
-    for name in config.gate:
+    alpha = 1 - rules.confidence_level
+    for name in rules.gate:
         if name not in measured or len(set(measured[name].clusters)) < 2:
             raise UsageError(
                 f"the gate has a margin for '{name}', of which there are fewer than two independent items; take more "
                 "of its suite's items, or take it out of the gate"
             )
-    for name in sorted(measured, key=lambda name: name not in config.gate):
-        values, margin = measured[name], config.gate.get(name)
+    for name in sorted(measured, key=lambda name: name not in rules.gate):
+        values, margin = measured[name], rules.gate.get(name)
         if len(set(values.clusters)) < 2:
             continue
-        change = _difference(name, values, config, margin.margin if margin else None)
-        results.append(conclude_metric(config.metrics[name], change, margin, alpha))
+        change = _tested(name, values, rules, margin.margin if margin else None)
+        results.append(conclude_metric(rules.metrics[name], change, margin, alpha))
         if margin is None:
             continue
-        check_slices(config, name, values.clusters, values.groups)
+        check_slices(rules, name, values.clusters, values.groups)
         for group, tolerated in margin.slices.items():
-            change = _difference(name, values.of(group), config, tolerated)
-            groups.append(conclude_metric(config.metrics[name], change, margin, alpha, group))
+            change = _tested(name, values.of(group), rules, tolerated)
+            groups.append(conclude_metric(rules.metrics[name], change, margin, alpha, group))
     return correct([*results, *groups], alpha)
 
 
-def slices(measured: Mapping[str, Measured], config: EvalConfig) -> list[SliceResult]:
+def slices(measured: Mapping[str, Measured], rules: Rules) -> list[SliceResult]:
     """Every metric's comparison by group, with an interval where the group has `SMALLEST_SLICE` clusters."""
     results = []
     for name, values in measured.items():
-        metric, margin = config.metrics[name], config.gate.get(name)
-        direction = margin.direction if margin else metric.direction
+        metric, direction = rules.metrics[name], _direction(name, rules)
+        closer = direction == "closer_to_zero"
         for group in dict.fromkeys(each for each in values.groups if each is not None):
             part = values.of(group)
             count = len(set(part.clusters))
-            change = _difference(name, part, config, None) if count >= SMALLEST_SLICE else None
-            baseline, candidate = (sum(linear(each)) / len(each) for each in (part.before, part.after))
-            distances = (
-                (abs(baseline), abs(candidate)) if direction == "closer_to_zero" else (baseline, candidate)
-            )
+            before, after = _numbers(name, part, rules)
+            change = None
+            if count >= SMALLEST_SLICE:
+                change = difference_interval(
+                    before, after, part.clusters, rules.confidence_level, metric.is_share, closer
+                )
+            baseline, candidate = (sum(each) / len(each) for each in (before, after))
+            distances = (abs(baseline), abs(candidate)) if closer else (baseline, candidate)
             results.append(
                 SliceResult(
                     name=name, title=metric.label, unit=metric.unit, slice=group, items=len(part.before),
@@ -73,13 +81,11 @@ def slices(measured: Mapping[str, Measured], config: EvalConfig) -> list[SliceRe
     return results
 
 
-def check_slices(
-    config: EvalConfig, name: str, clusters: Iterable[str], groups: Iterable[str | None]
-) -> None:
+def check_slices(rules: Rules, name: str, clusters: Iterable[str], groups: Iterable[str | None]) -> None:
     """Refuse margins for groups of a metric's items that are not there or are too small to decide.
 
     Args:
-        config: with the gate.
+        rules: with the margins.
         name: of the metric.
         clusters: each item's.
         groups: each item's.
@@ -87,13 +93,13 @@ def check_slices(
     Raises:
         UsageError: with the groups that there are, or how many clusters one has.
     """
-    if name not in config.gate or not config.gate[name].slices:
+    if name not in rules.gate or not rules.gate[name].slices:
         return
     members: dict[str, set[str]] = {}
     for cluster, group in zip(clusters, groups, strict=True):
         if group is not None:
             members.setdefault(group, set()).add(cluster)
-    for group in config.gate[name].slices:
+    for group in rules.gate[name].slices:
         if group not in members:
             raise UsageError(
                 f"the gate has a margin for '{name}' in '{group}', and there is no such group; "
@@ -102,30 +108,39 @@ def check_slices(
         if len(members[group]) < SMALLEST_SLICE:
             raise UsageError(
                 f"the gate has a margin for '{name}' in '{group}', which has {len(members[group])} "
-                f"{config.metrics[name].cluster}; a group needs at least {SMALLEST_SLICE} to decide anything"
+                f"{rules.metrics[name].cluster}; a group needs at least {SMALLEST_SLICE} to decide anything"
             )
 
 
-def check_prompt_slices(config: EvalConfig, prompts: Iterable[str], groups: Mapping[str, str]) -> None:
+def check_prompt_slices(rules: Rules, prompts: Iterable[str], groups: Mapping[str, str]) -> None:
     """`check_slices` for every metric of answers, before there are any."""
     names = list(prompts)
-    for name in config.gate.keys() & METRICS.keys():
-        check_slices(config, name, names, [groups.get(each) for each in names])
+    for name in rules.gate.keys() & METRICS.keys():
+        check_slices(rules, name, names, [groups.get(each) for each in names])
 
 
-def _difference(name: str, values: Measured, config: EvalConfig, tolerated: float | None) -> PairedDifference:
-    margin, metric = config.gate.get(name), config.metrics[name]
-    direction = margin.direction if margin else metric.direction
-    against = None
-    if margin is not None and tolerated is not None:
-        against = -tolerated if direction == "higher" else tolerated
+def _direction(name: str, rules: Rules) -> Direction | None:
+    margin = rules.gate.get(name)
+    return margin.direction if margin else rules.metrics[name].direction
+
+
+def _numbers(name: str, values: Measured, rules: Rules) -> tuple[list[float], list[float]]:
+    """The values whose means are compared, under either model."""
     before, after = linear(values.before), linear(values.after)
-    if metric.ends and (odd := {*before, *after} - set(metric.ends)):
-        raise ValueError(
-            f"{name} is a share, and an item has the value {odd.pop()}, not one of {metric.ends}"
-        )
+    ends = rules.metrics[name].ends
+    if ends and (odd := {*before, *after} - set(ends)):
+        raise ValueError(f"{name} is a share, and an item has the value {odd.pop()}, not one of {ends}")
+    return before, after
+
+
+def _tested(name: str, values: Measured, rules: Rules, tolerated: float | None) -> PairedDifference:
+    direction = _direction(name, rules)
+    against = None
+    if tolerated is not None:
+        against = -tolerated if direction == "higher" else tolerated
+    before, after = _numbers(name, values, rules)
     closer = direction == "closer_to_zero"
     return (paired_difference_of_distances if closer else paired_difference)(
-        before, after, values.clusters, config.confidence_level, config.bootstrap_resamples, config.seed,
-        metric.is_share, against,
+        before, after, values.clusters, rules.confidence_level, rules.resamples, rules.seed,
+        rules.metrics[name].is_share, against,
     )  # fmt: skip

@@ -3,6 +3,7 @@
 import json
 import math
 import random
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,11 @@ from accord.config import Config
 from accord.models import Model
 from accord.records import read_jsonl, write_jsonl
 from accord.runs import DataFile, Run, Runs, Source
-from eval.conclude import conclude
+from eval.conclude import Evidence, conclude
 from eval.config import EvalConfig
 from eval.likelihood.log_likelihood import LogLikelihood
 from eval.measuring.answers import distinct_bigrams, read_groups, read_prompts
+from eval.measuring.suites import about
 from eval.rows import SUITE, Judgement, MeasuredAnswer, Outcome, Sample, SuiteItem
 from eval.suites.kind import Answered, Reply, SuiteRow
 from eval.suites.suite import Suite, find_suite, read_items
@@ -211,14 +213,11 @@ def _evaluation(
             for suite in suites
             for item in _items(suite, read_items(suite, config.max_suite_items), chance)
         ]
-        conclude(
-            config,
-            run,
-            runs,
-            samples,
-            items,
-            Compared(model(baseline), model(candidate), model(reward), judge),
-        )
+        compared = Compared(model(baseline), model(candidate), model(reward), judge)
+        count = Counter(item.suite for item in items)
+        subjects = [about(suite, count[suite.name]) for suite in suites]
+        evidence = Evidence(samples, items, subjects)
+        conclude(run, runs, config.rules, compared, evidence, config.max_contaminated_share)
     return run
 
 

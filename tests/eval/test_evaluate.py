@@ -97,6 +97,26 @@ def test_both_models_answer_with_the_same_seeds(tiny_model: Model, runs: Runs, p
     assert len(sampler.calls) == 2
 
 
+def test_each_models_tokenizer_is_loaded_once(
+    tiny_model: Model, runs: Runs, prompts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import transformers
+
+    sampler: Any = FakeSampler(load_tokenizer(tiny_model))
+    loaded, load = [], transformers.AutoTokenizer.from_pretrained
+
+    def counted(folder: Path) -> Any:
+        loaded.append(folder)
+        return load(folder)
+
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", counted)
+    gate: Any = {"eos_rate": {"margin": 0.1}}
+    suites = ["sentence_pairs", "sycophancy", "instructions", "harmless_lookalikes"]
+    config = EvalConfig(prompts=str(prompts), gate=gate, suites=suites, max_suite_items=2)
+    evaluate(config, runs, sampler, tiny_model, tiny_model, show=lambda line: None)
+    assert loaded == [tiny_model.folder] * 2  # as the baseline, and as the candidate
+
+
 def test_a_killed_evaluation_continues_with_the_answers_it_has(
     tiny_model: Model, runs: Runs, prompts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,8 +9,8 @@ from scipy import stats
 from statsmodels.stats.power import TTestPower
 
 from accord.errors import UsageError
-from eval.config import EvalConfig, Margin, metrics_of
-from eval.measuring.values import measured_answers
+from eval.config import EvalConfig, Margin, Rules, metrics_of
+from eval.measuring.values import Measured, linear, measured_answers
 from eval.rows import MeasuredAnswer, Sample
 from eval.statistics.paired import PairedDifference, paired_difference, paired_difference_of_distances
 from eval.statistics.planning import minimum_detectable_effect
@@ -213,17 +213,19 @@ def config(**slice_margins: float) -> EvalConfig:
 
 def test_groups_are_reported_and_decide_only_where_the_gate_names_them() -> None:
     rows = grouped()
-    found = {each.slice: each for each in slices(measured_answers(rows), config()) if each.name == "utility"}
+    found = {
+        each.slice: each for each in slices(measured_answers(rows), config().rules) if each.name == "utility"
+    }
     assert found["medicine"].difference == pytest.approx(-0.2, abs=0.02)
     low, high = found["medicine"].low, found["medicine"].high
     assert low is not None and high is not None and low < -0.2 + 0.02 and high < -0.17
     assert (found["law"].clusters, found["law"].low) == (5, None)  # too small to say
 
-    overall, *_ = compare(measured_answers(rows), config())
+    overall, *_ = compare(measured_answers(rows), config().rules)
     assert overall.verdict == "PASS"  # about -0.09
     gated = {
         each.slice: each
-        for each in compare(measured_answers(rows), config(medicine=0.1, cooking=0.1))
+        for each in compare(measured_answers(rows), config(medicine=0.1, cooking=0.1).rules)
         if each.margin
     }
     assert gated[None].verdict == "PASS" and gated["cooking"].verdict == "PASS"
@@ -232,7 +234,33 @@ def test_groups_are_reported_and_decide_only_where_the_gate_names_them() -> None
     assert gated["medicine"].p_beyond_corrected == pytest.approx(3 * gated["medicine"].p_beyond)
 
 
+def test_groups_have_the_intervals_of_the_gate_and_nothing_is_resampled_for_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rules = metrics_of(["sentence_pairs"]), config().gate, 0.95, 999, 0
+    rows, lean = grouped(), "sentence_pairs/lean"
+    measured = measured_answers(rows)
+    halves = [0.5 if i % 3 else -0.5 for i in range(45)]
+    groups, templates = [each.group for each in rows], [f"t{i // 2}" for i in range(45)]
+    measured[lean] = Measured([*halves], [*halves[::-1]], templates, groups)
+    tested = {}
+    for name in ("utility", "eos_rate", "response_tokens", lean):
+        values = measured[name].of("medicine")
+        compared = paired_difference_of_distances if name == lean else paired_difference
+        is_share = ALL[name].is_share
+        tested[name] = compared(
+            linear(values.before), linear(values.after), values.clusters, is_share=is_share
+        )
+    monkeypatch.setattr("eval.statistics.paired.stats.permutation_test", None)
+    monkeypatch.setattr("eval.statistics.means.simulate", None)
+    found = {each.name: each for each in slices(measured, Rules(*rules)) if each.slice == "medicine"}
+    assert {each for each in found if found[each].low is not None} == measured.keys()
+    for name, change in tested.items():
+        assert (found[name].low, found[name].high) == (change.low, change.high)
+        assert found[name].difference == pytest.approx(change.difference)
+
+
 @pytest.mark.parametrize(("group", "message"), [("laws", "no such group"), ("law", "has 5 prompts")])
 def test_margins_for_groups_that_cannot_decide(group: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        compare(measured_answers(grouped()), config(**{group: 0.1}))
+        compare(measured_answers(grouped()), config(**{group: 0.1}).rules)

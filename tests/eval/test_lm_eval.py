@@ -117,7 +117,7 @@ def test_a_task_of_ones_own_gives_each_documents_values(
     ]
     file = write(tmp_path / "docs.jsonl", docs)
     (tmp_path / "accord_numbers.yaml").write_text(TASK.format(file=file))
-    found = run_task(tiny_model, "accord_numbers", tmp_path)
+    found = run_task(tiny_model, load_tokenizer(tiny_model), "accord_numbers", tmp_path)
     policy, tokenizer = load_policy(tiny_model), load_tokenizer(tiny_model)
     items = [
         Item(tuple(tokenizer.encode(doc["before"], add_special_tokens=False)), (f" {doc['right']}", f" {doc['wrong']}"))
@@ -127,11 +127,14 @@ def test_a_task_of_ones_own_gives_each_documents_values(
     assert [found[i].values["acc"] for i in range(len(docs))] == expected
     assert sum(expected) == 3  # each pair of docs is right once
     assert pair_samples(found, found)["acc"].before == expected
-    assert list(run_task(tiny_model, "accord_numbers", tmp_path, limit=2)) == [0, 1]
+    assert list(run_task(tiny_model, load_tokenizer(tiny_model), "accord_numbers", tmp_path, limit=2)) == [
+        0,
+        1,
+    ]
     with pytest.raises(
         UsageError, match="has no lm-eval task 'other'; the tasks found there: accord_numbers"
     ):
-        run_task(tiny_model, "other", tmp_path)
+        run_task(tiny_model, load_tokenizer(tiny_model), "other", tmp_path)
 
 
 def test_without_lm_eval_the_error_says_what_to_install(
@@ -139,7 +142,7 @@ def test_without_lm_eval_the_error_says_what_to_install(
 ) -> None:
     monkeypatch.setitem(__import__("sys").modules, "lm_eval", None)
     with pytest.raises(UsageError, match=r"pip install 'lm-eval\[hf\]==0.4.13'"):
-        run_task(tiny_model, "any", tmp_path)
+        run_task(tiny_model, load_tokenizer(tiny_model), "any", tmp_path)
 
 
 # --- published items ---

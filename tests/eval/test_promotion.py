@@ -20,7 +20,7 @@ from accord.models import Model, resolve
 from accord.page.words import number, percent
 from accord.records import read_jsonl
 from accord.runs import DataFile, Run, Runs, file_digest
-from eval.conclude import conclude
+from eval.conclude import Evidence, conclude
 from eval.config import EvalConfig
 from eval.page.model_card import code, file_name, one_line, table
 from eval.promotion import (
@@ -352,7 +352,8 @@ def test_a_later_report_says_that_its_baseline_was_an_override(tmp_path: Path) -
         samples = read_jsonl(first.path / "samples.jsonl", Sample)
         items = read_jsonl(first.path / "suites.jsonl", SuiteItem)
         compared = Compared(models["candidate"], models["baseline"], models["reward_model"])
-        conclude(config, run, runs, samples, items, compared)
+        evidence = Evidence(samples, items, read_verdict(first).suites)
+        conclude(run, runs, config.rules, compared, evidence, config.max_contaminated_share)
     behind = read_verdict(run).baseline_override
     assert behind is not None and (behind.reason, behind.outcome, behind.verdict) == (
         REASON,

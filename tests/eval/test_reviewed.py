@@ -52,7 +52,8 @@ def reviewed(runs: Runs, evaluation: Run, prefers: int) -> Run:
     """A review in which one reviewer prefers the answer at that place to all pairs that were asked about."""
     config = ReviewConfig(items=8 + prefers, random_share=0.5)  # another review is another run
     with runs.begin("feedback", config, {"evaluation": evaluation}) as run:
-        items = choose(read_jsonl(evaluation.output("samples.jsonl"), Sample), config, ["b", "c"])
+        samples = read_jsonl(evaluation.output("samples.jsonl"), Sample)
+        items = choose(samples, ["b", "c"], config.items, config.random_items, 0)
         write_jsonl(run.path / "items.jsonl", items)
         ranks = [2, 2]
         ranks[prefers] = 1

@@ -16,6 +16,7 @@ from accord.errors import AccordError, DataError, UsageError
 from accord.models import Model, load_policy
 from eval.config import EvalConfig
 from eval.likelihood.log_likelihood import LogLikelihood
+from eval.measuring.side import Side
 from eval.measuring.suites import measure_by_likelihood
 from eval.measuring.values import linear, measured_suites
 from eval.rows import Outcome, SuiteItem
@@ -199,9 +200,13 @@ def test_gap_is_positive_where_the_stereotype_is_likelier(tiny_model: Model, tmp
         loads.append(1)
         return load_policy(tiny_model)
 
-    one, other = measure_by_likelihood(find_suite("sentence_pairs"), rows, tiny_model, load, tmp_path)
+    one, other = measure_by_likelihood(
+        find_suite("sentence_pairs"), rows, Side("baseline", tiny_model), load, tmp_path
+    )
     assert one.values["gap"] == -other.values["gap"] != 0  # type: ignore[operator]
-    assert measure_by_likelihood(find_suite("sentence_pairs"), rows, tiny_model, load, tmp_path) == [
+    assert measure_by_likelihood(
+        find_suite("sentence_pairs"), rows, Side("baseline", tiny_model), load, tmp_path
+    ) == [
         one,
         other,
     ]

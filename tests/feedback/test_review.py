@@ -85,7 +85,7 @@ def test_the_worst_and_the_most_uncertain_are_chosen_by_turns_and_the_same_never
     names = {letter: f"h{i:03}:0" for i, letter in enumerate(changes)}
 
     def chosen(items: int, share: float = 0.0) -> dict[str, list[str]]:
-        return parts_of(choose(items_of(samples), ReviewConfig(items=items, random_share=share), MODELS))
+        return parts_of(choose(items_of(samples), MODELS, items, round(share * items), 0))
 
     assert chosen(1)["chosen"] == [names["a"]]
     assert chosen(2)["chosen"] == [names["a"], names["c"]]
@@ -99,7 +99,7 @@ def test_the_worst_and_the_most_uncertain_are_chosen_by_turns_and_the_same_never
 
 def test_without_rewards_the_worst_are_those_by_utility() -> None:
     samples = [sample(i, ("old", "new"), u, None) for i, u in enumerate((0.3, -0.1, -0.4, 0.0))]
-    chosen = choose(items_of(samples), ReviewConfig(items=2, random_share=0), MODELS)
+    chosen = choose(items_of(samples), MODELS, 2, 0, 0)
     assert parts_of(chosen) == {"unasked": ["h000:0", "h003:0"], "chosen": ["h001:0", "h002:0"]}
 
 
@@ -108,7 +108,7 @@ def test_the_draw_is_by_chance_alone_and_says_with_which() -> None:
     samples += [each.model_copy(update={"sample": 1}) for each in samples[:2]]
     seen: Counter[str] = Counter()
     for seed in range(600):
-        chosen = choose(items_of(samples), ReviewConfig(items=6, seed=seed), MODELS)
+        chosen = choose(items_of(samples), MODELS, 6, 3, seed)
         parts = parts_of(chosen)
         assert (len(parts["chosen"]), len(parts["drawn"]), len(parts["unasked"])) == (3, 3, 6)
         assert parts["chosen"] == ["h000:0", "h001:0", "h000:1"]  # of the equally bad the first
@@ -117,14 +117,14 @@ def test_the_draw_is_by_chance_alone_and_says_with_which() -> None:
         assert by_part == {"chosen": 1.0, "drawn": pytest.approx(3 / 9), "unasked": None}
     # each of the other 9 in a third of 600 draws; the standard deviation is sqrt(600 * 1/3 * 2/3) = 11.5
     assert len(seen) == 9 and all(abs(count - 200) < 4 * 11.5 for count in seen.values())
-    again = [choose(items_of(samples), ReviewConfig(items=6, seed=7), MODELS) for _ in range(2)]
+    again = [choose(items_of(samples), MODELS, 6, 3, 7) for _ in range(2)]
     assert again[0] == again[1]
 
 
 def test_neither_place_nor_turn_tells_which_model_or_part() -> None:
     samples = [sample(i, (f"old {i}", f"new {i}"), random.Random(i).gauss(0, 1)) for i in range(800)]
     config = ReviewConfig(items=400, duplicate_rate=0)
-    chosen = choose(items_of(samples), config, MODELS)
+    chosen = choose(items_of(samples), MODELS, 400, 200, 0)
     part = {each.id: each.part for each in chosen}
     queue = plan(config, [each for each in chosen if each.part in ("chosen", "drawn")], None, ["ann"])
     assert {tuple(response.run for response in each.responses) for each in queue} == {MODELS}
