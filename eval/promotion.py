@@ -18,7 +18,7 @@ from accord.bundled import data_path
 from accord.errors import AccordError, TamperedError, UsageError
 from accord.models import Model, resolve
 from accord.records import content_id, describe, write_atomically
-from accord.runs import DataFile, Run, Runs, file_digest
+from accord.runs import Run, Runs, file_digest
 from eval.config import LmEval
 from eval.measuring import lm_eval
 from eval.page.model_card import model_card, one_line
@@ -39,7 +39,8 @@ from eval.verdict.gate import (
     weights_digests,
 )
 from eval.verdict.signing import Signature, canonical, public_key, read_signature, sign, signing_key, verify
-from reward.scorers import scorer_of
+from reward.function import digest_without_running
+from reward.scorers import names_a_function, scorer_of
 
 WORDS_OF_A_REASON = 4
 
@@ -315,9 +316,10 @@ def _check_subject(role: str, subject: Subject, runs: Runs, again: str) -> None:
 
 
 def _digests_now(subject: Subject, runs: Runs, is_scorer: bool) -> tuple[str, dict[str, str]]:
-    place, _, name = subject.reference.rpartition(":")
-    if is_scorer and place.endswith(".py"):  # a function's file is compared before anything in it is run
-        return f"{name}@sha256:{DataFile(Path(place)).digest}", {}
+    if is_scorer and names_a_function(
+        subject.reference
+    ):  # whose file is compared before anything in it is run
+        return digest_without_running(subject.reference), {}
     if is_scorer and not subject.run:
         return scorer_of(subject.reference, runs).digest, {}
     model = resolve(subject.reference, runs)

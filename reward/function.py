@@ -12,6 +12,7 @@ import importlib
 import importlib.util
 import inspect
 import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,3 +101,40 @@ def load_reward_function(reference: str) -> RewardFunction:
     if not callable(function) or file is None:
         raise UsageError(f"reward function '{reference}': {place} has no function '{name}'")
     return RewardFunction(reference, Path(file), function)
+
+
+def digest_without_running(reference: str) -> str:
+    """The digest that `load_reward_function(reference)` would have, before any code is run to load it.
+
+    The file of `my_package.rewards:brevity` is looked for as an import would, but neither `my_package` nor
+    `my_package.rewards` is imported.
+
+    Raises:
+        UsageError: there is no such module.
+        DataError: there is no such file.
+    """
+    place, _, name = reference.rpartition(":")
+    file = Path(place) if place.endswith(".py") else _file_of_module(place)
+    if file is None:
+        raise UsageError(f"reward function '{reference}': there is no module {place}; install what it is in")
+    return f"{name}@sha256:{DataFile(file).digest}"
+
+
+def _file_of_module(module: str) -> Path | None:
+    """Where a module's code is; `importlib.util.find_spec` would import the packages that the module is in."""
+    folders: list[str] | None = None  # those of sys.path
+    origin = None
+    parts = module.split(".")
+    for end, part in enumerate(parts, start=1):
+        specs = (finder.find_spec(".".join(parts[:end]), folders) for finder in sys.meta_path)
+        try:
+            spec = next((spec for spec in specs if spec is not None), None)
+        except (
+            KeyError
+        ):  # a folder without __init__.py in another package, which has to be imported to say more
+            origin, folders = None, [str(Path(folder, part)) for folder in folders or ()]
+            continue
+        if spec is None:
+            return None
+        origin, folders = spec.origin, list(spec.submodule_search_locations or ())
+    return Path(origin) if origin else None

@@ -65,7 +65,7 @@ def scorer_of(reference: str, runs: Runs, conversations_at_a_time: int = 16) -> 
         return Scorer(reference, judge.digest, judge.score, judge=judge)
     if reference.startswith(VLLM):
         return _served(reference, runs, conversations_at_a_time)
-    if re.fullmatch(r".+\.py:.*|[\w.]+:\w+", reference) and not reference.startswith(("run:", "bundled:")):
+    if names_a_function(reference):
         function = load_reward_function(reference)
 
         def rewards(conversations: Conversations) -> list[float]:
@@ -77,6 +77,13 @@ def scorer_of(reference: str, runs: Runs, conversations_at_a_time: int = 16) -> 
     if reference.endswith(".py"):
         raise UsageError(f"'{reference}' names no function; write {reference}:function")
     return scorer_of_model(resolve(reference, runs), conversations_at_a_time)
+
+
+def names_a_function(reference: str) -> bool:
+    """Whether a reference is of a Python function, in a file or in a module."""
+    if reference.startswith(("run:", "bundled:", VLLM)) or re.match(rf"{JUDGE}[:@]", reference):
+        return False
+    return re.fullmatch(r".+\.py:.*|[\w.]+:\w+", reference) is not None
 
 
 def scorer_of_model(reward_model: Model, conversations_per_batch: int = 16) -> Scorer:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -44,6 +45,7 @@ from eval.verdict.gate import (
     write_verdict,
 )
 from eval.verdict.signing import canonical, sign, trust
+from reward.function import digest_without_running, load_reward_function
 
 REASON = "the shorter answers are what we wanted"
 NASTY = (
@@ -229,6 +231,44 @@ def test_a_scoring_function_is_compared_before_it_is_run(tmp_path: Path) -> None
     file.write_text("raise SystemExit('was run')\n")
     with pytest.raises(TamperedError, match=r"the reward model .* is not the one that was evaluated"):
         _check_subject("reward model", subject, Runs(tmp_path), "evaluate again")
+
+
+@pytest.mark.parametrize(
+    ("files", "module"),
+    [
+        ({"rewards.py": ""}, "rewards"),
+        ({"mine/__init__.py": "", "mine/rewards.py": ""}, "mine.rewards"),
+        ({"mine/__init__.py": "", "mine/rewards/__init__.py": ""}, "mine.rewards"),
+        ({"mine/rewards.py": ""}, "mine.rewards"),
+        ({"mine/deep/rewards.py": ""}, "mine.deep.rewards"),
+    ],
+)
+def test_a_scoring_function_of_a_module_is_compared_before_any_of_it_is_imported(
+    files: dict[str, str], module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [name for name in list(sys.modules) if name.split(".")[0] in ("mine", "rewards")]
+    assert not names
+    root = tmp_path / "site"
+    monkeypatch.syspath_prepend(str(root))
+    for name in files:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text("raise SystemExit('was run')\n")
+    *_, last = files
+    subject = Subject(reference=f"{module}:f", digest=f"f@sha256:{file_digest(root / last)}")
+    _check_subject("reward model", subject, Runs(tmp_path), "evaluate again")
+    (root / last).write_text("raise SystemExit('was run, and is another one')\n")
+    with pytest.raises(TamperedError, match=r"the reward model .* is not the one that was evaluated"):
+        _check_subject("reward model", subject, Runs(tmp_path), "evaluate again")
+    (root / last).unlink()
+    with pytest.raises(TamperedError, match=f"there is no module {module}"):
+        _check_subject("reward model", subject, Runs(tmp_path), "evaluate again")
+
+
+def test_a_scoring_function_has_the_digest_that_it_was_evaluated_with(tmp_path: Path) -> None:
+    file = tmp_path / "rewards.py"
+    file.write_text("def f(prompts, completions, **_):\n    return [0.0 for _ in completions]\n")
+    for reference in (f"{file}:f", "trl.rewards:think_format_reward"):
+        assert digest_without_running(reference) == load_reward_function(reference).digest
 
 
 # --- forgeries
