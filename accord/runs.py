@@ -113,6 +113,8 @@ class RunRecord(BaseModel):
     parents: dict[str, str]
     parent_digests: dict[str, str] = {}
     inputs: dict[str, str]
+    input_paths: dict[str, str] = {}
+    """Where the files among the inputs were, by role."""
     code: dict[str, Any]
     packages: dict[str, str]
     hardware: dict[str, Any]
@@ -306,6 +308,9 @@ class Runs:
                 record = RunRecord(
                     id=run_id, stage=stage, status="running", config=config.model_dump(mode="json"), parents=parents,
                     parent_digests={role: sources[role].digest for role in parents}, inputs=inputs,
+                    input_paths={
+                        role: str(source.path) for role, source in sources.items() if isinstance(source, DataFile)
+                    },
                     code=_code_version(), packages=_package_versions(), hardware=_hardware(),
                     seed=getattr(config, "seed", None), started_at=_now(),
                 )  # fmt: skip

@@ -7,6 +7,9 @@ that only chose the model (a held-out file for early stopping): a model that was
     report = contamination(candidate, runs, {"prompts": [("h001", "Why is the sky blue?"), ...]})
     blocks(report, threshold=0.01)      # {} or, in words, why a suite is not to be trusted
 
+Where a model was trained on a review of an evaluation's answers, what reviewers were asked about stands in the review's
+comparisons; on the evaluation's other prompts and its suites nothing was trained.
+
 A file is read only if it is still the recorded one, to the byte. What is gone or changed is `unchecked`, and what a
 model from outside was trained on is `unknown`; neither is left out silently.
 """
@@ -192,7 +195,8 @@ def training_data(candidate: Model, runs: Runs, files: Iterable[Path] = ()) -> T
         data.unknown.append(_unknown(candidate.reference))
         return data
     for run in _ancestors(candidate.run_id, runs, data):
-        _add_inputs(run, by_digest, data, seen)
+        if run.record.stage != "eval":
+            _add_inputs(run, by_digest, data, seen)
         for name in OUTPUTS if run.record.stage == "feedback" else ():
             if name in run.record.outputs:
                 _add(f"{run.id}/{name}", run.path / name, run.record.outputs[name], data, seen)
@@ -225,7 +229,7 @@ def _add_inputs(run: Run, by_digest: Mapping[str, Path], data: TrainingData, see
                 seen.add(digest)
                 data.unknown.append(_unknown(digest.rpartition("@")[0] or digest))
             continue
-        name = _configured(role, run.record.config)
+        name = _configured(role, run.record.config) or run.record.input_paths.get(role)
         if name is not None:
             _add(name, data_path(name), digest, data, seen)
         elif digest in by_digest:

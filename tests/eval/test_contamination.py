@@ -153,10 +153,46 @@ def test_a_run_that_is_gone_is_reported(tmp_path: Path) -> None:
     assert [text for text in data.unchecked if reward.name in text] == data.unchecked != []
 
 
-def test_a_file_without_a_path_is_found_by_its_content_or_reported(tmp_path: Path) -> None:
+PREFERENCE = {"prompt": user(ASKED), "chosen": assistant("Two."), "rejected": assistant("One.")}
+
+
+def test_preferences_from_outside_block_what_they_hold(tmp_path: Path) -> None:
+    """A round's file of preferences is in no stage's configuration, so its path is the record's."""
     file, runs = tmp_path / "preferences.jsonl", Runs(tmp_path / "runs")
-    write_jsonl(file, [{"prompt": user(ASKED), "chosen": assistant("Two."), "rejected": assistant("One.")}])
+    write_jsonl(file, [PREFERENCE])
+    reward = stage(runs, "reward", StageConfig(), {"base": Outside(), "preferences": DataFile(file)})
+    sources: dict[str, Source] = {"policy": Outside(), "preferences": DataFile(file), "reward_model": reward}
+    ppo = stage(runs, "ppo", StageConfig(), sources)
+    report = contamination(Model(f"run:{ppo.id}", ppo.path / "model", ppo.digest, ppo.id), runs, SUITES)
+    assert (report.unchecked, report.sources, report.rows) == ([], [str(file)], 1)
+    assert "1 of its 2 items" in blocks(report, threshold=0.01)["asked"]
+
+
+def test_of_a_reviewed_evaluation_only_what_reviewers_were_asked_about_counts(tmp_path: Path) -> None:
+    runs = Runs(tmp_path / "runs")
+    prompts, items = tmp_path / "heldout.jsonl", tmp_path / "items.jsonl"
+    write_jsonl(prompts, [{"prompt": user(ASKED)}, {"prompt": user(SUITES["asked"][1][1])}])
+    write_jsonl(items, [{"prompt": user(RANKED)}])
+    files = {"prompts": DataFile(prompts), "suite:ranked": DataFile(items), "judge": Outside()}
+    config = StageConfig(prompts=str(prompts))
+    evaluation = stage(runs, "eval", config, {"baseline": Outside(), "candidate": Outside(), **files})
+    answers = [{"text": text, "run": "x", "seed": 1} for text in ("Two hours.", "One hour.")]
+    asked = [{"id": "c1", "prompt": user(ASKED), "responses": answers}]
+    review = stage(runs, "feedback", StageConfig(), {"evaluation": evaluation}, {"comparisons.jsonl": asked})
+    dpo = stage(runs, "dpo", StageConfig(), {"policy": Outside(), "preferences": review})
+    report = contamination(Model(f"run:{dpo.id}", dpo.path / "model", dpo.digest, dpo.id), runs, SUITES)
+    assert (report.unchecked, report.sources) == ([], [f"{review.id}/comparisons.jsonl"])
+    assert [suite(report, name).contaminated for name in ("asked", "ranked")] == [["a1"], []]
+
+
+def test_a_file_without_a_path_is_found_by_its_content_or_reported(tmp_path: Path) -> None:
+    """As an earlier accord recorded it."""
+    file, runs = tmp_path / "preferences.jsonl", Runs(tmp_path / "runs")
+    write_jsonl(file, [PREFERENCE])
     dpo = stage(runs, "dpo", StageConfig(), {"policy": Outside(), "preferences": DataFile(file)})
+    record = json.loads((dpo.path / "record.json").read_text())
+    assert record.pop("input_paths") == {"preferences": str(file)}
+    (dpo.path / "record.json").write_text(json.dumps(record))
     candidate = Model(f"run:{dpo.id}", dpo.path / "model", dpo.digest, dpo.id)
     without = contamination(candidate, runs, SUITES)
     assert len(without.unchecked) == 1
