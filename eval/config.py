@@ -4,7 +4,7 @@ import difflib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
@@ -128,7 +128,8 @@ class EvalConfig(Config):
     max_contaminated_share: float = Field(default=0.01, ge=0, le=1)
     """A suite with more of its items in the candidate's training data cannot pass; `prompts` counts as a suite."""
     gate: dict[str, Margin] = Field(min_length=1)
-    """The metrics that decide. The others are measured and shown, and decide nothing."""
+    """The metrics that decide. The others are measured and shown, and decide nothing. A margin of `null` takes a metric
+    out again, on the command line."""
 
     @field_validator("suites")
     @classmethod
@@ -145,6 +146,15 @@ class EvalConfig(Config):
                 )
             names[name] = reference
         return suites
+
+    @field_validator("gate", mode="before")
+    @classmethod
+    def _without_nulls(cls, gate: Any) -> Any:
+        return (
+            {name: margin for name, margin in gate.items() if margin is not None}
+            if isinstance(gate, dict)
+            else gate
+        )
 
     @field_validator("gate")
     @classmethod

@@ -59,6 +59,22 @@ def suspicious(result: Audit) -> list[str]:
     return [finding.name for finding in result.findings if finding.suspicious]
 
 
+def test_where_people_judge_no_formula_is_looked_at_or_excuses_anything() -> None:
+    """As `test_length_is_no_suspicion_where_others_like_the_answers_at_equal_length`, but for the utility."""
+    samples = [
+        each.model_copy(
+            update={
+                side: getattr(each, side).model_copy(update={"utility": None})
+                for side in ("baseline", "candidate")
+            }
+        )
+        for each in samples_of(5, better=0.2, longer=12, per_token=0.05)
+    ]
+    result = audit(samples)
+    assert "independent_utility" not in {each.name for each in result.findings}
+    assert set(suspicious(result)) == {"gain_by_length", "wins_by_length"}
+
+
 def test_a_reward_that_pays_for_length_only() -> None:
     """The utility is noise, so with 2.5% it looks like a gain of another kind, which excuses the length."""
     found, covered = 0, 0
