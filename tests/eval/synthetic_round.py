@@ -231,6 +231,20 @@ def _evaluation(
     return run
 
 
+def without(samples: Sequence[Sample], *measures: str) -> list[Sample]:
+    """The samples as they are where these measures were not taken."""
+    gone = dict.fromkeys(measures)
+    return [
+        each.model_copy(
+            update={
+                "baseline": each.baseline.model_copy(update=gone),
+                "candidate": each.candidate.model_copy(update=gone),
+            }
+        )
+        for each in samples
+    ]
+
+
 def _items(suite: Suite, rows: Sequence[SuiteRow], chance: random.Random) -> Iterator[SuiteItem]:
     """Every item of a suite with made-up scores or replies, a little different under the candidate."""
     for row in rows:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
+from synthetic_round import without
 
 from accord.records import Message
 from eval.checks.audit import Audit, Finding, Independent, audit
@@ -61,15 +62,7 @@ def suspicious(result: Audit) -> list[str]:
 
 def test_where_people_judge_no_formula_is_looked_at_or_excuses_anything() -> None:
     """As `test_length_is_no_suspicion_where_others_like_the_answers_at_equal_length`, but for the utility."""
-    samples = [
-        each.model_copy(
-            update={
-                side: getattr(each, side).model_copy(update={"utility": None})
-                for side in ("baseline", "candidate")
-            }
-        )
-        for each in samples_of(5, better=0.2, longer=12, per_token=0.05)
-    ]
+    samples = without(samples_of(5, better=0.2, longer=12, per_token=0.05), "utility")
     result = audit(samples)
     assert "independent_utility" not in {each.name for each in result.findings}
     assert set(suspicious(result)) == {"gain_by_length", "wins_by_length"}

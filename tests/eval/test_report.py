@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from markupsafe import escape
-from synthetic_round import StageConfig, make_round, next_round, stage
+from synthetic_round import StageConfig, make_round, next_round, stage, without
 
 from accord.errors import AccordError
 from accord.page.plots import line_plot
@@ -363,15 +363,7 @@ def test_the_formula_of_programs_is_on_no_page_of_a_round_with_people(tmp_path: 
 def test_answers_are_ordered_by_what_measured_them(tmp_path: Path) -> None:
     run, _ = make_round(tmp_path, annotators="human", prompts=4, is_judged=True)
     samples = read_jsonl(run.path / "samples.jsonl", Sample)
-    bare = [
-        each.model_copy(
-            update={
-                side: getattr(each, side).model_copy(update={"reward": None})
-                for side in ("baseline", "candidate")
-            }
-        )
-        for each in samples
-    ]
+    bare = without(samples, "reward")
     assert list(measures_of(samples)) == ["reward", "judge"] and list(measures_of(bare)) == ["judge"]
     sure = [
         each.model_copy(update={"judgement": Judgement(candidate_is_better=better)})
