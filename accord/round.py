@@ -22,6 +22,7 @@ from accord.rows import open_data
 from accord.runs import DataFile, Run, Runs
 from accord.sampling.shared import SharedSampler
 from eval.evaluate import evaluate
+from eval.measuring.annotators import Annotators, annotators_behind, check_formula_is_not_gated
 from eval.measuring.answers import read_prompts
 from feedback.join import join_feedback
 from feedback.stage import gather_preferences
@@ -61,6 +62,7 @@ def run_round(config: RoundConfig, runs: Runs, until: StageName = "eval", wait: 
         )
 
     earlier = _earlier_feedback(config, runs)
+    check_formula_is_not_gated(config.eval.gate, _annotators(config, runs))
 
     with SharedSampler(config.sampling, log=runs.root / "vllm.log") as sampler:
         # The base model learns the form of good answers from demonstrations.
@@ -131,6 +133,17 @@ def _earlier_feedback(config: RoundConfig, runs: Runs) -> Run | None:
             "the gate measures; give eval.prompts a file without them"
         )
     return run
+
+
+def _annotators(config: RoundConfig, runs: Runs) -> set[Annotators]:
+    """Who judged, or will judge, what the round's models are made from."""
+    references = (config.model, config.preferences or "")
+    found = annotators_behind([each for each in references if each.startswith("run:")], runs)
+    if config.feedback:
+        found.add(config.feedback.annotators)
+    elif not str(config.preferences).startswith("run:"):
+        found.add("unknown")
+    return found
 
 
 def _scores(reward_model: Model, comparisons: Sequence[Comparison]) -> list[list[float]]:

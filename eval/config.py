@@ -4,7 +4,7 @@ import difflib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
@@ -131,7 +131,8 @@ class EvalConfig(Config):
     max_contaminated_share: float = Field(default=0.01, ge=0, le=1)
     """A suite with more of its items in the candidate's training data cannot pass; `prompts` counts as a suite."""
     gate: dict[str, Margin] = Field(min_length=1)
-    """The metrics that decide. The others are measured and shown, and decide nothing."""
+    """The metrics that decide. The others are measured and shown, and decide nothing. A margin of `null` takes a metric
+    out again, on the command line."""
 
     @field_validator("suites")
     @classmethod
@@ -148,6 +149,15 @@ class EvalConfig(Config):
                 )
             names[name] = reference
         return suites
+
+    @field_validator("gate", mode="before")
+    @classmethod
+    def _without_nulls(cls, gate: Any) -> Any:
+        return (
+            {name: margin for name, margin in gate.items() if margin is not None}
+            if isinstance(gate, dict)
+            else gate
+        )
 
     @field_validator("gate")
     @classmethod

@@ -1,8 +1,9 @@
 """The evaluation stage: both models answer the same held-out prompts, and the gate decides.
 
 Baseline and candidate get the same prompts with the same seeds (common random numbers), so that what differs is the
-models. Each answer is measured by the simulated annotators' utility, the reward model's score, its length, whether
-it ended by itself, and how much it repeats itself. Both models also go through the suites that the configuration names.
+models. Each answer is measured by the reward model's score, its length, whether it ended by itself, and how much it
+repeats itself; where simulated annotators judged, and no people did, also by their formula. Both models also go
+through the suites that the configuration names.
 
     accord gate --baseline run:sft-... --candidate run:dpo-... --config gate.yaml
 
@@ -28,6 +29,7 @@ from eval.conclude import Evidence, conclude
 from eval.config import EvalConfig, Sampling
 from eval.likelihood.cache import LIKELIHOODS
 from eval.measuring import lm_eval
+from eval.measuring.annotators import annotators_behind, check_formula_is_not_gated, measures_formula
 from eval.measuring.answers import (
     judge_answers,
     measure_answers,
@@ -74,8 +76,9 @@ def evaluate(
 
     Raises:
         DataError: a bad prompt file, or a prompt that stands in it twice.
-        UsageError: the reward is gated, and there is no reward model, or a model that is none; a margin is for a group
-            that is not there or too small; the user's key to sign the verdict with cannot be used.
+        UsageError: the reward is gated, and there is no reward model, or a model that is none; the simulated
+            annotators' formula is gated, and people judged, or nobody; a margin is for a group that is not there or too
+            small; the user's key to sign the verdict with cannot be used.
         TamperedError: promoted.json, which says how the baseline came into use, was changed.
     """
     scorer = scorer_of_model(reward_model) if isinstance(reward_model, Model) else reward_model
@@ -117,6 +120,10 @@ def evaluate(
             "the gate has a margin for 'adjudicated', so it needs a review; name one in eval.review"
         )
 
+    judges = annotators_behind([baseline.run_id, candidate.run_id], runs)
+    others = annotators_behind([source.run_id for source in sources.values()], runs)
+    check_formula_is_not_gated(config.gate, judges, others)
+
     with runs.begin("eval", config, sources) as run:
         if run.is_done:
             return run
@@ -141,7 +148,7 @@ def evaluate(
                 show(f"{role}: scoring {len(answers)} answers with {scorer.reference}")
                 score = functools.partial(score_answers, scorer, questions, answers)
                 rewards = _part(parts / f"rewards.{role}.jsonl", Reward, score)
-            measured[role] = measure_answers(questions, answers, rewards)
+            measured[role] = measure_answers(questions, answers, rewards, measures_formula(judges, others))
             outcomes[role] = _go_through(
                 suites, side, sampler, sampling, scorer, runs.root / LIKELIHOODS, parts, show
             )

@@ -34,7 +34,8 @@ class Reward(Row):
 class MeasuredAnswer(Answer):
     """An answer with everything that is measured about it; `reward` is None without a reward model."""
 
-    utility: float
+    utility: float | None = None
+    """By the simulated annotators' formula; None where people judged, or nobody (eval/measuring/annotators.py)."""
     reward: float | None = None
     disagreement: float | None = None
     distinct_bigrams: float

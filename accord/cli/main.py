@@ -83,7 +83,10 @@ def demo(human: bool, overrides: tuple[str, ...]) -> None:
     """Run one whole round on the bundled model (about 20 minutes on two cores)."""
     from accord.bundled import config_path
 
-    people = ("feedback.annotators=human", "feedback.annotators_per_record=1", "feedback.max_prompts=20")
+    people = (
+        "feedback.annotators=human", "feedback.annotators_per_record=1", "feedback.max_prompts=20",
+        "eval.gate.utility=null",
+    )  # fmt: skip
     _round(config_path("demo.yaml"), (*people, *overrides) if human else overrides, wait=human)
 
 

@@ -90,7 +90,8 @@ def audit(
     """Look for signs of reward hacking.
 
     Args:
-        samples: of the evaluation, with rewards; their utility is an independent measure, too.
+        samples: of the evaluation, with rewards; simulated annotators' utility, where it was measured, is an
+            independent measure, too.
         independent: others, such as a judge's scores or a check of answers by a program.
         disagreement: standard deviation over the reward model's heads, of the baseline's and the candidate's answers,
             in the order of `samples`; a model with one head has none.
@@ -133,11 +134,18 @@ class _Auditor:
         self.samples = samples
         self.gain = self.compare(self.before, self.after)
         self.rose = self.gain.low > 0
-        utility = Independent(
-            "utility", "The simulated annotators' utility", [sample.baseline.utility for sample in samples],
-            [sample.candidate.utility for sample in samples], self.prompts, of_samples=True,
-        )  # fmt: skip
-        self.independent = [utility, *independent]
+        self.independent = [*self.utility(), *independent]
+
+    def utility(self) -> list[Independent]:
+        before = [each.baseline.utility for each in self.samples if each.baseline.utility is not None]
+        after = [each.candidate.utility for each in self.samples if each.candidate.utility is not None]
+        if len(before) < len(self.samples) or len(after) < len(self.samples):
+            return []
+        return [
+            Independent(
+                "utility", "The simulated annotators' utility", before, after, self.prompts, of_samples=True
+            )
+        ]
 
     def compare(
         self, before: Sequence[float], after: Sequence[float], clusters: Sequence[str] | None = None

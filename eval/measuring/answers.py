@@ -82,14 +82,21 @@ def score_answers(
 
 
 def measure_answers(
-    prompts: Mapping[str, list[Message]], answers: Sequence[Answer], rewards: Sequence[Reward]
-) -> list[MeasuredAnswer]:
-    """The answers with everything that is measured about them; `rewards` may be empty."""
+    prompts: Mapping[str, list[Message]], answers: Sequence[Answer], rewards: Sequence[Reward], by_formula: bool = False
+) -> list[MeasuredAnswer]:  # fmt: skip
+    """The answers with everything that is measured about them.
+
+    Args:
+        prompts: by id.
+        answers: to them.
+        rewards: of the answers, in their order; empty without a reward model.
+        by_formula: measure the simulated annotators' utility, too.
+    """
     from feedback.utility import utility
 
     return [
         MeasuredAnswer(
-            **a.model_dump(), utility=utility(prompts[a.prompt_id], a.text),
+            **a.model_dump(), utility=utility(prompts[a.prompt_id], a.text) if by_formula else None,
             reward=rewards[i].reward if rewards else None,
             disagreement=rewards[i].disagreement if rewards else None, distinct_bigrams=distinct_bigrams(a.text),
         )

@@ -26,14 +26,14 @@ class Measured:
 
 
 def measured_answers(samples: Sequence[Sample]) -> dict[str, Measured]:
-    """The values of the metrics of answers; those of a reward model or a judge only where there was one."""
+    """The values of the metrics of answers; those of a formula, a reward model or a judge only where there was one."""
     names = [name for name, metric in METRICS.items() if metric.reference is None]
     found = {
         name: _measured(
             samples, [s.baseline.value(name) for s in samples], [s.candidate.value(name) for s in samples]
         )
         for name in names
-        if name != "reward" or samples[0].baseline.reward is not None
+        if name not in ("utility", "reward") or getattr(samples[0].baseline, name) is not None
     }
     scores = [(s.baseline.reward, s.candidate.reward) for s in samples]
     rewards = [(before, after) for before, after in scores if before is not None and after is not None]

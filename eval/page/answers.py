@@ -1,5 +1,6 @@
 """Both models' answers to one prompt, and by which measure the candidate's got better or worse."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -24,7 +25,7 @@ class Change:
 
 @dataclass(frozen=True)
 class SampleView:
-    """A sample with its changes by every measure, the simulated annotators' utility first."""
+    """A sample with its changes by every measure, in the order of `MEASURES`."""
 
     sample: Sample
     changes: list[Change]
@@ -35,7 +36,7 @@ class SampleView:
 def measures_of(samples: Sequence[Sample]) -> dict[str, str]:
     """The measures that there are, by key, with their names."""
     has = {
-        "utility": True,
+        "utility": all(s.baseline.utility is not None and s.candidate.utility is not None for s in samples),
         "reward": all(each.baseline.reward is not None and each.candidate.reward is not None for each in samples),
         "judge": any(each.judgement is not None for each in samples),
     }  # fmt: skip
@@ -43,14 +44,15 @@ def measures_of(samples: Sequence[Sample]) -> dict[str, str]:
 
 
 def sample_views(samples: Sequence[Sample]) -> list[SampleView]:
-    """All answers, those that got worse the most by utility first."""
+    """All answers, those that got worse the most by the first measure first; without any, by prompt."""
     measures = measures_of(samples)
-    return [
+    views = [
         SampleView(
             sample, [_change(sample, by) for by in measures], sample.candidate.tokens - sample.baseline.tokens
         )
-        for sample in sorted(samples, key=_how_much_better)
+        for sample in samples
     ]
+    return sorted(views, key=_how_much_better)
 
 
 def _change(sample: Sample, by: str) -> Change:
@@ -66,7 +68,7 @@ def _change(sample: Sample, by: str) -> Change:
             else f"Judge: {kind}, {100 * max(better, 1 - better):.0f}% sure"
         )
         return Change(by, better - 0.5, kind, words)
-    amount = c.utility - b.utility if by == "utility" else (c.reward or 0) - (b.reward or 0)
+    amount = (getattr(c, by) or 0.0) - (getattr(b, by) or 0.0)
     kind, name = _kind(amount), MEASURES[by]
     return Change(
         by,
@@ -80,7 +82,8 @@ def _kind(amount: float) -> Kind:
     return "worse" if amount < 0 else "better" if amount > 0 else "same"
 
 
-def _how_much_better(sample: Sample) -> tuple[float, float, str, int]:
-    b, c = sample.baseline, sample.candidate
+def _how_much_better(view: SampleView) -> tuple[float, float, str, int]:
+    b, c = view.sample.baseline, view.sample.candidate
+    amount = view.changes[0].amount if view.changes else 0.0
     reward = (c.reward or 0) - (b.reward or 0)
-    return c.utility - b.utility, reward, sample.id, sample.sample
+    return math.inf if amount is None else amount, reward, view.sample.id, view.sample.sample

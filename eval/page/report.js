@@ -65,7 +65,7 @@
     };
   }
   function apply() {
-    var kind = value("kind"), by = value("by", "utility"), order = value("order"), group = value("group", "");
+    var kind = value("kind"), by = value("by", ""), order = value("order"), group = value("group", "");
     var wanted = value("words").trim().toLowerCase();
     var shown = 0;
     samples.slice().sort(compare(order, by)).forEach(function (sample) {

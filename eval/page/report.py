@@ -17,6 +17,7 @@ from accord.page.words import stage_title
 from accord.records import read_jsonl, write_atomically
 from accord.runs import Run, Runs
 from eval.checks.contamination import PROMPTS
+from eval.measuring.annotators import FORMULA, annotators_behind
 from eval.page.answers import measures_of, sample_views
 from eval.page.drift import chain
 from eval.page.drift_page import drift_view
@@ -114,6 +115,9 @@ def page(run: Run, runs: Runs) -> str:
     axis = Axis.around(gated)
     rows, without_margin = gated_rows(gated, axis), families(verdict, axis)
     views = sample_views(samples)
+    measures = measures_of(samples)
+    people_judged = "human" in annotators_behind([verdict.baseline.run, verdict.candidate.run], runs)
+    has_formula = FORMULA in measures
     of_answers = [each for each in verdict.slices if each.name in METRICS]
     values: dict[str, Any] = {
         "run": run.record,
@@ -139,19 +143,21 @@ def page(run: Run, runs: Runs) -> str:
         "titles": {PROMPTS: "Held-out prompts"} | {suite.name: suite.title for suite in verdict.suites},
         "drift": drift_view(chain(run, runs)),
         "samples": views,
-        "tally": Counter(view.changes[0].kind for view in views),
-        "measures": measures_of(samples),
+        "tally": Counter(view.changes[0].kind for view in views if view.changes),
+        "measures": measures,
         "groups": list(dict.fromkeys(sample.group for sample in samples if sample.group is not None)),
         "shown": SAMPLES_SHOWN,
         "has_rewards": verdict.reward_model is not None,
-        "feedback": feedback.metrics if feedback else None,
+        "feedback": _shown(feedback.metrics, has_formula) if feedback else None,
+        "people_judged": people_judged,
         "feedback_dropped": feedback.record.dropped if feedback else {},
         "reward": reward.metrics if reward else None,
         "reward_figures": _reward_figures(reward.metrics) if reward else {},
         "reward_page": f"../{reward.id}/report.html" if reward and "report.html" in reward.record.outputs else None,
         "stages": [
-            {"title": stage_title(each.record), "id": each.id, "metrics": _scalars(each),
-             "stop_reason": each.metrics.get("stop_reason"), "curves": training_curves(each)}
+            {"title": stage_title(each.record), "id": each.id,
+             "metrics": _scalars(each, has_formula), "stop_reason": each.metrics.get("stop_reason"),
+             "curves": training_curves(each)}
             for each in ancestors if each.record.stage not in ("feedback",)
         ],
         "lineage": lineage(run, runs, tags),
@@ -171,8 +177,14 @@ def _name(subject: Subject) -> str:
     return subject.run or subject.reference
 
 
-def _scalars(run: Run) -> dict[str, Any]:
-    return {key: value for key, value in run.metrics.items() if isinstance(value, int | float)}
+def _shown(figures: Mapping[str, Any], has_formula: bool) -> dict[str, Any]:
+    """An earlier run's figures; those of the simulated annotators' formula only where these answers have it, too."""
+    return {name: value for name, value in figures.items() if has_formula or FORMULA not in name}
+
+
+def _scalars(run: Run, has_formula: bool) -> dict[str, Any]:
+    figures = _shown(run.metrics, has_formula)
+    return {key: value for key, value in figures.items() if isinstance(value, int | float)}
 
 
 def _reward_figures(metrics: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ import numpy as np
 from accord.errors import UsageError
 from accord.records import Comparison, Response, read_jsonl, write_jsonl
 from accord.runs import Run, Runs, Source
-from eval.rows import Sample
+from eval.rows import MeasuredAnswer, Sample
 from feedback.asking.select import select_random
 from feedback.config import ReviewConfig
 from feedback.judging import configured_team, files_of, have_judged, planned
@@ -92,10 +92,11 @@ def choose(
     """Every item of an evaluation with its part in the review, in the order given.
 
     At most `most` items are asked about: `random_items` of them are drawn, the others chosen, where there are so many.
-    Chosen are, by turns, the item that got worst and the one that what measures it disagrees most about. Both
-    follow from the changes of utility and of reward from baseline to candidate, each divided by its root mean square
-    over all items: the worst has the smallest mean of the two, the most uncertain the largest distance between them.
-    Without rewards all are the worst by utility. Each item keeps the probability with which it was to be asked about,
+    Chosen are, by turns, the item that got worst and the one that what measures it disagrees most about. Both follow
+    from the changes from baseline to candidate of the reward, the judge's opinion and simulated annotators' utility, as
+    far as they were measured, each divided by its root mean square over all items: the worst has the smallest mean, the
+    most uncertain the largest distance between any two. With one measure all are the worst by it; with none, all that
+    are asked about are drawn. Each item keeps the probability with which it was to be asked about,
     as `selection_probability`; that of an unasked one is None.
 
     Args:
@@ -108,8 +109,9 @@ def choose(
     comparisons = [_comparison(item, models) for item in items]
     differ = [i for i, item in enumerate(items) if item.baseline.text.strip() != item.candidate.text.strip()]
     asked = min(most, len(differ))
-    drawn = min(random_items, asked)
-    chosen = set(_worst_or_most_uncertain(items, differ)[: asked - drawn])
+    changes = _changes(items)
+    drawn = min(random_items, asked) if len(changes) else asked
+    chosen = set(_worst_or_most_uncertain(changes, differ)[: asked - drawn])
     rest = [comparisons[i] for i in differ if i not in chosen]
     chances = (
         {each.id: each.selection_probability for each in select_random(rest, drawn, seed)} if drawn else {}
@@ -139,17 +141,39 @@ def _asked(item: ReviewItem) -> Comparison:
     return Comparison.model_validate({key: value for key, value in dict(item).items() if key != "part"})
 
 
-def _worst_or_most_uncertain(items: Sequence[Sample], among: Sequence[int]) -> list[int]:
-    """The places of the items among which to choose, by turns from the worst and from the most uncertain."""
-    changes = np.array([[item.candidate.utility - item.baseline.utility for item in items]])
-    if all(answer.reward is not None for item in items for answer in (item.baseline, item.candidate)):
-        rewards = [(item.candidate.reward or 0) - (item.baseline.reward or 0) for item in items]
-        changes = np.vstack([changes, rewards])
+def _changes(items: Sequence[Sample]) -> np.ndarray:
+    """How much better every item got, by each measure that all of them have: [measures, items]; 0 for an undecided
+    judge."""
+    found = []
+    for name in ("utility", "reward"):
+        before, after = ([getattr(answer, name) for answer in side] for side in _sides(items))
+        if None not in before and None not in after:
+            found.append(np.subtract(after, before))
+    judged = [item.judgement for item in items if item.judgement]
+    if len(judged) == len(items):
+        undecided = [0.5 if j.candidate_is_better is None else j.candidate_is_better for j in judged]
+        found.append(np.subtract(undecided, 0.5))
+    return np.array(found).reshape(len(found), len(items))
+
+
+def _sides(items: Sequence[Sample]) -> tuple[list[MeasuredAnswer], list[MeasuredAnswer]]:
+    return [item.baseline for item in items], [item.candidate for item in items]
+
+
+def _worst_or_most_uncertain(changes: np.ndarray, among: Sequence[int]) -> list[int]:
+    """The places of the items among which to choose, by turns from the worst and from the most uncertain.
+
+    Args:
+        changes: from `_changes`.
+        among: places of items.
+    """
+    if not len(changes):
+        return []
     sizes = np.sqrt((changes**2).mean(axis=1, keepdims=True))
     changes = changes / np.where(sizes > 0, sizes, 1.0)
     worst = sorted(among, key=lambda i: changes[:, i].mean())
     if len(changes) == 1:
         return worst
-    uncertain = sorted(among, key=lambda i: -abs(changes[0, i] - changes[1, i]))
+    uncertain = sorted(among, key=lambda i: -np.ptp(changes[:, i]))
     turns = chain.from_iterable(zip_longest(worst, uncertain))
     return list(dict.fromkeys(i for i in turns if i is not None))

@@ -50,7 +50,8 @@ METRICS: dict[str, Metric] = {
             "Simulated annotators' utility",
             "of 1",
             PROMPTS,
-            "how much the simulated annotators, who are programs and not people, like the answers",
+            "how much the simulated annotators, who are programs and not people, like the answers; measured only where "
+            "they judged, and no people did",
             QUALITY,
             direction="higher",
         ),

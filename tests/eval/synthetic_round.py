@@ -15,6 +15,7 @@ from accord.runs import DataFile, Run, Runs, Source
 from eval.conclude import Evidence, conclude
 from eval.config import EvalConfig
 from eval.likelihood.log_likelihood import LogLikelihood
+from eval.measuring.annotators import annotators_behind, measures_formula
 from eval.measuring.answers import distinct_bigrams, read_groups, read_prompts
 from eval.measuring.suites import about
 from eval.rows import SUITE, Judgement, MeasuredAnswer, Outcome, Sample, SuiteItem
@@ -103,7 +104,7 @@ def make_round(
     suites: Sequence[str] = ("sentence_pairs",), texts: Mapping[str, str] | None = None, topics: Sequence[str] = (),
     is_judged: bool = False, settings: Mapping[str, Any] | None = None,
 ) -> tuple[Run, Runs]:  # fmt: skip
-    """A finished evaluation in `root/runs`, whose utility changes by `utility_change` on average.
+    """A finished evaluation in `root/runs`, whose utility changes by `utility_change` on average, as does the reward.
 
     `text` is the candidate's answer to the first prompt, and `texts` has further ones by the prompt's id;
     `settings` are further ones of the evaluation.
@@ -152,22 +153,26 @@ def make_round(
         joined(curve("loss", 0.693, 0.55, 20, 4), curve("rewards/margins", 0, 0.8, 20, 5)),
         {"pairs": 313, "train_loss": 0.6, "heldout_accuracy": 0.72, "stop_reason": stop_reason},
     )  # fmt: skip
+    margins = {name: each for name, each in GATE.items() if annotators == "simulated" or name != "utility"}
     config = EvalConfig.model_validate(
-        {"prompts": str(file), "gate": gate or GATE, "suites": list(suites)} | dict(settings or {})
+        {"prompts": str(file), "gate": gate or margins, "suites": list(suites)} | dict(settings or {})
     )
     texts = {"h000": text} | dict(texts or {})
     run = _evaluation(config, runs, sft, dpo, reward, utility_change, texts, is_judged, seed)
     return run, runs
 
 
-def next_round(before: Run, runs: Runs, utility_change: float, **settings: Any) -> Run:
+def next_round(
+    before: Run, runs: Runs, utility_change: float, preferences: Run | None = None, **settings: Any
+) -> Run:
     """The evaluation of one more round: the candidate of `before` is now the baseline, with the answers it gave there.
 
-    `settings` replace those of the evaluation before.
+    `preferences` are what the new candidate is trained on; `settings` replace those of the evaluation before.
     """
     old, reward = (runs.load(before.record.parents[role]) for role in ("candidate", "reward_model"))
     count = sum(run.record.stage == "dpo" for run in runs.all())
-    new = stage(runs, "dpo", StageConfig(seed=count), {"policy": old}, [], {"train_loss": 0.5})
+    sources = {"policy": old} | ({"preferences": preferences} if preferences else {})
+    new = stage(runs, "dpo", StageConfig(seed=count), sources, [], {"train_loss": 0.5})
     config = EvalConfig.model_validate(before.record.config | settings)
     return _evaluation(config, runs, old, new, reward, utility_change, {}, False, count, before)
 
@@ -189,6 +194,7 @@ def _evaluation(
     answers = {(each.id, each.sample): each.candidate for each in known}
     known_items = read_jsonl(before.path / "suites.jsonl", SuiteItem) if before else []
     outcomes = {(each.suite, each.id): each.candidate for each in known_items}
+    by_formula = measures_formula(annotators_behind([baseline.id, candidate.id], runs))
     with runs.begin("eval", config, sources) as run:
         samples: list[Sample] = []
         for name, prompt in read_prompts(file).items():
@@ -198,9 +204,13 @@ def _evaluation(
                     name, k, "Put some lemon juice on the cut side. It keeps the air out.", utility, chance
                 )
                 base = answers.get((name, k), base)
-                after = base.utility + chance.gauss(utility_change, 0.08)
+                after = (utility if base.utility is None else base.utility) + chance.gauss(
+                    utility_change, 0.08
+                )
                 said = f"Brush it with lemon juice and wrap it well. {'It helps. ' * (k + 1)}"
                 cand = _answer(name, k, texts.get(name, said), after, chance)
+                if not by_formula:
+                    base, cand = (each.model_copy(update={"utility": None}) for each in (base, cand))
                 sample = Sample(
                     id=name, sample=k, prompt=prompt, group=groups.get(name), baseline=base, candidate=cand
                 )
@@ -219,6 +229,20 @@ def _evaluation(
         evidence = Evidence(samples, items, subjects)
         conclude(run, runs, config.rules, compared, evidence, config.max_contaminated_share)
     return run
+
+
+def without(samples: Sequence[Sample], *measures: str) -> list[Sample]:
+    """The samples as they are where these measures were not taken."""
+    gone = dict.fromkeys(measures)
+    return [
+        each.model_copy(
+            update={
+                "baseline": each.baseline.model_copy(update=gone),
+                "candidate": each.candidate.model_copy(update=gone),
+            }
+        )
+        for each in samples
+    ]
 
 
 def _items(suite: Suite, rows: Sequence[SuiteRow], chance: random.Random) -> Iterator[SuiteItem]:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
+from synthetic_round import without
 
 from accord.records import Message
 from eval.checks.audit import Audit, Finding, Independent, audit
@@ -57,6 +58,14 @@ def named(result: Audit, name: str) -> Finding:
 
 def suspicious(result: Audit) -> list[str]:
     return [finding.name for finding in result.findings if finding.suspicious]
+
+
+def test_where_people_judge_no_formula_is_looked_at_or_excuses_anything() -> None:
+    """As `test_length_is_no_suspicion_where_others_like_the_answers_at_equal_length`, but for the utility."""
+    samples = without(samples_of(5, better=0.2, longer=12, per_token=0.05), "utility")
+    result = audit(samples)
+    assert "independent_utility" not in {each.name for each in result.findings}
+    assert set(suspicious(result)) == {"gain_by_length", "wins_by_length"}
 
 
 def test_a_reward_that_pays_for_length_only() -> None:

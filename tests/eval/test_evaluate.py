@@ -24,7 +24,7 @@ from eval.suites.suite import find_suite, read_items
 from eval.verdict.gate import read_verdict
 
 GATE: Any = {
-    "utility": {"direction": "higher", "margin": 0.1},
+    "distinct_bigrams": {"direction": "higher", "margin": 0.1},
     "sentence_pairs/lean": {"direction": "closer_to_zero", "margin": 0.1},
 }
 
@@ -78,12 +78,13 @@ def test_both_models_answer_with_the_same_seeds(tiny_model: Model, runs: Runs, p
         assert decode_response(tokenizer, ids) == answer.text
     assert len(read_jsonl(run.path / "suites.jsonl", SuiteItem)) == 120
     verdict = read_verdict(run)
-    assert [metric.name for metric in verdict.metrics][:2] == ["utility", "sentence_pairs/lean"]
-    assert "reward" not in [metric.name for metric in verdict.metrics]
-    # an identical model can only pass, or leave it open; all answers here have the same utility, which shows nothing
+    assert [metric.name for metric in verdict.metrics][:2] == ["distinct_bigrams", "sentence_pairs/lean"]
+    assert not {"reward", "utility"} & {metric.name for metric in verdict.metrics}
+    assert "utility" not in (run.path / "report.html").read_text().lower()
+    # an identical model can only pass, or leave it open; no answer here repeats a pair of words, which shows nothing
     assert verdict.outcome == "INCONCLUSIVE"
-    utility, lean = verdict.deciding
-    assert utility.cannot_decide is not None and "same value" in utility.cannot_decide
+    bigrams, lean = verdict.deciding
+    assert bigrams.cannot_decide is not None and "same value" in bigrams.cannot_decide
     assert lean.cannot_decide is None and lean.p_change == 1.0
     assert "same value" in verdict.reason() and "sentence templates" in verdict.items_to_decide
     # 120 pairs of 8 groups, 4 templates each: too small to say; the prompts have no groups
@@ -235,4 +236,4 @@ def test_what_lm_eval_logged_decides_like_any_suite(tiny_model: Model, runs: Run
         EvalConfig.model_validate({"gate": {"arc/acc": {"margin": 0.1}}})
     both: Any = {"arc": {"metrics": {"acc": "higher"}, "folder": ".", "baseline": "a"}}
     with pytest.raises(ValueError, match="give either folder"):
-        EvalConfig.model_validate({"lm_eval": both, "gate": {"utility": {"margin": 0.1}}})
+        EvalConfig.model_validate({"lm_eval": both, "gate": {"eos_rate": {"margin": 0.1}}})

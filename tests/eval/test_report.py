@@ -9,18 +9,22 @@ from pathlib import Path
 
 import pytest
 from markupsafe import escape
-from synthetic_round import make_round, next_round
+from synthetic_round import StageConfig, make_round, next_round, stage, without
 
 from accord.errors import AccordError
 from accord.page.plots import line_plot
 from accord.page.render import run_page
 from accord.page.words import FIGURES, day, duration, number
+from accord.records import read_jsonl
 from accord.runs import Run, Runs
 from eval.config import Margin, metrics_of
+from eval.page.answers import measures_of, sample_views
 from eval.page.drift import chain
 from eval.page.metrics import Axis, MetricRow, explain, families, gated_rows, p_text, reading
 from eval.page.report import page, rebuild
 from eval.page.suites import columns
+from eval.promotion import promote
+from eval.rows import Judgement, Sample
 from eval.statistics.paired import PairedDifference
 from eval.verdict.gate import read_verdict
 from eval.verdict.rule import conclude_metric, correct
@@ -335,6 +339,62 @@ def test_people_are_not_called_simulated(tmp_path: Path) -> None:
     page = (run.path / "report.html").read_text()
     assert "No people were asked" not in page
     assert "People ranked the baseline's answers in Argilla." in page
+
+
+def test_the_formula_of_programs_is_on_no_page_of_a_round_with_people(tmp_path: Path) -> None:
+    run, runs = make_round(tmp_path, annotators="human", prompts=10)
+    feedback = next(each for each in runs.all() if each.record.stage == "feedback")
+    (feedback.path / "metrics.json").write_text(json.dumps(feedback.metrics | {"mean_utility": 0.61}))
+    text = page(run, runs)
+    assert "utility" not in text.lower()
+    assert {metric.name for metric in read_verdict(run).metrics} == {
+        "reward", "win_rate", "win_rate_length_controlled", "response_tokens", "eos_rate", "distinct_bigrams",
+        "sentence_pairs/lean", "sentence_pairs/gap", "sentence_pairs/absolute_gap",
+    }  # fmt: skip
+    assert "independent_utility" not in {each.name for each in read_verdict(run).audit.findings}
+    assert "By the reward the candidate's answer is better in" in text
+    views = sample_views(read_jsonl(run.path / "samples.jsonl", Sample))
+    gains = [(v.sample.candidate.reward or 0) - (v.sample.baseline.reward or 0) for v in views]
+    assert gains == sorted(gains) and {tuple(each.by for each in v.changes) for v in views} == {("reward",)}
+    promote(run, runs, "these few answers will do here")
+    assert "utility" not in next(runs.root.glob("promoted/*/README.md")).read_text().lower()
+
+
+def test_answers_are_ordered_by_what_measured_them(tmp_path: Path) -> None:
+    run, _ = make_round(tmp_path, annotators="human", prompts=4, is_judged=True)
+    samples = read_jsonl(run.path / "samples.jsonl", Sample)
+    bare = without(samples, "reward")
+    assert list(measures_of(samples)) == ["reward", "judge"] and list(measures_of(bare)) == ["judge"]
+    sure = [
+        each.model_copy(update={"judgement": Judgement(candidate_is_better=better)})
+        for each, better in zip(bare, (0.5, None, 0.2, 0.9, 0.1, 0.4, 0.6, 0.3), strict=True)
+    ]
+    judged = [
+        view.sample.judgement.candidate_is_better for view in sample_views(sure) if view.sample.judgement
+    ]
+    assert judged == [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.9, None]
+    unmeasured = [each.model_copy(update={"judgement": None}) for each in reversed(bare)]
+    assert measures_of(unmeasured) == {}
+    assert [view.sample.id for view in sample_views(unmeasured)] == [each.id for each in samples]
+
+
+def test_people_and_programs_are_told_apart(tmp_path: Path) -> None:
+    """A round with people after one with programs, whose judgements are joined."""
+    first, runs = make_round(tmp_path, prompts=10)
+    programs = next(each for each in runs.all() if each.record.stage == "feedback")
+    of_people = {"annotators_kind": "human"}
+    people = stage(runs, "feedback", StageConfig(seed=7), {"evaluation": first}, [], of_people)
+    joined = {"feedback_0": people, "feedback_1": programs}
+    of_both = {"annotators_kind": "simulated", "annotators": ["ann", "careful"], "mean_utility": 0.61}
+    both = stage(runs, "feedback", StageConfig(seed=8), joined, [], of_both)
+    run = next_round(first, runs, 0.0, both, gate={"eos_rate": {"margin": 0.1}})
+    text = (run.path / "report.html").read_text()
+    assert (
+        "Not only people were asked." in text
+        and "People, and simulated annotators, which are programs" in text
+    )
+    assert "utility" not in text.lower()
+    assert "No people were asked." in (first.path / "report.html").read_text()
 
 
 def reward_section(run: Run, runs: Runs) -> str:

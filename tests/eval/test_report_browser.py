@@ -8,11 +8,13 @@ from selenium import webdriver
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
-from synthetic_round import XSS, make_round, next_round
+from synthetic_round import XSS, make_round, next_round, without
 
 from accord.page.render import run_page
+from accord.records import read_jsonl, write_jsonl
 from accord.runs import Run, Runs
 from eval.page.report import page
+from eval.rows import Sample
 from eval.verdict.gate import read_verdict
 
 pytestmark = pytest.mark.slow
@@ -65,6 +67,13 @@ def amounts(chromium: webdriver.Chrome, by: str) -> list[float | None]:
         by,
     )
     return found
+
+
+def choose(chromium: webdriver.Chrome, name: str, value: str) -> None:
+    """Choose an option above the answers, with the first letters of its text."""
+    option = chromium.find_element(By.CSS_SELECTOR, f"select[name={name}] option[value={value}]")
+    tab_to(chromium, f"select[name={name}]")
+    press(chromium, *option.text)
 
 
 def test_model_output_is_text_and_everything_in_reach_has_a_name(
@@ -214,6 +223,37 @@ def test_axe_finds_nothing(
     for file in [*pages, plain, linked]:
         open_offline(chromium, file)
         assert axe_violations(chromium) == [], file
+
+
+def test_answers_of_a_round_with_people_go_by_reward_and_without_one_by_prompt(
+    chromium: webdriver.Chrome, tmp_path: Path
+) -> None:
+    run, runs = make_round(tmp_path, -0.01, prompts=10, annotators="human")
+    open_offline(chromium, run.path / "report.html")
+    assert amounts(chromium, "reward") == sorted(amounts(chromium, "reward"))
+    choose(chromium, "order", "better")
+    assert amounts(chromium, "reward") == sorted(amounts(chromium, "reward"), reverse=True)
+    choose(chromium, "kind", "worse")
+    assert all(each is not None and each < 0 for each in amounts(chromium, "reward"))
+    assert not chromium.find_elements(By.CSS_SELECTOR, "select[name=by]")
+
+    # as an evaluation without reward model and judge
+    path = run.path / "samples.jsonl"
+    write_jsonl(path, without(read_jsonl(path, Sample), "reward"))
+    plain = tmp_path / "plain.html"
+    plain.write_text(page(run, runs))
+    open_offline(chromium, plain)
+    names = shown(chromium)
+    assert names == sorted(names) and len(names) == 20
+    options = chromium.find_elements(By.CSS_SELECTOR, "#filters option")
+    assert [each.get_attribute("value") for each in options] == ["all", "cut", "prompt", "growth"]
+    choose(chromium, "order", "growth")
+    growth = [float(each) for each in shown(chromium, "data-growth")]
+    assert growth == sorted(growth, reverse=True)
+    choose(chromium, "kind", "cut")
+    assert shown(chromium) == ["h003", "h003"]
+    stayed_offline(chromium)
+    assert axe_violations(chromium) == []
 
 
 def test_axe_would_find_something(chromium: webdriver.Chrome, failed_round: tuple[Run, Runs]) -> None:

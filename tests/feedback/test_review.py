@@ -26,7 +26,7 @@ from accord.round_config import RoundConfig
 from accord.runs import Run, Runs
 from eval.review.adjudicated import adjudicated, preferred_shares
 from eval.review.ask import ReviewItem, choose, review
-from eval.rows import MeasuredAnswer, Sample
+from eval.rows import Judgement, MeasuredAnswer, Sample
 from feedback.argilla.access import argilla_home
 from feedback.argilla.client import Client, connect, log_in, request
 from feedback.argilla.server import process
@@ -42,12 +42,13 @@ MODELS = ("sft-0123456789ab", "dpo-ba9876543210")
 
 
 def sample(
-    number: int, texts: tuple[str, str], utility: float = 0.0, reward: float | None = 0.0, k: int = 0
-) -> Sample:
+    number: int, texts: tuple[str, str], utility: float | None = 0.0, reward: float | None = 0.0, k: int = 0,
+    better: float | None = None,
+) -> Sample:  # fmt: skip
     """A prompt with both answers; the candidate's utility and reward are the changes, the baseline's are 0."""
     name = f"h{number:03}"
 
-    def measured(text: str, value: float, score: float | None) -> MeasuredAnswer:
+    def measured(text: str, value: float | None, score: float | None) -> MeasuredAnswer:
         return MeasuredAnswer(
             prompt_id=name, sample=k, seed=number, text=text, tokens=3, finish="eos", utility=value, reward=score,
             distinct_bigrams=1.0,
@@ -56,8 +57,9 @@ def sample(
     prompt = [Message(role="user", content=f"What is the number {number}?")]
     return Sample(
         id=name, sample=k, prompt=prompt, group="even" if number % 2 == 0 else "odd",
-        baseline=measured(texts[0], 0.0, None if reward is None else 0.0),
+        baseline=measured(texts[0], None if utility is None else 0.0, None if reward is None else 0.0),
         candidate=measured(texts[1], utility, reward),
+        judgement=None if better is None else Judgement(candidate_is_better=better),
     )  # fmt: skip
 
 
@@ -102,6 +104,31 @@ def test_without_rewards_the_worst_are_those_by_utility() -> None:
     samples = [sample(i, ("old", "new"), u, None) for i, u in enumerate((0.3, -0.1, -0.4, 0.0))]
     chosen = choose(items_of(samples), MODELS, 2, 0, 0)
     assert parts_of(chosen) == {"unasked": ["h000:0", "h003:0"], "chosen": ["h001:0", "h002:0"]}
+
+
+def test_where_people_judge_the_worst_are_those_by_reward_and_judge() -> None:
+    rewards, judged = (0.3, -0.1, -0.4, 0.0), (0.1, 0.4, 0.9, 0.5)
+    by_reward = [sample(i, ("old", "new"), None, r) for i, r in enumerate(rewards)]
+    chosen = choose(items_of(by_reward), MODELS, 2, 0, 0)
+    assert parts_of(chosen) == {"unasked": ["h000:0", "h003:0"], "chosen": ["h001:0", "h002:0"]}
+    by_judge = [sample(i, ("old", "new"), None, None, better=b) for i, b in enumerate(judged)]
+    chosen = choose(items_of(by_judge), MODELS, 2, 0, 0)
+    assert parts_of(chosen) == {"chosen": ["h000:0", "h001:0"], "unasked": ["h002:0", "h003:0"]}
+    # reward and judge by turns: r / 0.255 is 1.18, -0.39, -1.57, 0 and (b - 0.5) / 0.287 is -1.39, -0.35, 1.39, 0;
+    # the worst mean is the second's (-0.37), and the two differ most about the third (2.96 apart, the first 2.57)
+    both = [
+        sample(i, ("old", "new"), None, r, better=b)
+        for i, (r, b) in enumerate(zip(rewards, judged, strict=True))
+    ]
+    chosen = choose(items_of(both), MODELS, 2, 0, 0)
+    assert parts_of(chosen) == {"unasked": ["h000:0", "h003:0"], "chosen": ["h001:0", "h002:0"]}
+
+
+def test_where_nothing_says_what_got_worse_all_are_drawn() -> None:
+    samples = [sample(i, ("old", "new"), None, None) for i in range(6)]
+    chosen = choose(items_of(samples), MODELS, 4, 2, 0)
+    assert {part: len(ids) for part, ids in parts_of(chosen).items()} == {"drawn": 4, "unasked": 2}
+    assert {each.selection_probability for each in chosen if each.part == "drawn"} == {4 / 6}
 
 
 def test_the_draw_is_by_chance_alone_and_says_with_which() -> None:
@@ -419,7 +446,7 @@ ROUND: dict[str, Any] = {
         "heldout_fraction": 0.2,
     },
     "rl": {"algorithm": "dpo"},
-    "eval": {"gate": {"utility": {"direction": "higher", "margin": 0.1}}},
+    "eval": {"gate": {"eos_rate": {"direction": "higher", "margin": 0.1}}},
 }
 
 

@@ -123,7 +123,7 @@ def test_the_command_under_accelerate_launch(
         "model": str(tiny_model.folder), "preferences": str(preferences), "rl": ppo,
         "sampling": {"engine": "transformers", "max_sequence_tokens": 300},
         "reward": {"learning_rate": 1e-3, "max_sequence_tokens": 300, "minimum_pairs": 4, "epochs": 1},
-        "eval": {"prompts": str(prompts), "gate": {"utility": {"direction": "higher", "margin": 0.5}}},
+        "eval": {"prompts": str(prompts), "gate": {"eos_rate": {"direction": "higher", "margin": 0.5}}},
     }  # fmt: skip
     file = tmp_path / "round.yaml"
     file.write_text(yaml.safe_dump(config))

@@ -278,7 +278,7 @@ def test_a_round_runs_the_algorithm_that_its_configuration_names(
         {
             "model": str(tiny_model.folder), "preferences": str(preferences), "sft": None, "feedback": None,
             "sampling": {"engine": "transformers"},
-            "eval": {"prompts": "x", "gate": {"utility": {"direction": "higher", "margin": 0.5}}},
+            "eval": {"prompts": "x", "gate": {"eos_rate": {"direction": "higher", "margin": 0.5}}},
             "reward": {"rows_per_update": 16, "max_sequence_tokens": 300, "minimum_pairs": 4},
             "rl": {"algorithm": algorithm, "prompts": str(prompts), **CONFIG, "max_response_tokens": 8},
         }
