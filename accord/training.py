@@ -252,7 +252,7 @@ def save_model(
 
 def logged(trainer: Trainer, key: str, first: bool = False) -> float | None:
     """The last (or first) logged value of a key; None where it was never logged."""
-    values = [row[key] for row in trainer.state.log_history if key in row]
+    values = [row[key] for row in trainer.state.log_history if row.get(key) is not None]
     return float(values[0 if first else -1]) if values else None
 
 

@@ -51,15 +51,31 @@ def locate(reference: str, what: str) -> Place:
         if not Path(module).is_file():
             raise UsageError(f"{what} '{reference}': {module} cannot be loaded (there is no such file)")
         return Place(reference, module, name, Path(module))
-    try:
-        spec = importlib.util.find_spec(module)
-    except Exception as error:  # a package on the way to it may raise anything
-        raise _not_loaded(reference, what, module, error) from error
-    if spec is None:
-        raise UsageError(f"{what} '{reference}': {module} cannot be loaded (No module named '{module}')")
-    if not spec.has_location or spec.origin is None:
-        raise UsageError(f"{what} '{reference}': {module} has no source file that could be recorded")
-    return Place(reference, module, name, Path(spec.origin))
+    file = _file_of_module(module)
+    if file is None:
+        raise UsageError(f"{what} '{reference}': there is no module {module} with a source file")
+    return Place(reference, module, name, file)
+
+
+def _file_of_module(module: str) -> Path | None:
+    """Where a module's code is; `importlib.util.find_spec` would import the packages that the module is in."""
+    folders: list[str] | None = None  # those of sys.path
+    origin = None
+    parts = module.split(".")
+    for end, part in enumerate(parts, start=1):
+        specs = (finder.find_spec(".".join(parts[:end]), folders) for finder in sys.meta_path)
+        try:
+            spec = next((spec for spec in specs if spec is not None), None)
+        except (
+            KeyError
+        ):  # a folder without __init__.py in a package, which would have to be imported to say more
+            origin, folders = None, [str(Path(folder, part)) for folder in folders or ()]
+            continue
+        if spec is None:
+            return None
+        origin = spec.origin if spec.has_location else None
+        folders = list(spec.submodule_search_locations or ())
+    return Path(origin) if origin else None
 
 
 def load(place: Place, what: str) -> Any:

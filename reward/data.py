@@ -4,6 +4,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from datasets import Dataset
@@ -11,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from accord.chat import encode_conversation, encode_prompt
 from accord.errors import DataError
-from accord.records import Comparison, Message, Preference, conversation_id, read_jsonl
+from accord.records import Comparison, Message, Preference, Prompt, conversation_id, read_jsonl
 from accord.runs import DataFile, Run
 from feedback.belief.kept import RELIABILITY, read_reliability
 from feedback.belief.preferences import pairwise_preferences
@@ -63,21 +64,24 @@ def read_preference_data(source: Run | DataFile, with_reliability: bool = False)
     )
 
 
+PromptedT = TypeVar("PromptedT", Preference, Prompt)
+
+
 def split_by_prompt(
-    preferences: Sequence[Preference], heldout_fraction: float
-) -> tuple[list[Preference], list[Preference]]:
+    rows: Sequence[PromptedT], heldout_fraction: float
+) -> tuple[list[PromptedT], list[PromptedT]]:
     """Train and held-out rows; all rows of one prompt are on the same side.
 
     The prompts with the smallest hashes are held out: at least one, and the same ones in every stage that asks
     for the same fraction of the same rows.
     """
-    ids = [conversation_id(row.prompt) for row in preferences]
-    draws = {id_: _draw(row.prompt) for id_, row in zip(ids, preferences, strict=True)}
+    ids = [conversation_id(row.prompt) for row in rows]
+    draws = {id_: _draw(row.prompt) for id_, row in zip(ids, rows, strict=True)}
     heldout = set(
         sorted(draws, key=lambda id_: (draws[id_], id_))[: math.ceil(heldout_fraction * len(draws))]
     )
-    parts: tuple[list[Preference], list[Preference]] = [], []
-    for id_, row in zip(ids, preferences, strict=True):
+    parts: tuple[list[PromptedT], list[PromptedT]] = [], []
+    for id_, row in zip(ids, rows, strict=True):
         parts[id_ in heldout].append(row)
     return parts
 

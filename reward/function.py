@@ -1,26 +1,47 @@
-"""A Python function that scores answers: PPO's reward, the gate's, or that of `accord reward score`.
+"""A Python function that scores answers: the reward of PPO, RLOO or GRPO, the gate's, or that of `accord reward score`.
 
     def brevity(prompts, completions, **_):
         return [-len(completion[0]["content"]) / 100 for completion in completions]
 
-A function is called as TRL's trainers call theirs, so theirs can be used: `prompts` and `completions` are lists of
-conversations, whose messages are {"role": ..., "content": ...}; it returns a number for each. From PPO it also gets
-`completion_ids`, lists of token ids, and `reward_model_scores`, numbers, and may ignore them.
+    def is_right(completions, solution, **_):  # `solution`: a column of the prompts' file
+        return [float(c[0]["content"] == s) if s else None for c, s in zip(completions, solution)]
+
+A function is called as TRL's trainers call theirs, so theirs can be used. It gets lists, by keyword: `prompts` and
+`completions`, conversations whose messages are {"role": ..., "content": ...}, and every other column of the rows
+that the prompts come from, None where a row lacks it. It returns a number for each completion, or None: no opinion.
+Training leaves out, and counts, the prompts that lack a column for which the function has no default.
+In training it also gets `completion_ids`, lists of token ids; from PPO, `reward_model_scores`, numbers; from RLOO and
+GRPO, TRL's `trainer_state`, `log_extra` and `log_metric`. What it does not use, `**_` takes.
 """
 
-import importlib
 import importlib.util
 import inspect
 import math
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from accord import user_code
 from accord.errors import AccordError, UsageError
 from accord.records import Message, messages_as_dicts
 from accord.runs import DataFile
+
+Columns = Mapping[str, Sequence[Any]]
+"""By name, a value for each answer."""
+NO_COLUMNS = frozenset(
+    (
+        "prompts",
+        "completions",
+        "completion_ids",
+        "reward_model_scores",
+        "trainer_state",
+        "log_extra",
+        "log_metric",
+    )
+)
+"""Arguments that whoever calls a function may give it, and that are therefore no columns."""
+WHAT = "reward function"
 
 
 @dataclass(frozen=True)
@@ -36,37 +57,61 @@ class RewardFunction:
         """The function's name and its file's SHA-256; what the file imports is not in it."""
         return f"{self.reference.rpartition(':')[2]}@sha256:{DataFile(self.file).digest}"
 
+    @property
+    def needs(self) -> frozenset[str]:
+        """The columns without which it cannot be called: its arguments that have no default."""
+        try:
+            arguments = inspect.signature(self.function).parameters.values()
+        except ValueError:  # written in C, say
+            return frozenset()
+        named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+        needed = {each.name for each in arguments if each.kind in named and each.default is each.empty}
+        return frozenset(needed - NO_COLUMNS)
+
     def __call__(
-        self, prompts: Sequence[Sequence[Message]], responses: Sequence[str], **extra: Sequence[Any]
-    ) -> list[float]:
-        """The reward of every answer.
+        self,
+        prompts: Sequence[Sequence[Message]],
+        responses: Sequence[str],
+        columns: Columns | None = None,
+        **extra: Any,
+    ) -> list[float | None]:
+        """The reward of every answer, None where the function has no opinion.
 
         Args:
             prompts: the conversations before the answers.
             responses: the answers.
-            extra: what the function gets besides, one for each answer.
+            columns: of the rows that the prompts come from.
+            extra: what the function gets besides.
 
         Raises:
-            AccordError: the function fails, or returns anything but a finite number for each answer.
+            UsageError: a package that the function uses is not installed.
+            AccordError: the function fails, or returns anything but a finite number or None for each answer.
         """
         try:
             found = self.function(
-                prompts=[messages_as_dicts(prompt) for prompt in prompts],
-                completions=[[{"role": "assistant", "content": response}] for response in responses],
-                **extra,
+                **{
+                    **(columns or {}),
+                    **extra,
+                    "prompts": [messages_as_dicts(prompt) for prompt in prompts],
+                    "completions": [[{"role": "assistant", "content": response}] for response in responses],
+                }
             )
-            rewards = [float(reward) for reward in found]
+            rewards = [None if reward is None else float(reward) for reward in found]
+        except ImportError as error:
+            raise UsageError(
+                f"the reward function {self.reference} uses a package that is not installed ({error})"
+            ) from error
         except Exception as error:
             raise AccordError(
                 f"the reward function {self.reference} failed: {type(error).__name__}: {error}; it must take prompts "
-                "and completions (and **kwargs for the rest) and return a number for each completion"
+                "and completions (and **kwargs for the rest) and return a number, or None, for each completion"
             ) from error
         if len(rewards) != len(responses):
             raise AccordError(
                 f"the reward function {self.reference} gave {len(rewards)} rewards for {len(responses)} answers"
             )
         for response, reward in zip(responses, rewards, strict=True):
-            if not math.isfinite(reward):
+            if reward is not None and not math.isfinite(reward):
                 raise AccordError(
                     f"the reward function {self.reference} gave {reward} for the answer {response!r}"
                 )
@@ -77,64 +122,28 @@ def load_reward_function(reference: str) -> RewardFunction:
     """The function of a reference like `rewards.py:brevity` or `my_package.rewards:brevity`.
 
     Raises:
-        UsageError: there is no such file, module or function, or importing it fails.
+        UsageError: there is no such file, module or function, importing it fails, or it needs what is not installed.
     """
-    place, colon, name = reference.rpartition(":")
-    if not colon or not place or not name.isidentifier():
+    place = user_code.locate(reference, WHAT)
+    function = user_code.load(place, WHAT)
+    if not callable(function):
+        raise UsageError(f"{WHAT} '{reference}': {place.module} has no function '{place.name}'")
+    # TRL's would say so after the first answers only.
+    if (
+        place.module.startswith("trl.")
+        and "accuracy" in place.name
+        and not importlib.util.find_spec("math_verify")
+    ):
         raise UsageError(
-            f"reward function '{reference}' is no function; write file.py:function or module:function"
+            f"{WHAT} '{reference}' needs the package math-verify; install it with pip install 'accord[math]'"
         )
-    try:
-        if place.endswith(".py"):
-            spec = importlib.util.spec_from_file_location(Path(place).stem, place)
-            assert spec is not None and spec.loader is not None
-            module = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(module)
-        else:
-            module = importlib.import_module(place)
-        file = inspect.getsourcefile(module)
-    except Exception as error:
-        raise UsageError(
-            f"reward function '{reference}': {place} cannot be loaded ({type(error).__name__}: {error})"
-        ) from error
-    function = getattr(module, name, None)
-    if not callable(function) or file is None:
-        raise UsageError(f"reward function '{reference}': {place} has no function '{name}'")
-    return RewardFunction(reference, Path(file), function)
+    return RewardFunction(reference, place.file, function)
 
 
 def digest_without_running(reference: str) -> str:
     """The digest that `load_reward_function(reference)` would have, before any code is run to load it.
 
-    The file of `my_package.rewards:brevity` is looked for as an import would, but neither `my_package` nor
-    `my_package.rewards` is imported.
-
     Raises:
-        UsageError: there is no such module.
-        DataError: there is no such file.
+        UsageError: there is no such file or module.
     """
-    place, _, name = reference.rpartition(":")
-    file = Path(place) if place.endswith(".py") else _file_of_module(place)
-    if file is None:
-        raise UsageError(f"reward function '{reference}': there is no module {place}; install what it is in")
-    return f"{name}@sha256:{DataFile(file).digest}"
-
-
-def _file_of_module(module: str) -> Path | None:
-    """Where a module's code is; `importlib.util.find_spec` would import the packages that the module is in."""
-    folders: list[str] | None = None  # those of sys.path
-    origin = None
-    parts = module.split(".")
-    for end, part in enumerate(parts, start=1):
-        specs = (finder.find_spec(".".join(parts[:end]), folders) for finder in sys.meta_path)
-        try:
-            spec = next((spec for spec in specs if spec is not None), None)
-        except (
-            KeyError
-        ):  # a folder without __init__.py in another package, which has to be imported to say more
-            origin, folders = None, [str(Path(folder, part)) for folder in folders or ()]
-            continue
-        if spec is None:
-            return None
-        origin, folders = spec.origin, list(spec.submodule_search_locations or ())
-    return Path(origin) if origin else None
+    return user_code.locate(reference, WHAT).digest

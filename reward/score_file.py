@@ -1,6 +1,6 @@
 """A file of conversations or preferences, scored: what `accord reward score` does.
 
-{"messages": [..., {"role": "assistant", ...}]}            gets "score"
+{"messages": [..., {"role": "assistant", ...}]}            gets "score", null where a function has no opinion
 {"prompt": [...], "chosen": [...], "rejected": [...]}      gets "chosen_score" and "rejected_score"; compared
                                                            by a judge, "chosen_is_better" and "orders_disagree"
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import mean, pstdev
 from typing import Any
 
-from accord.errors import DataError, UsageError
+from accord.errors import AccordError, DataError, UsageError
 from accord.records import Demonstration, Preference, Row, read_jsonl
 from reward.judge import summarise
 from reward.scorers import Scorer
@@ -59,24 +59,30 @@ def _first_row(path: Path) -> dict[str, Any]:
 def score_rows(scorer: Scorer, rows: Sequence[Demonstration] | Sequence[Preference]) -> Scored:
     """Every conversation's score, or those of both answers of every preference.
 
+    A function also gets the rows' other columns. Answers on which it has no opinion are left out of the figures, and
+    counted in `no_opinion`.
+
     Raises:
         DataError: the rows have a column of this name already.
-        AccordError: what `Scorer.score` raises.
+        AccordError: what `Scorer.opinions` raises, or there is no opinion on any row.
     """
     preferences = [row for row in rows if isinstance(row, Preference)]
     if not preferences:
         conversations = [row.messages for row in rows if isinstance(row, Demonstration)]
         _check_columns(rows, "score")
-        scores = scorer.score(conversations)
+        scores = scorer.opinions(conversations, _columns(rows))
         return (
             [_row(row) | {"score": score} for row, score in zip(rows, scores, strict=True)],
-            {"rows": len(rows), **_spread(scores)},
+            {"rows": len(rows), **_spread(scores, scorer)},
         )
     _check_columns(preferences, "chosen_score", "rejected_score")
     pairs = [([*row.prompt, *row.chosen], [*row.prompt, *row.rejected]) for row in preferences]
-    scores = scorer.score([conversation for pair in pairs for conversation in pair])
+    scores = scorer.opinions(
+        [conversation for pair in pairs for conversation in pair],
+        _columns([row for row in preferences for _ in range(2)]),
+    )
     chosen, rejected = scores[::2], scores[1::2]
-    margins = [c - r for c, r in zip(chosen, rejected, strict=True)]
+    margins = [c - r for c, r in zip(chosen, rejected, strict=True) if c is not None and r is not None]
     return (
         [
             _row(row) | {"chosen_score": c, "rejected_score": r}
@@ -84,9 +90,9 @@ def score_rows(scorer: Scorer, rows: Sequence[Demonstration] | Sequence[Preferen
         ],
         {
             "rows": len(pairs),
-            **_spread(scores),
-            **_accuracy(sum(m > 0 for m in margins), sum(m == 0 for m in margins), len(pairs)),
-            "mean_margin": mean(margins),
+            **_spread(scores, scorer),
+            **_accuracy(sum(m > 0 for m in margins), sum(m == 0 for m in margins), len(margins)),
+            "mean_margin": mean(margins) if margins else None,
         },
     )
 
@@ -138,11 +144,21 @@ def _check_columns(rows: Sequence[Row], *names: str) -> None:
             )
 
 
-def _spread(scores: Sequence[float]) -> dict[str, float]:
-    return {
+def _columns(rows: Sequence[Row]) -> dict[str, list[Any]]:
+    """The columns that accord does not know, a value for each row; None where a row lacks it."""
+    names = dict.fromkeys(name for row in rows for name in row.model_extra or {})
+    return {name: [(row.model_extra or {}).get(name) for row in rows] for name in names}
+
+
+def _spread(opinions: Sequence[float | None], scorer: Scorer) -> dict[str, float]:
+    scores = [each for each in opinions if each is not None]
+    if not scores:
+        raise AccordError(f"the reward function {scorer.reference} has no opinion on any of these rows")
+    figures = {
         "mean_score": mean(scores), "score_deviation": pstdev(scores), "lowest_score": min(scores),
         "highest_score": max(scores),
     }  # fmt: skip
+    return figures | ({"no_opinion": len(opinions) - len(scores)} if scorer.function else {})
 
 
 def _accuracy(right: int, ties: int, pairs: int) -> dict[str, float | int | None]:

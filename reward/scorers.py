@@ -21,7 +21,7 @@ from accord.models import Model, load_tokenizer, resolve
 from accord.records import Message
 from accord.runs import Runs
 from reward.endpoint import Endpoint
-from reward.function import RewardFunction, load_reward_function
+from reward.function import Columns, RewardFunction, load_reward_function
 from reward.judge import PREFIX as JUDGE
 from reward.judge import Judge, judge_of
 
@@ -38,14 +38,25 @@ class Scorer:
     reference: str
     digest: str
     score: Callable[[Conversations], list[float]]
-    """A finite number for the last turn of each conversation; nothing is loaded before the first call."""
+    """A finite number for the last turn of each conversation; nothing is loaded before the first call.
+
+    A function that has no opinion on one of them is an error here; `opinions` takes it as it is.
+    """
     run_id: str | None = None
     function: RewardFunction | None = None
-    """Where the scorer is a Python function: PPO tells it more than the conversation."""
+    """Where the scorer is a Python function: training tells it more than the conversation."""
     judge: Judge | None = None
     """Where the scorer is a judge: it can compare, too."""
     score_by_head: Callable[[Conversations], list[list[float]]] | None = None
     """Where the scorer is a reward model computed here: the scores of all its heads, whose mean is the score."""
+
+    def opinions(self, conversations: Conversations, columns: Columns | None = None) -> list[float | None]:
+        """The same with None where a function has no opinion; it gets the other columns of the rows, too."""
+        if self.function is None:
+            return list(self.score(conversations))
+        return self.function(
+            [each[:-1] for each in conversations], [each[-1].content for each in conversations], columns
+        )
 
 
 def scorer_of(reference: str, runs: Runs, conversations_at_a_time: int = 16) -> Scorer:
@@ -67,13 +78,7 @@ def scorer_of(reference: str, runs: Runs, conversations_at_a_time: int = 16) -> 
         return _served(reference, runs, conversations_at_a_time)
     if names_a_function(reference):
         function = load_reward_function(reference)
-
-        def rewards(conversations: Conversations) -> list[float]:
-            return function(
-                [each[:-1] for each in conversations], [each[-1].content for each in conversations]
-            )
-
-        return Scorer(reference, function.digest, rewards, function=function)
+        return Scorer(reference, function.digest, functools.partial(_decided, function), function=function)
     if reference.endswith(".py"):
         raise UsageError(f"'{reference}' names no function; write {reference}:function")
     return scorer_of_model(resolve(reference, runs), conversations_at_a_time)
@@ -115,6 +120,19 @@ def check_is_reward_model(model: Model) -> None:
         )
     if (labels := len(config.get("id2label") or {}) or config.get("num_labels", 2)) != 1:
         raise UsageError(f"{model.reference} has {labels} labels, and a reward model has one")
+
+
+def _decided(function: RewardFunction, conversations: Conversations) -> list[float]:
+    """What a function says where every answer needs a score."""
+    found = function([each[:-1] for each in conversations], [each[-1].content for each in conversations])
+    scores = [reward for reward in found if reward is not None]
+    if len(scores) < len(found):
+        number = found.index(None) + 1
+        raise AccordError(
+            f"the reward function {function.reference} has no opinion on conversation {number} of {len(found)}, and "
+            "a score is needed of each"
+        )
+    return scores
 
 
 def _score(reward_model: Model, conversations_per_batch: int, conversations: Conversations) -> list[float]:

@@ -91,6 +91,7 @@ def _check_ppo(config: "PPOConfig") -> None:
     from rl.trackers import check_trackers
 
     check_trackers(config.report_to)
+    _check_reward_function(config.reward_function)
 
 
 def _config_of_online() -> "type[AlgorithmConfig]":
@@ -109,6 +110,15 @@ def _check_online(config: "OnlineConfig") -> None:
     from rl.online import check_arguments
 
     check_arguments(config)
+    _check_reward_function(config.reward_function)
+
+
+def _check_reward_function(reference: str | None) -> None:
+    from reward.function import load_reward_function
+    from reward.scorers import names_a_function
+
+    if reference and names_a_function(reference):
+        load_reward_function(reference)
 
 
 _OF_SCORES = "Optimise the policy on the reward model's scores"

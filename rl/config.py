@@ -116,7 +116,8 @@ class PPOConfig(AlgorithmConfig):
     reward_function: str | None = None
     """What gives the scores in place of the reward model: a Python function as `file.py:function` or `module:function`,
     which is called as TRL's trainers call theirs, or a judge as `judge:<model reference>` or
-    `judge:https://host/v1#model-name`. The critic still starts from the reward model, with a new head."""
+    `judge:https://host/v1#model-name`. The critic still starts from the reward model, with a new head. Neither policy
+    nor critic learns from an answer on which a function returns None."""
     ensemble: Literal["mean", "minimum", "mean_minus_deviation"] = "mean"
     """What the score is, where the reward model is an ensemble (`reward.heads`); the last two trust it less where its
     heads disagree."""
@@ -203,6 +204,11 @@ class OnlineConfig(TrainingConfig, AlgorithmConfig):
     kl_coefficient: float = Field(default=0.05, ge=0)
     """TRL's beta: what a nat of distance from the reference costs, in the reward model's units; with 0 no reference is
     kept. For rloo it is paid for the whole answer, for grpo for its mean token."""
+    reward_function: str | None = None
+    """What gives the scores in place of the reward model, which then is not used: a Python function as
+    `file.py:function` or `module:function`, which is called as TRL's trainers call theirs, or a judge as
+    `judge:<model reference>` or `judge:https://host/v1#model-name`. An answer on which a function returns None is left
+    out of what the others are compared with, and its advantage is 0."""
     missing_eos_penalty: float = Field(default=1.0, ge=0)
     """An answer that max_response_tokens cuts off gets minus this as its score."""
     heldout_fraction: float = Field(default=0.2, gt=0, lt=1)

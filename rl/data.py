@@ -1,6 +1,7 @@
 """What PPO, RLOO and GRPO read: prompts to train on, and what is held out."""
 
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ class EncodedPrompt:
 
     ids: list[int]
     messages: list[Message]
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    """The other columns of its row, for reward functions; all prompts have the same ones, None where a row has not."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +38,22 @@ class Data:
 
 def load_data(
     tokenizer: PreTrainedTokenizerBase, prompts: Path, preferences: Path, heldout_fraction: float,
-    max_sequence_tokens: int, max_response_tokens: int,
+    max_sequence_tokens: int, max_response_tokens: int, needed: Collection[str] = (),
 ) -> Data:  # fmt: skip
     """Prompts without those that are held out, and held-out pairs and their prompts.
+
+    A reward function may need columns: prompts that lack one are left out, and counted. A held-out prompt has those of
+    the row of `prompts` that asks the same, or else its preference's. Where all of them lack one, because the
+    preferences are about other things, the same share of `prompts` is held out to be asked instead.
+
+    Args:
+        tokenizer: the policy's.
+        prompts: a file of prompts.
+        preferences: a file of preferences.
+        heldout_fraction: share of the prompts whose preferences are held out.
+        max_sequence_tokens: the longest prompt and answer together.
+        max_response_tokens: the longest answer.
+        needed: columns without which a prompt cannot be asked.
 
     Raises:
         DataError: a bad file, or nothing is left of the prompts or of the held-out pairs.
@@ -51,24 +67,58 @@ def load_data(
             "collect more preferences or raise it"
         )
     rows = read_jsonl(prompts, Prompt)
-    aside = {conversation_id(row.prompt): row.prompt for row in heldout}
-    training = [row.prompt for row in rows if conversation_id(row.prompt) not in aside]
-    encoded = [EncodedPrompt(encode_prompt(tokenizer, prompt), prompt) for prompt in training]
+    aside: dict[str, Preference | Prompt] = {conversation_id(row.prompt): row for row in heldout}
+    aside |= {id_: row for row in rows if (id_ := conversation_id(row.prompt)) in aside}
+    asked = [row for row in aside.values() if _has(row, needed)]
+    own = [row for row in rows if conversation_id(row.prompt) not in aside]
+    training = [row for row in own if _has(row, needed)]
+    if not training and own:
+        raise DataError(
+            f"{prompts}: no row has all of {', '.join(sorted(needed))}, which the reward function takes; add columns "
+            "of these names"
+        )
+    dropped = {"prompts_heldout": len(rows) - len(own)}
+    if needed:
+        dropped["prompts_without_columns"] = len(own) - len(training)
+        dropped["heldout_prompts_without_columns"] = len(aside) - len(asked)
+    if not asked:
+        training, instead = split_by_prompt(training, heldout_fraction)
+        asked = list({conversation_id(row.prompt): row for row in instead}.values())
+        dropped["prompts_heldout"] += len(instead)
+    names = dict.fromkeys(name for row in (*training, *asked) for name in _columns(row))
+
+    def encode(row: Preference | Prompt) -> EncodedPrompt:
+        columns = _columns(row)
+        return EncodedPrompt(
+            encode_prompt(tokenizer, row.prompt), row.prompt, {name: columns.get(name) for name in names}
+        )
+
+    encoded = [encode(row) for row in training]
     short = [prompt for prompt in encoded if len(prompt.ids) <= longest_prompt]
     if not short:
         raise DataError(
-            f"{prompts}: no prompt is left, {len(rows) - len(training)} are held out and {len(training)} leave no room "
-            f"for {max_response_tokens} tokens of answer within max_sequence_tokens ({max_sequence_tokens})"
+            f"{prompts}: no prompt is left, {dropped['prompts_heldout']} are held out and {len(training)} leave no "
+            f"room for {max_response_tokens} tokens of answer within max_sequence_tokens ({max_sequence_tokens})"
         )
-    heldout_encoded = [EncodedPrompt(encode_prompt(tokenizer, prompt), prompt) for prompt in aside.values()]
+    heldout_encoded = [encode(row) for row in asked]
     heldout_prompts = [prompt for prompt in heldout_encoded if len(prompt.ids) <= longest_prompt]
     if not heldout_prompts:
         raise DataError(
             f"{preferences}: no held-out prompt leaves room for {max_response_tokens} tokens of answer within "
             f"max_sequence_tokens ({max_sequence_tokens}); raise it"
         )
-    dropped = {
-        "prompts_heldout": len(rows) - len(training), "prompts_too_long": len(training) - len(short),
+    dropped |= {
+        "prompts_too_long": len(training) - len(short),
         "heldout_prompts_too_long": len(heldout_encoded) - len(heldout_prompts), "pairs_too_long": pairs_too_long,
     }  # fmt: skip
     return Data(short, heldout_prompts, list(encode_pairs(tokenizer, heldout)), dropped)
+
+
+def _columns(row: Preference | Prompt) -> dict[str, Any]:
+    """The columns of a row that accord does not know."""
+    return row.model_extra or {}
+
+
+def _has(row: Preference | Prompt, needed: Collection[str]) -> bool:
+    columns = _columns(row)
+    return all(columns.get(name) is not None for name in needed)

@@ -11,7 +11,8 @@ killed continues as if nothing had been.
 
 import functools
 import math
-from collections.abc import Callable
+import statistics
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from datasets import Dataset
@@ -36,8 +37,10 @@ from accord.training import (
     trainer_arguments,
 )
 from reward.score import load_scorer, score_ids
+from reward.scorers import Scorer, scorer_of
 from rl.config import OnlineConfig
-from rl.data import load_data
+from rl.data import EncodedPrompt, load_data
+from rl.own_reward import needed_columns, own_rewards
 
 OURS = (
     *SET_BY_ACCORD, "beta", "num_generations", "num_generations_eval", "max_completion_length", "temperature", "top_p",
@@ -57,7 +60,7 @@ def check_arguments(config: OnlineConfig) -> None:
 
 
 def train_online(
-    config: OnlineConfig, runs: Runs, policy: Model, reward_model: Model, preferences: Judgements,
+    config: OnlineConfig, runs: Runs, policy: Model, reward_model: Model | None, preferences: Judgements,
     prompts: Rows | None = None,
 ) -> Run:  # fmt: skip
     """Optimise `policy` for the scores of `reward_model`; returns the finished run, whose `model/` is the new policy.
@@ -66,20 +69,27 @@ def train_online(
         config: see `OnlineConfig`.
         runs: where the run is kept.
         policy: what is optimised; the reference, too.
-        reward_model: has the policy's tokenizer.
+        reward_model: has the policy's tokenizer; not used where the configuration names a reward function, or a judge.
         preferences: the prompts of the held-out part of them are never trained on, and measure the policy.
         prompts: rows in place of the file that `config` names.
 
     Raises:
         DataError: a bad file, or too few prompts are left, or none held out.
-        UsageError: policy and reward model do not fit together, or TRL refuses a setting.
+        UsageError: policy and reward model do not fit together, the reward function is none, or TRL refuses a setting.
         AccordError: a score, a loss or a gradient became NaN or infinite.
     """
     config, preferences = open_data(config, runs, prompts=prompts), open_judgements(preferences, runs)
     prompts_file = DataFile(data_path(config.prompts))
     sources: dict[str, Source] = {
-        "policy": policy, "reward_model": reward_model, "preferences": preferences, "prompts": prompts_file,
+        "policy": policy, "preferences": preferences, "prompts": prompts_file,
     }  # fmt: skip
+    scorer = scorer_of(config.reward_function, runs) if config.reward_function else None
+    if scorer:
+        sources["reward_function"] = scorer
+    elif reward_model:
+        sources["reward_model"] = reward_model
+    else:
+        raise UsageError(f"{config.algorithm} needs a reward model, or rl.reward_function")
     with runs.begin(config.algorithm, config, sources) as run, quiet_libraries():
         if run.is_done:
             return run
@@ -89,7 +99,7 @@ def train_online(
         path = file_of(preferences, "preferences.jsonl")
         data = load_data(
             tokenizer, prompts_file.path, path, config.heldout_fraction, config.max_sequence_tokens,
-            config.max_response_tokens,
+            config.max_response_tokens, needed_columns(scorer),
         )  # fmt: skip
         prompts_per_update = config.rows_per_update // config.num_generations
         if len(data.prompts) < prompts_per_update:
@@ -113,14 +123,23 @@ def train_online(
 
         arguments_class: Any = RLOOConfig if config.algorithm == "rloo" else GRPOConfig
         trainer_class: Any = RLOOTrainer if config.algorithm == "rloo" else GRPOTrainer
+        rows = [*data.prompts, *data.heldout_prompts]
+        reward: Callable[..., Any]
+        if scorer:
+            reward = own_reward_function(
+                scorer, tokenizer, rows, len(data.prompts), config.missing_eos_penalty
+            )
+        else:
+            assert reward_model is not None
+            reward = reward_model_function(
+                tokenizer, policy, reward_model, config.max_sequence_tokens, config.missing_eos_penalty
+            )
         trainer = trainer_class(
             model=model,
-            reward_funcs=reward_model_function(
-                tokenizer, policy, reward_model, config.max_sequence_tokens, config.missing_eos_penalty
-            ),
+            reward_funcs=reward,
             args=build_arguments("rl", arguments_class, arguments),
-            train_dataset=Dataset.from_dict({"prompt": [prompt.ids for prompt in data.prompts]}),
-            eval_dataset=Dataset.from_dict({"prompt": [prompt.ids for prompt in data.heldout_prompts]}),
+            train_dataset=_dataset(rows[: len(data.prompts)], 0),
+            eval_dataset=_dataset(data.heldout_prompts, len(data.prompts)),
             processing_class=tokenizer,
             peft_config=peft_config(policy, config.lora, "CAUSAL_LM"),
         )
@@ -149,8 +168,64 @@ def train_online(
             "heldout_kl_nats_per_token": last("eval_kl"),
             "heldout_response_tokens": last("eval_completions/mean_length"),
         }
+        unheard = [row["no_opinion_share"] for row in trainer.state.log_history if "no_opinion_share" in row]
+        if unheard:
+            metrics["no_opinion_share"] = statistics.fmean(unheard)
         run.finish(metrics, data.dropped)
     return run
+
+
+def _dataset(prompts: Sequence[EncodedPrompt], first: int) -> Dataset:
+    """Token ids, and each row's number, by which its columns are found: Arrow would change some values."""
+    return Dataset.from_dict(
+        {"prompt": [prompt.ids for prompt in prompts], "row": list(range(first, first + len(prompts)))}
+    )
+
+
+def own_reward_function(
+    scorer: Scorer, tokenizer: PreTrainedTokenizerBase, rows: Sequence[EncodedPrompt], training_rows: int,
+    missing_eos_penalty: float,
+) -> Callable[..., list[float | None]]:  # fmt: skip
+    """The reward function for TRL's trainers, from one of the user's or a judge.
+
+    TRL leaves an answer without an opinion out of what the others are compared with, and its advantage is 0.
+
+    Args:
+        scorer: the user's.
+        tokenizer: the policy's.
+        rows: by the number that a data set's row has.
+        training_rows: how many of them are not held out; they come first.
+        missing_eos_penalty: an answer that was cut off gets minus this, unless there is no opinion on it.
+    """
+
+    def own_reward(
+        row: list[int],
+        completion_ids: list[list[int]],
+        log_metric: Callable[[str, float], None],
+        **given: Any,
+    ) -> list[float | None]:
+        ended = [answer[-1] == tokenizer.eos_token_id for answer in completion_ids]
+        # A function sees all answers, as in TRL; a judge is not asked about those whose score is the penalty anyway.
+        asked = [i for i, whole in enumerate(ended) if whole or scorer.function]
+        passed = {name: given[name] for name in ("trainer_state", "log_extra") if name in given}
+        found = own_rewards(
+            scorer, tokenizer, [rows[row[i]] for i in asked], [completion_ids[i] for i in asked],
+            log_metric=log_metric, **passed,
+        )  # fmt: skip
+        unheard = found.count(None)
+        if unheard == len(row) and row[0] < training_rows:
+            raise AccordError(
+                f"the reward function {scorer.reference} has no opinion on any of {len(row)} answers, so there is "
+                "nothing to learn; give it prompts whose answers it can judge"
+            )
+        log_metric("no_opinion_share", unheard / len(row))
+        rewards: list[float | None] = [-missing_eos_penalty] * len(row)
+        for i, reward in zip(asked, found, strict=True):
+            if ended[i] or reward is None:
+                rewards[i] = reward
+        return rewards
+
+    return own_reward
 
 
 def reward_model_function(

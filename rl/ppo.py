@@ -12,6 +12,7 @@ held-out preferences, not by the reward.
     accelerate launch --num_processes 2 -m accord ppo configs/tiny-ppo.yaml
 """
 
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from accord.training import base_dtype, computes_in_bfloat16, quiet_libraries, s
 from reward.scorers import scorer_of
 from rl.config import PPOConfig
 from rl.data import load_data
+from rl.own_reward import needed_columns
 from rl.policy_gradient.checkpoints import Progress, Trained, load_best, load_checkpoint
 from rl.policy_gradient.evaluation import mean_demonstration_score
 from rl.policy_gradient.layouts import load_actors
@@ -99,7 +101,7 @@ def train_ppo(
         tokenizer = load_tokenizer(policy)
         data = load_data(
             tokenizer, prompts_file.path, file_of(preferences, "preferences.jsonl"), config.heldout_fraction,
-            config.max_sequence_tokens, config.max_response_tokens,
+            config.max_sequence_tokens, config.max_response_tokens, needed_columns(scorer),
         )  # fmt: skip
 
         # build
@@ -178,6 +180,7 @@ def final_figures(progress: Progress) -> dict[str, Any]:
     last = updates[-1]
     evaluated = [row for row in progress.rows if "eval_preference_loss" in row]
     best = progress.best
+    unheard = [row["no_opinion_share"] for row in updates if "no_opinion_share" in row]
     kept = next(row for row in evaluated if best is not None and row["step"] == best.update)
     return {
         "updates": progress.update,
@@ -194,7 +197,7 @@ def final_figures(progress: Progress) -> dict[str, Any]:
         "heldout_repetition": kept["eval_repetition"],
         "heldout_preference_loss": kept["eval_preference_loss"],
         "sampler_restarts": sum(row["sampler_restarts"] for row in updates),
-    }
+    } | ({"no_opinion_share": statistics.fmean(unheard)} if unheard else {})
 
 
 def _reward_adapter(runs: Runs, policy: Model, reward_model: Model) -> Path:

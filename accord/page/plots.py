@@ -13,7 +13,7 @@ from accord.page.words import label, number
 from accord.runs import Run
 
 LABELS = {
-    "reward": "Reward model's score",
+    "reward": "Score of an answer",
     "kl": "Distance from the reference (KL of a token, nats)",
     "completions/mean_length": "Length of an answer (tokens)",
     "loss": "Loss",

@@ -87,12 +87,13 @@ FIGURES = {
     "heldout_chosen_log_probability": "Held-out preferred answers: log-probability after (nats)",
     "heldout_rejected_log_probability_before": "Held-out other answers: log-probability before (nats)",
     "heldout_rejected_log_probability": "Held-out other answers: log-probability after (nats)",
-    "first_reward": "Reward model's score, first update",
-    "reward": "Reward model's score, last update",
+    "first_reward": "Score of an answer, first update",
+    "reward": "Score of an answer, last update",
     "kl_nats_per_token": "KL from the reference, last update (nats a token)",
+    "no_opinion_share": "Share of answers on which the reward function has no opinion, all updates",
     "truncated_share": "Share of answers that were cut off, last update",
-    "heldout_reward_before": "Reward model's score on held-out prompts before",
-    "heldout_reward": "Reward model's score on held-out prompts after",
+    "heldout_reward_before": "Score of an answer to held-out prompts before",
+    "heldout_reward": "Score of an answer to held-out prompts after",
     "heldout_reward_margin": "Held-out preferred answer above the other (implied reward)",
 }
 """Final figures whose names do not explain themselves."""

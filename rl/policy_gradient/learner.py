@@ -55,7 +55,9 @@ class Opinions:
     values: Tensor
     """[A, S], the critic's."""
     scores: Tensor
-    """[A], the reward model's, before the shift."""
+    """[A], the reward model's, before the shift, or those of what stands in its place; 0 where that has no opinion."""
+    scored: Tensor
+    """Bool [A]: whether there is an opinion. Nothing is learned from the other answers."""
     disagreements: Tensor
     """[A], standard deviations of the scores of an ensemble's heads; 0 for a single one."""
     beneath: list[dict[str, Tensor]]
@@ -70,6 +72,16 @@ class Opinions:
     def slots(self) -> Tensor:
         """Bool [A, S]: where the critic predicts."""
         return slot_mask(self.lengths, self.values.shape[1])
+
+    @property
+    def learned_tokens(self) -> Tensor:
+        """Bool [A, S]: what the policy learns from."""
+        return self.tokens & self.scored[:, None]
+
+    @property
+    def learned_slots(self) -> Tensor:
+        """Bool [A, S]: what the critic learns from."""
+        return self.slots & self.scored[:, None]
 
 
 @torch.no_grad()
@@ -111,7 +123,7 @@ def hear(actors: Actors, rollout: Rollout, passes: Passes) -> Opinions:
     tokens = torch.tensor([len(response) for response in rollout.responses], device=device)
     return Opinions(
         tokens, log_probabilities, entropies, reference, sampler, values, combine(scores, actors.ensemble),
-        disagreement(scores), beneath,
+        torch.ones_like(tokens, dtype=torch.bool), disagreement(scores), beneath,
     )  # fmt: skip
 
 
@@ -122,7 +134,7 @@ class Experience:
     opinions: Opinions
     rewards: Tensor
     advantages: Tensor
-    """Whitened over the tokens."""
+    """Whitened over the tokens that are learned from."""
     returns: Tensor
     weights: Tensor
     """Truncated importance weights of the sampler's mismatch."""
@@ -136,8 +148,8 @@ class Experience:
             "kl_k1_nats": (k1(log_p, reference) * tokens).sum().item() / count,
             "kl_k3_nats": (k3(log_p, reference) * tokens).sum().item() / count,
             "entropy_nats": opinions.entropies[tokens].mean().item(),
-            "reward_after_kl": self.rewards.sum().item() / count,
-            "explained_variance": explained_variance(opinions.values, self.returns, opinions.slots),
+            "reward_after_kl": self.rewards[opinions.scored].sum().item() / int(opinions.scored.sum()),
+            "explained_variance": explained_variance(opinions.values, self.returns, opinions.learned_slots),
         }
 
 
@@ -148,14 +160,16 @@ def experience(
     lengths = opinions.lengths
     kl = k1(opinions.log_probabilities, opinions.reference)
     rewards = token_rewards(scores, kl, lengths, kl_coefficient)
-    learned = whiten(rewards, opinions.slots, shift_mean=False) if estimation.whiten_rewards else rewards
+    learned = (
+        whiten(rewards, opinions.learned_slots, shift_mean=False) if estimation.whiten_rewards else rewards
+    )
     estimate = generalised_advantages(
         learned, opinions.values, lengths, estimation.discount, estimation.trace
     )
     return Experience(
         opinions,
         rewards,
-        whiten(estimate.advantages, opinions.tokens, shift_mean=True),
+        whiten(estimate.advantages, opinions.learned_tokens, shift_mean=True),
         estimate.returns,
         truncated_importance_weights(
             opinions.log_probabilities, opinions.sampler, estimation.importance_weight_cap
@@ -175,7 +189,8 @@ def learn(
 ) -> dict[str, float]:
     """Take `epochs * minibatches` optimiser steps; returns figures, means over the steps but for the maxima.
 
-    Losses are means over the tokens (policy) and slots (critic) of a minibatch. The gradients of policy and critic are
+    Losses are means over the tokens (policy) and slots (critic) of a minibatch's answers that have a score; a minibatch
+    without any is no step. The gradients of policy and critic are
     cut to `max_gradient_norm` each, for they share no weights. `seed` is of the order in which answers come.
 
     Raises:
@@ -188,6 +203,8 @@ def learn(
         random.Random(f"{seed}/{epoch}").shuffle(order)
         for part in range(steps.minibatches):
             chosen = sorted(order[part :: steps.minibatches])
+            if not experience.opinions.scored[chosen].any():
+                continue
             figures = _backward_policy(actors, rollout, experience, chosen, objective, passes)
             _step(optimiser, actors.policy_parameters, "policy", norm, figures, epoch)
             figures |= _backward_critic(actors, rollout, experience, chosen, objective, passes)
@@ -207,7 +224,7 @@ def _backward_policy(
 ) -> dict[str, float]:  # fmt: skip
     """The policy's gradients for a minibatch, one micro-batch after the other; returns its loss and ratios."""
     opinions = experience.opinions
-    tokens, slots = opinions.tokens, opinions.values.shape[1]
+    tokens, slots = opinions.learned_tokens, opinions.values.shape[1]
     count = tokens[chosen].sum()
     loss, ratio, clipped, largest, deviation = torch.zeros(5, device=actors.device)
     for index, rows in _minibatch(rollout, experience, chosen, passes.tokens_per_pass, actors.device):
@@ -243,7 +260,7 @@ def _backward_critic(
 ) -> dict[str, float]:  # fmt: skip
     """The critic's gradients for a minibatch, one micro-batch after the other; returns its loss."""
     opinions = experience.opinions
-    mask, slots = opinions.slots, opinions.values.shape[1]
+    mask, slots = opinions.learned_slots, opinions.values.shape[1]
     count = mask[chosen].sum()
     loss, clipped = torch.zeros(2, device=actors.device)
     for index, rows in _minibatch(rollout, experience, chosen, passes.tokens_per_pass, actors.device):

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from accord import parallel
-from accord.chat import answer, decode_response
+from accord.chat import decode_response
 from accord.errors import AccordError
 from accord.progress import EveryFewSeconds
 from accord.records import write_jsonl
@@ -24,6 +24,7 @@ from accord.sampling.verify import BFLOAT16_BOUND
 from reward.scorers import Scorer
 from rl.data import Data, EncodedPrompt
 from rl.maths.advantages import shape_scores
+from rl.own_reward import own_rewards
 from rl.policy_gradient.checkpoints import Trained, save_checkpoint
 from rl.policy_gradient.evaluation import preference_loss
 from rl.policy_gradient.kl import next_kl_coefficient
@@ -151,8 +152,10 @@ class Loop:
             sampler.sync()
         clock.append(time.perf_counter())
 
-        scores = (opinions.scores - progress.score_shift).tolist()
+        scored = opinions.scored
+        scores = (opinions.scores - progress.score_shift)[scored].tolist()
         lengths = [float(length) for length in opinions.lengths.tolist()]
+        lengths_of_scored = [float(length) for length in opinions.lengths[scored].tolist()]
         figures = learned_from.figures() | answer_figures(rollout)
         if number == 1:
             progress.first_response_tokens = figures["response_tokens"]
@@ -161,9 +164,9 @@ class Loop:
             "learning_rate": learning_rate,
             "score": statistics.fmean(scores),
             "reward_model_score": reward_model_score - progress.score_shift,
-            "shaped_score": shaped.scores.mean().item(),
+            "shaped_score": shaped.scores[scored].mean().item(),
             "length_penalty": shaped.length_penalties.mean().item(),
-            "score_length_correlation": correlation(scores, lengths),
+            "score_length_correlation": correlation(scores, lengths_of_scored),
             "reward_disagreement": opinions.disagreements.mean().item(),
             "kl_coefficient": progress.kl_coefficient,
             **figures,
@@ -175,6 +178,8 @@ class Loop:
             "tokens_per_second": sum(lengths) / (clock[-1] - clock[0]),
         }
         names = ("rollout_runtime", "scoring_runtime", "learning_runtime", "sync_runtime")
+        if self.environment.scorer is not None:
+            row["no_opinion_share"] = 1 - len(scores) / len(lengths)
         row |= {name: after - before for name, before, after in zip(names, clock, clock[1:], strict=False)}
         target, horizon = settings.kl_control.target_nats, settings.kl_control.horizon_answers
         if target is not None:
@@ -195,8 +200,9 @@ class Loop:
         opinions = hear(self.actors, rollout, passes)
         reward_model_score = opinions.scores.mean().item() - progress.score_shift
         opinions = self._rewarded(prompts, rollout, opinions)
-        score = (opinions.scores - progress.score_shift).mean().item()
-        error = opinions.scores.std(correction=min(1, len(prompts) - 1)).item() / math.sqrt(len(prompts))
+        scores = (opinions.scores - progress.score_shift)[opinions.scored]
+        score = scores.mean().item()
+        error = scores.std(correction=min(1, len(scores) - 1)).item() / math.sqrt(len(scores))
         kl = (opinions.log_probabilities - opinions.reference)[opinions.tokens].sum().item() / len(prompts)
         progress.evaluations.append(Evaluation(progress.update, score, loss))
         figures = {
@@ -208,31 +214,34 @@ class Loop:
             "kl_k1_nats": kl,
             **answer_figures(rollout),
         }
+        if self.environment.scorer is not None:
+            figures["no_opinion_share"] = 1 - len(scores) / len(prompts)
         return {"step": progress.update, **{f"eval_{name}": value for name, value in figures.items()}}
 
     def _rewarded(self, prompts: Sequence[EncodedPrompt], rollout: Rollout, opinions: Opinions) -> Opinions:
-        """The opinions with the reward function's or the judge's values as scores, where there is one."""
-        scorer = self.environment.scorer
+        """The opinions with the reward function's or the judge's values as scores, where there is one.
+
+        Raises:
+            AccordError: it has no opinion on any of the answers.
+        """
+        scorer, tokenizer, scores = self.environment.scorer, self.environment.tokenizer, opinions.scores
         if scorer is None:
             return opinions
-        conversations = [prompt.messages for prompt in prompts]
-        responses = [decode_response(self.environment.tokenizer, response) for response in rollout.responses]
-        scores = opinions.scores.tolist()
-
-        def find() -> list[float]:
-            if scorer.function:
-                return scorer.function(
-                    conversations, responses, completion_ids=rollout.responses, reward_model_scores=scores
-                )
-            return scorer.score(
-                [
-                    [*prompt, *answer(response)]
-                    for prompt, response in zip(conversations, responses, strict=True)
-                ]
+        rewards = parallel.from_first(
+            lambda: own_rewards(
+                scorer, tokenizer, prompts, rollout.responses, reward_model_scores=scores.tolist()
             )
-
-        rewards = parallel.from_first(find)
-        return replace(opinions, scores=torch.tensor(rewards, device=opinions.scores.device))
+        )
+        if all(reward is None for reward in rewards):
+            raise AccordError(
+                f"ppo: the reward function {scorer.reference} has no opinion on any of {len(rewards)} answers, so "
+                "there is nothing to learn; give it prompts whose answers it can judge"
+            )
+        return replace(
+            opinions,
+            scores=torch.tensor([reward or 0.0 for reward in rewards], device=scores.device),
+            scored=torch.tensor([reward is not None for reward in rewards], device=scores.device),
+        )
 
     def _sample(self, prompts: Sequence[EncodedPrompt], seeds: Sequence[int]) -> Rollout:
         sampling, eos = self.settings.sampling, self.environment.tokenizer.eos_token_id

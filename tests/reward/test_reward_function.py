@@ -1,5 +1,6 @@
 """A Python function as a reward: in PPO it decides the scores, sees the texts, and is part of what identifies a run."""
 
+import importlib.util
 import json
 import math
 from pathlib import Path
@@ -88,10 +89,10 @@ def test_scores_are_the_function_s_and_the_reward_model_s_are_logged(
 
 def test_bad_functions_are_named(rewards: Path) -> None:
     for reference, problem in {
-        f"{rewards}": "is no function; write file.py:function",
-        f"{rewards}:absent": "has no function 'absent'",
+        f"{rewards}": "write file.py:name or module:name",
+        f"{rewards}:absent": "has no 'absent'",
         "no_such_file.py:f": "cannot be loaded",
-        "no_such_module:f": "cannot be loaded .*No module named",
+        "no_such_module:f": "there is no module no_such_module with",
     }.items():
         with pytest.raises(UsageError, match=problem):
             load_reward_function(reference)
@@ -105,7 +106,55 @@ def test_bad_functions_are_named(rewards: Path) -> None:
             load_reward_function(f"{rewards}:{name}")(prompts, ["Because."] * 2, completion_ids=[[1]] * 2)
 
 
+def test_columns_and_no_opinion(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "def right(completions, solution, log_metric, margin=0, *, tests, **kwargs):\n"
+        "    return [float(c[0]['content'] == s) if t else None for c, s, t in zip(completions, solution, tests)]\n"
+        "def taken(prompts, completions, **kwargs):\n"
+        "    return [float(len(kwargs)), float(prompts[0][0]['content'] == 'Why?')]\n"
+        "class Callable:\n"
+        "    def __call__(self, completions, solution, **_): return [1.0 for _ in completions]\n"
+        "instance = Callable()\n"
+    )
+    prompts = [[Message(role="user", content="Why?")]] * 2
+    right = load_reward_function(f"{tmp_path}/mine.py:right")
+    assert right.needs == {"solution", "tests"}
+    columns = {"solution": ["a", "b"], "tests": [[1], []], "topic": [None, "x"]}
+    assert right(prompts, ["a", "b"], columns, log_metric=print) == [1.0, None]
+    with pytest.raises(AccordError, match="missing 1 required positional argument: 'solution'"):
+        right(prompts, ["a", "b"], {"tests": [[1], [1]]}, log_metric=print)
+    # A column cannot take the place of what the caller says.
+    taken = load_reward_function(f"{tmp_path}/mine.py:taken")
+    assert taken(prompts, ["a", "b"], {"prompts": ["x", "y"], "topic": [1, 2]}) == [1.0, 1.0]
+    assert taken.needs == frozenset()
+    instance = load_reward_function(f"{tmp_path}/mine.py:instance")
+    assert instance.needs == {"solution"} and instance(prompts, ["a", "b"], columns) == [1.0, 1.0]
+
+
+def test_a_package_that_a_function_uses_is_asked_for_in_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "lacks.py").write_text("def f(completions, **_):\n    import no_such_package\n")
+    prompts = [[Message(role="user", content="Why?")]]
+    with pytest.raises(UsageError, match=r"uses a package that is not installed \(No module named"):
+        load_reward_function(f"{tmp_path}/lacks.py:f")(prompts, ["Because."])
+    load_reward_function("trl.rewards:accuracy_reward")  # TRL looks once, when it is imported
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "math_verify" else found(name, *rest)
+    )
+    with pytest.raises(UsageError, match=r"needs the package math-verify; install it with pip install"):
+        load_reward_function("trl.rewards:accuracy_reward")
+    load_reward_function("trl.rewards:think_format_reward")
+
+
 def test_a_function_of_trl_works() -> None:
+    accuracy = load_reward_function("trl.rewards:accuracy_reward")
+    assert accuracy.needs == {"solution"}
+    ask = [[Message(role="user", content="1 + 1?")]] * 3
+    answers = [r"It is \boxed{2}.", r"It is \boxed{3}.", "Who knows?"]
+    assert accuracy(ask, answers, {"solution": ["$2$", "$2$", "no idea"]}) == [1.0, 0.0, None]
+
     reward = load_reward_function("trl.rewards:think_format_reward")
     prompts = [[Message(role="user", content="Why?")]] * 2
     assert reward(prompts, ["<think>x</think>y", "y"]) == [1.0, 0.0]

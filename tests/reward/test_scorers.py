@@ -12,7 +12,7 @@ from ppo_helpers import make_prompts, make_reward_model, run_ppo
 from accord.chat import answer
 from accord.errors import AccordError, DataError, UsageError
 from accord.models import Model, load_tokenizer
-from accord.records import Message, read_jsonl
+from accord.records import Message, read_jsonl, write_jsonl
 from accord.runs import Runs
 from accord.sampling import Completion
 from eval.config import EvalConfig
@@ -22,6 +22,7 @@ from eval.rows import Sample
 from eval.verdict.gate import read_verdict
 from reward.judge import judge_of
 from reward.score import score
+from reward.score_file import read_rows, score_rows
 from reward.scorers import scorer_of, scorer_of_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -126,6 +127,50 @@ def test_a_function_scores_and_its_name_and_file_identify_it(rewards: Path, runs
     assert scorer_of("trl.rewards:think_format_reward", runs).score([talk]) == [0.0]
 
 
+def test_a_function_gets_columns_and_may_have_no_opinion(tmp_path: Path, runs: Runs) -> None:
+    (tmp_path / "verify.py").write_text(
+        "def right(completions, solution, **_):\n"
+        "    return [float(c[0]['content'] == s) if s else None for c, s in zip(completions, solution)]\n"
+        "def silent(completions, **_):\n    return [None for c in completions]\n"
+    )
+    scorer = scorer_of(f"{tmp_path}/verify.py:right", runs)
+    talk = [[Message(role="user", content="1 + 1?"), *answer(text)] for text in ("2", "3", "2")]
+    assert scorer.opinions(talk, {"solution": ["2", "2", None]}) == [1.0, 0.0, None]
+    with pytest.raises(AccordError, match="missing 1 required positional argument: 'solution'"):
+        scorer.score(talk)
+    with pytest.raises(
+        AccordError, match="silent has no opinion on conversation 1 of 3, and a score is needed of each"
+    ):
+        scorer_of(f"{tmp_path}/verify.py:silent", runs).score(talk)
+
+    rows = [
+        {"messages": [m.model_dump() for m in each]} | ({"solution": s} if s else {})
+        for each, s in zip(talk, ["2", "2", None], strict=True)
+    ]
+    file = tmp_path / "rows.jsonl"
+    write_jsonl(file, rows)
+    scored, figures = score_rows(scorer, read_rows(file))
+    assert [row["score"] for row in scored] == [1.0, 0.0, None]
+    assert (figures["mean_score"], figures["no_opinion"], figures["rows"]) == (0.5, 1, 3)
+    with pytest.raises(AccordError, match="silent has no opinion on any of these rows"):
+        score_rows(scorer_of(f"{tmp_path}/verify.py:silent", runs), read_rows(file))
+
+    pairs = [
+        {
+            "prompt": rows[0]["messages"][:1],
+            "chosen": rows[0]["messages"][1:],
+            "rejected": rows[1]["messages"][1:],
+        }
+        | ({"solution": s} if s else {})
+        for s in ("2", "3", None, "2")
+    ]
+    write_jsonl(file, pairs)
+    scored, figures = score_rows(scorer, read_rows(file))
+    assert [row["chosen_score"] for row in scored] == [1.0, 0.0, None, 1.0]
+    assert (figures["ordered_as_preferred"], figures["accuracy"], figures["no_opinion"]) == (2, 2 / 3, 2)
+    assert figures["mean_margin"] == pytest.approx(1 / 3)
+
+
 def test_a_judge_scores(tiny_model: Model, runs: Runs) -> None:
     reference = f"judge:{tiny_model.reference}"
     scorer, judge = scorer_of(reference, runs), judge_of(reference, runs)
@@ -139,7 +184,7 @@ def test_references_that_name_nothing(runs: Runs, rewards: Path, tiny_model: Mod
         "run:reward-0": "no run in",
         "bundled:nothing": "is not bundled",
         str(rewards): "names no function; write .*rewards_of_scorers.py:function",
-        f"{rewards}:absent": "has no function 'absent'",
+        f"{rewards}:absent": "has no 'absent'",
         "no_such_module:f": "cannot be loaded",
         "judge:": "is no judge",
         "vllm:http://127.0.0.1:8000": "names no reward model; write vllm:http://127.0.0.1:8000#run:<id>",
