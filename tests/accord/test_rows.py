@@ -203,7 +203,7 @@ def test_rows_are_given_once_and_where_they_are_needed_they_are_given(tiny_model
         with pytest.raises(UsageError, match="prompts: is needed"):
             open_data(config, runs)
     # the evaluation has prompts of its own, which rows replace; a file that somebody named they do not
-    gate: Any = {"utility": {"margin": 0.1}}
+    gate: Any = {"eos_rate": {"margin": 0.1}}
     kept = open_data(EvalConfig(gate=gate), runs, prompts=[PROMPT]).prompts
     assert dicts(Path(kept)) == [PROMPT]
     with pytest.raises(UsageError, match="prompts: the configuration names a file"):

@@ -27,7 +27,7 @@ def round_config(tiny_model: Model, preferences: Path, **rl: Any) -> RoundConfig
         {
             "model": str(tiny_model.folder), "preferences": str(preferences),
             "sampling": {"engine": "transformers"},
-            "eval": {"prompts": "x", "gate": {"utility": {"direction": "higher", "margin": 0.5}}},
+            "eval": {"prompts": "x", "gate": {"eos_rate": {"margin": 1.0}}},
             "reward": {"rows_per_update": 16, "max_sequence_tokens": 300, "minimum_pairs": 4},
             "rl": rl,
         }
