@@ -12,7 +12,6 @@ accord's.
 
 import argparse
 import itertools
-import json
 import random
 import statistics
 import subprocess
@@ -23,9 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ratio import mean_ratio
-
-sys.path.remove(str(Path(__file__).resolve().parent))  # there, `eval` is a file and not the package
+from helpers.result import mean_ratio, print_result
 
 from eval.checks.overlap import TrainingText, find_overlaps, words_of
 
@@ -128,15 +125,16 @@ def main() -> None:
         for name, values in ways.items()
     } | {f"{side}_seconds": round(statistics.fmean(values), 2) for side, values in seconds.items()}
     finds_all = all(figures[f"accord_{way}"] == 1 for way in ("verbatim", "edited", "swapped"))
-    print(
-        json.dumps(
-            {
-                "claim": "training rows are searched for evaluation items in less processor time, and none is missed",
-                "peer": "datasketch's MinHashLSHEnsemble", **ratio, "goal": GOAL,
-                "ok": ratio["low"] >= GOAL and finds_all, "rows": ROWS, "items": ITEMS, **figures,
-            }
-        )
-    )  # fmt: skip
+    print_result(
+        "training rows are searched for evaluation items in less processor time, and none is missed",
+        "datasketch's MinHashLSHEnsemble",
+        **ratio,
+        goal=GOAL,
+        ok=ratio["low"] >= GOAL and finds_all,
+        rows=ROWS,
+        items=ITEMS,
+        **figures,
+    )
 
 
 if __name__ == "__main__":

@@ -11,22 +11,22 @@ with the metric that names its fault among those that failed.
 And a model must not fail against itself. Evaluated with shared seeds, its answers are the same, so the harder question
 is asked: 20 sets of its answers, each with seeds of its own, are compared in pairs, as if one were the candidate's.
 
-The last line printed is one JSON object.
+The last line printed is one JSON object; `ratio` is the share of the planted faults that were caught, with its 95%
+interval by Wilson.
 """
 
 import argparse
 import itertools
 import json
 import random
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-sys.path.remove(str(Path(__file__).resolve().parent))  # there, `eval` is a benchmark and not the package
-
 import torch
+from helpers.result import print_result
+from statsmodels.stats.proportion import proportion_confint
 
 from accord import bundled
 from accord.chat import start_of_text
@@ -299,12 +299,20 @@ def main() -> None:
             itself = against_itself(base, runs, sampler, arguments.seeds)
     counts = {outcome: itself.count(outcome) for outcome in dict.fromkeys(itself)}
     caught = sum(each["caught"] for each in found.values())
-    result = {
-        "claim": "planted regressions fail on the metric that names them, and a model never fails against itself",
-        "peer": "the same model without the fault", "caught": caught, "planted": len(found), "against_itself": counts,
-        "ok": caught == len(found) and "FAIL" not in counts, "faults": found,
-    }  # fmt: skip
-    print(json.dumps(result))
+    low, high = proportion_confint(caught, len(found), method="wilson") if found else (1.0, 1.0)
+    print_result(
+        "planted regressions fail on the metric that names them, and a model never fails against itself",
+        "the same model without the fault",
+        ratio=round(caught / len(found), 3) if found else 1.0,
+        low=round(low, 3),
+        high=round(high, 3),
+        goal=1.0,
+        ok=caught == len(found) and "FAIL" not in counts,
+        caught=caught,
+        planted=len(found),
+        against_itself=counts,
+        faults=found,
+    )
 
 
 if __name__ == "__main__":

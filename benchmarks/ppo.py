@@ -17,17 +17,15 @@ goes through in a second, as products a second beside the rate of one large prod
 
 import argparse
 import json
-import os
 import resource
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from ratio import mean_ratio
+from helpers.ppo_runs import in_a_process, prepare, trl_environment
+from helpers.result import mean_ratio, print_result
 
 from accord import bundled
 from accord.preload import libraries
@@ -95,92 +93,27 @@ def main() -> None:
     found = mean_ratio([peer["seconds"] / ours["seconds"] for ours, peer in pairs])
     memory = statistics.fmean(ours["peak_gib"] / peer["peak_gib"] for ours, peer in pairs)
     speed_goal, memory_goal = GOALS[arguments.layout]
-    result = {
-        "claim": "PPO episodes in a second",
-        "peer": f"TRL 1.12 PPOTrainer, {arguments.trl_dtype}" + ", preloaded" * arguments.preload_peer,
+
+    def mean(name: str, side: int = 0) -> float:
+        return statistics.fmean(pair[side][name] for pair in pairs)
+
+    names = ("rollout_share", "scoring_share", "learning_share", "sync_share", "answer_tokens",
+             "learning_tokens_per_second", "learning_gflops", "matrix_product_gflops")  # fmt: skip
+    print_result(
+        "PPO episodes in a second",
+        f"TRL 1.12 PPOTrainer, {arguments.trl_dtype}" + ", preloaded" * arguments.preload_peer,
         **found,
-        "goal": speed_goal,
-        "ok": found["ratio"] >= speed_goal and memory <= memory_goal,
-        "pairs": len(pairs),
-        "layout": arguments.layout,
-        "top_layers": arguments.top_layers,
-        "peak_memory_ratio": round(memory, 2),
-        "peak_memory_goal": memory_goal,
-        "episodes_per_second": round(ANSWERS / statistics.fmean(ours["seconds"] for ours, _ in pairs), 3),
-        "peer_episodes_per_second": round(
-            ANSWERS / statistics.fmean(peer["seconds"] for _, peer in pairs), 3
-        ),
-        **{
-            name: round(statistics.fmean(ours[name] for ours, _ in pairs), 3)
-            for name in (
-                "rollout_share",
-                "scoring_share",
-                "learning_share",
-                "sync_share",
-                "answer_tokens",
-                "learning_tokens_per_second",
-                "learning_gflops",
-                "matrix_product_gflops",
-            )
-        },
-    }
-    print(json.dumps(result))
-
-
-def trl_environment(folder: Path | None, temporary: Path) -> dict[str, str]:
-    """An environment in which TRL 1.12 stands before the installed one; it is installed where no folder has it."""
-    if folder is None:
-        folder = temporary / "trl"
-        install = ["-m", "pip", "install", "-q", "--no-deps", "--target", str(folder), "trl==1.12.0"]
-        subprocess.run([sys.executable, *install], check=True)
-    return {"PYTHONPATH": str(folder), "TRL_EXPERIMENTAL_SILENCE": "1"}
-
-
-def in_a_process(
-    script: str, worker: str, folder: Path, options: list[Any], environment: dict[str, str] | None = None
-) -> Any:
-    """Run one of the two in a process of its own; accord's with the libraries that its command preloads."""
-    if environment is None:
-        environment = {"LD_PRELOAD": ":".join(libraries())}
-    command = [sys.executable, script, "--worker", worker, "--folder", str(folder), *map(str, options)]
-    done = subprocess.run(
-        command, env=dict(os.environ) | environment, stdout=subprocess.PIPE, text=True, check=True
+        goal=speed_goal,
+        ok=found["ratio"] >= speed_goal and memory <= memory_goal,
+        pairs=len(pairs),
+        layout=arguments.layout,
+        top_layers=arguments.top_layers,
+        peak_memory_ratio=round(memory, 2),
+        peak_memory_goal=memory_goal,
+        episodes_per_second=round(ANSWERS / mean("seconds"), 3),
+        peer_episodes_per_second=round(ANSWERS / mean("seconds", 1), 3),
+        **{name: round(mean(name), 3) for name in names},
     )
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def prepare(folder: Path, layout: str, top_layers: int | None = None) -> None:
-    """A reward model (untrained head), and for a shared base the run with its adapter; and a pair to hold out."""
-    from accord.models import load_reward_model, load_tokenizer, resolve
-    from accord.records import Message, Preference, write_jsonl
-    from accord.runs import DataFile, Runs
-    from reward.config import RewardConfig
-    from reward.train import train_reward_model
-    from reward.trainer import initialise_heads
-
-    runs = Runs(folder / "runs")
-    base = resolve(bundled.MODEL, runs)
-    pairs = [
-        Preference(
-            prompt=[Message(role="user", content=f"Say {word}.")],
-            chosen=[Message(role="assistant", content=word)],
-            rejected=[Message(role="assistant", content="No.")],
-        )
-        for word in ("yes", "one", "two", "three", "four", "five")
-    ]
-    write_jsonl(folder / "pairs.jsonl", pairs)
-    if layout == "shared-base":
-        config = RewardConfig(
-            lora={"rank": 16, "alpha": 32, "top_layers": top_layers}, minimum_pairs=1, learning_rate=1e-5
-        )
-        run = train_reward_model(config, runs, base, DataFile(folder / "pairs.jsonl"))
-        (folder / "reward-model").symlink_to(run.path / "model")
-        (folder / "reward-run").write_text(run.id)
-        return
-    model: Any = load_reward_model(base)
-    initialise_heads(model.score, seed=0)
-    model.save_pretrained(folder / "reward-model")
-    load_tokenizer(base).save_pretrained(folder / "reward-model")
 
 
 def run_accord(folder: Path, arguments: argparse.Namespace) -> dict[str, float]:

@@ -3,11 +3,12 @@
     python benchmarks/ppo_learning.py                      # half an hour on two quiet cores
     python benchmarks/ppo_learning.py --seeds 1 --no-peer
 
-The bundled model learns to address the reader (benchmarks/ppo_rewards.py). accord trains adapters in the last ten
-layers over a shared base. Each seed is judged on 162 held-out prompts, answered before and after: the rise over the
+The bundled model learns to address the reader (helpers/ppo_rewards.py). accord trains adapters in the last ten layers
+over a shared base. Each seed is judged on 162 held-out prompts, answered before and after: the rise over the
 standard error of the difference. The peer, TRL 1.12's PPO, trains all weights on the same prompts and reward, its first
 updates only; there is no goal against it, but a plot of reward against wall time, benchmarks/ppo_learning.svg. The last
-line printed is one JSON object.
+line printed is one JSON object; `ratio` is the median of the seeds' standard errors, `low` and `high` the least and the
+most of them, and the goal is for the least.
 
 Measured on two cores that others used too, 5 seeds: 3.6, 6.7, 7.1, 9.0 and 10.5 standard errors, at 0.8 to 3.2 nats.
 Ten updates with 64 held-out prompts had 3.0 for one seed of two: it is the number of these prompts that decides.
@@ -22,7 +23,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ppo import in_a_process, prepare, trl_environment
+from helpers.ppo_rewards import MOST, WORDS
+from helpers.ppo_runs import in_a_process, prepare, trl_environment
+from helpers.result import print_result
 
 from accord import bundled
 
@@ -76,24 +79,25 @@ def main() -> None:
             peer = in_a_process(__file__, "trl", folder, options, trl_environment(arguments.trl, folder))
     plot(arguments.plot, runs, peer)
     seeds = [judged(run) for run in runs]
-    result = {
-        "claim": f"standard errors by which the reward rises in {arguments.updates} updates, the least of the seeds",
-        "smallest": min(seed["standard_errors"] for seed in seeds),
-        "goal": STANDARD_ERRORS,
-        "largest_kl_nats": max(seed["kl_nats"] for seed in seeds),
-        "kl_budget_nats": KL_BUDGET_NATS,
-        "ok": all(
-            seed["standard_errors"] >= STANDARD_ERRORS and seed["kl_nats"] < KL_BUDGET_NATS for seed in seeds
-        ),
-        "seeds": seeds,
-        "seconds_an_update": round(
-            statistics.fmean(run["seconds"][-1] / len(run["scores"]) for run in runs), 1
-        ),
-    }
+    errors = [seed["standard_errors"] for seed in seeds]
+    figures: dict[str, Any] = {}
     if peer:
-        result["peer_seconds_an_update"] = round(peer["seconds"][-1] / len(peer["scores"]), 1)
-        result["peer_scores"] = [round(score, 3) for score in peer["scores"]]
-    print(json.dumps(result))
+        figures["peer_seconds_an_update"] = round(peer["seconds"][-1] / len(peer["scores"]), 1)
+        figures["peer_scores"] = [round(score, 3) for score in peer["scores"]]
+    print_result(
+        f"standard errors by which the reward rises in {arguments.updates} updates",
+        "the model before them" + "; TRL 1.12 PPOTrainer in the plot" * (peer is not None),
+        ratio=statistics.median(errors),
+        low=min(errors),
+        high=max(errors),
+        goal=STANDARD_ERRORS,
+        ok=min(errors) >= STANDARD_ERRORS and all(seed["kl_nats"] < KL_BUDGET_NATS for seed in seeds),
+        largest_kl_nats=max(seed["kl_nats"] for seed in seeds),
+        kl_budget_nats=KL_BUDGET_NATS,
+        seeds=seeds,
+        seconds_an_update=round(statistics.fmean(run["seconds"][-1] / len(run["scores"]) for run in runs), 1),
+        **figures,
+    )
 
 
 def judged(run: dict[str, Any]) -> dict[str, float]:
@@ -132,7 +136,7 @@ def run_accord(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         heldout_fraction=0.9, missing_eos="subtract", missing_eos_penalty=0.0, learning_rate=arguments.learning_rate,
         lora={"rank": 16, "alpha": 32, "top_layers": 10}, shared_base=True, evaluate_every_updates=arguments.updates,
         stop_at_kl_nats=KL_BUDGET_NATS, checkpoint_every_updates=1000, seed=arguments.seed,
-        reward_function=f"{Path(__file__).with_name('ppo_rewards.py')}:second_person",
+        reward_function=f"{Path(__file__).parent / 'helpers/ppo_rewards.py'}:second_person",
     )  # fmt: skip
     runs = Runs(folder / "runs")
     with SharedSampler(SamplingConfig(max_sequence_tokens=256), folder / "vllm.log") as sampler:
@@ -157,7 +161,6 @@ def run_trl(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """TRL's trainer with the same reward, as a module that counts token ids."""
     import torch
     from datasets import Dataset
-    from ppo_rewards import MOST, WORDS
     from torch import nn
     from transformers import (
         AutoModelForCausalLM,

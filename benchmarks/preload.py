@@ -1,16 +1,18 @@
 """Does a training step gain from preloading tcmalloc and Intel OpenMP (accord.preload)? Against the same step without.
 
-    .venv/bin/python benchmarks/preload.py [PAIRS]
+    python benchmarks/preload.py [PAIRS]
 
 Both run in processes of their own, in turn, on the same work: forward and backward of the bundled model with LoRA in
 bfloat16, 8 x 96 tokens. The last line is one JSON object; `ratio` is seconds without over seconds with.
 """
 
-import json
+import argparse
 import os
 import statistics
 import subprocess
 import sys
+
+from helpers.result import print_result
 
 from accord.preload import ALREADY, libraries
 
@@ -48,7 +50,11 @@ def seconds(preload: bool) -> float:
 
 
 def main() -> None:
-    pairs = int(sys.argv[1]) if len(sys.argv) > 1 else 3
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("pairs", nargs="?", type=int, default=3)
+    pairs = parser.parse_args().pairs
     if not libraries():
         sys.exit("neither tcmalloc nor Intel OpenMP is here; `make setup` installs what it can")
     measured = []
@@ -58,14 +64,18 @@ def main() -> None:
         print(f"pair {pair + 1}: {without:.2f} s without, {with_libraries:.2f} s with")
     ratios = sorted(without / with_libraries for without, with_libraries in measured)
     ratio = statistics.median(ratios)
-    figures = {
-        "claim": "a training step is faster with tcmalloc and Intel OpenMP preloaded",
-        "peer": "the same step with glibc's malloc and GNU OpenMP",
-        "ratio": round(ratio, 2), "low": round(ratios[0], 2), "high": round(ratios[-1], 2), "goal": GOAL,
-        "ok": ratio >= GOAL, "seconds_without": round(statistics.median(m[0] for m in measured), 2),
-        "seconds_with": round(statistics.median(m[1] for m in measured), 2), "pairs": pairs,
-    }  # fmt: skip
-    print(json.dumps(figures))
+    print_result(
+        "a training step is faster with tcmalloc and Intel OpenMP preloaded",
+        "the same step with glibc's malloc and GNU OpenMP",
+        ratio=round(ratio, 2),
+        low=round(ratios[0], 2),
+        high=round(ratios[-1], 2),
+        goal=GOAL,
+        ok=ratio >= GOAL,
+        seconds_without=round(statistics.median(m[0] for m in measured), 2),
+        seconds_with=round(statistics.median(m[1] for m in measured), 2),
+        pairs=pairs,
+    )
 
 
 if __name__ == "__main__":

@@ -7,26 +7,22 @@ from the rankings, from pairs weighted by the annotators' reliability, and from 
 fresh answers with their worths. Two: the judgements are partly about length; a model that leaves out what length
 explains is compared with one that does not, on pairs of unequal and of equal length.
 
-Prints a line for each finding; the last is one JSON object.
+Prints a line for each finding; the last is one JSON object, whose `ratio` is the correlation of scores and worths for
+weighted pairs over that for the majority's, with its 95% interval by prompt.
 """
 
 import argparse
 import itertools
-import json
 import math
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import planted
+from helpers import planted
+from helpers.result import print_result
 from scipy.stats import spearmanr
-
-sys.path.remove(
-    str(Path(__file__).resolve().parent)
-)  # there, `feedback` and `reward` are benchmarks, not packages
 
 from accord import bundled
 from accord.chat import answer
@@ -74,8 +70,11 @@ def judged_pairs(chance: np.random.Generator, comparisons: Sequence[Comparison])
     return rows
 
 
-def rank_correlation(scored: Sequence[Any], seed: int) -> tuple[float, float, float]:
-    """Spearman's correlation of score and worth over all answers, with its 95% interval by prompt."""
+def rank_correlation(scored: Sequence[Any], seed: int) -> tuple[float, np.ndarray]:
+    """Spearman's correlation of score and worth over all answers, and its bootstrap distribution over prompts.
+
+    The same seed draws the same prompts, so distributions of two models can be compared entry by entry.
+    """
     scores = [np.mean(each.scores, axis=1) for each in scored]
     worths = [np.array([planted.quality(response.text) for response in each.responses]) for each in scored]
     chance = np.random.default_rng(seed)
@@ -88,11 +87,19 @@ def rank_correlation(scored: Sequence[Any], seed: int) -> tuple[float, float, fl
         )
 
     drawn = [of(chance.integers(0, len(scores), len(scores))) for _ in range(RESAMPLES)]
+    return of(range(len(scores))), np.array(drawn)
+
+
+def ends(drawn: np.ndarray) -> dict[str, float]:
+    """The 95% interval of a bootstrap distribution."""
     low, high = np.quantile(drawn, [0.025, 0.975])
-    return of(range(len(scores))), float(low), float(high)
+    return {"low": round(float(low), 3), "high": round(float(high), 3)}
 
 
-def reliability(runs: Runs, base: Model, folder: Path, count: int, seed: int) -> dict[str, Any]:
+def reliability(
+    runs: Runs, base: Model, folder: Path, count: int, seed: int
+) -> tuple[dict[str, Any], dict[str, float]]:
+    """The figures of each model, and how many times the majority's correlation that of weighted pairs is."""
     chance = np.random.default_rng(seed)
     judged = planted.comparisons(chance, count, responses=4)
     write_jsonl(folder / "comparisons.jsonl", judged)
@@ -101,6 +108,7 @@ def reliability(runs: Runs, base: Model, folder: Path, count: int, seed: int) ->
     fresh = planted.comparisons(chance, count, responses=4)
     pairs = judged_pairs(chance, fresh)
     figures: dict[str, Any] = {}
+    distributions: dict[str, np.ndarray] = {}
     for name, file, loss in (
         ("rankings", "comparisons.jsonl", "plackett_luce"),
         ("weighted pairs", "comparisons.jsonl", "bradley_terry"),
@@ -109,15 +117,17 @@ def reliability(runs: Runs, base: Model, folder: Path, count: int, seed: int) ->
         model = train(runs, base, folder / file, loss=loss, heads=4, seed=seed)
         scored_pairs, scored = score_heldout(model, load_tokenizer(model), pairs, fresh)
         card = report_card(scored_pairs, scored, 0.5).metrics()
-        correlation, low, high = rank_correlation(scored, seed)
+        correlation, distributions[name] = rank_correlation(scored, seed)
         figures[name] = {
-            "spearman": round(correlation, 3), "low": round(low, 3), "high": round(high, 3),
+            "spearman": round(correlation, 3), **ends(distributions[name]),
             "accuracy": card["heldout_accuracy"], "ece": card["heldout_ece"],
             "ece_after_temperature": card["heldout_ece_after_temperature"], "temperature": card["temperature"],
             "disagreement_auroc": card.get("disagreement_auroc"),
         }  # fmt: skip
         print(name, figures[name], flush=True)
-    return figures
+    weighted, majority = "weighted pairs", "majority's pairs"
+    ratio = figures[weighted]["spearman"] / figures[majority]["spearman"]
+    return figures, {"ratio": round(ratio, 3), **ends(distributions[weighted] / distributions[majority])}
 
 
 def length(runs: Runs, base: Model, folder: Path, count: int, seed: int) -> dict[str, Any]:
@@ -189,19 +199,21 @@ def main() -> None:
         of_length = length(runs, base, folder, options.prompts, options.seed)
         if options.only_length:
             return
-        found = reliability(runs, base, folder, options.prompts, options.seed)
+        found, ratio = reliability(runs, base, folder, options.prompts, options.seed)
     weighted, majority = found["weighted pairs"], found["majority's pairs"]
-    result = {
-        "claim": "reward models recover the order of planted worths, and weights from agreement help",
-        "peer": "the same model on the pairs of a majority",
-        "ratio": round(weighted["spearman"] / majority["spearman"], 3),
-        "low": weighted["low"], "high": weighted["high"], "goal": 1.0,
-        "ok": weighted["spearman"] > majority["spearman"]
+    print_result(
+        "reward models recover the order of planted worths, and weights from agreement help",
+        "the same model on the pairs of a majority",
+        ratio=ratio["ratio"],
+        low=ratio["low"],
+        high=ratio["high"],
+        goal=1.0,
+        ok=weighted["spearman"] > majority["spearman"]
         and all(each["ece_after_temperature"] < 0.05 for each in found.values())
         and of_length["residual"]["lost"] < of_length["keep"]["lost"],
-        "reliability": found, "length": of_length,
-    }  # fmt: skip
-    print(json.dumps(result))
+        reliability=found,
+        length=of_length,
+    )
 
 
 if __name__ == "__main__":

@@ -18,8 +18,9 @@ machine slows all of them.
 Measured on two quiet cores, float32, 64 prompts of the demo, 6 rounds, with 95% intervals: accord 307 tokens/s, vLLM
 alone 315, generate 148; that is 0.97 (0.95 to 0.99) times vLLM alone, and 2.08 (2.04 to 2.12) times generate.
 
-The last line printed is one JSON object with a ratio for each claim. `processor_ratio` compares processor seconds in
-place of seconds: on a machine that others use too, it is the steadier one of the two.
+The last line printed is one JSON object: the claim against vLLM alone, and the other in `further_claims`.
+`processor_ratio` compares processor seconds in place of seconds: on a machine that others use too, it is the steadier
+one of the two.
 """
 
 import argparse
@@ -39,7 +40,7 @@ from typing import Any
 
 import psutil
 import torch
-from ratio import mean_ratio
+from helpers.result import mean_ratio, print_result
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from accord import bundled
@@ -158,18 +159,18 @@ def main() -> None:
                 "peer_tokens_per_second": mean_speed(rounds, name),
             }
         )  # fmt: skip
-    result = {
-        "claims": claims,
-        "ok": all(claim["ok"] for claim in claims),
-        "rounds": len(rounds),
-        "engine": type(sampler).__name__,
-        "preloaded": [Path(library).name for library in libraries()],
-        "dtype": arguments.dtype,
-        "tokens_per_second": mean_speed(rounds, "accord"),
-        "start_seconds": round(start_seconds, 1),
-        "sync_seconds": round(sync_seconds, 1),
-    }
-    print(json.dumps(result))
+    first, *others = claims
+    print_result(
+        **first | {"ok": all(claim["ok"] for claim in claims)},
+        rounds=len(rounds),
+        engine=type(sampler).__name__,
+        preloaded=[Path(library).name for library in libraries()],
+        dtype=arguments.dtype,
+        tokens_per_second=mean_speed(rounds, "accord"),
+        start_seconds=round(start_seconds, 1),
+        sync_seconds=round(sync_seconds, 1),
+        further_claims=others,
+    )
 
 
 def speed(sample: Callable[[int], int], seed: int, processes: list[psutil.Process]) -> Speed:

