@@ -155,10 +155,13 @@ class VLLMServerSampler:
         update: Callable[[float], None],
     ) -> list[Completion]:  # fmt: skip
         done = 0
+        # httpx goes through all requests that wait for a connection at every answer: minutes for a few thousand
+        free = asyncio.Semaphore(self.answers_at_once)
 
         async def sample_one(prompt: Sequence[int], seed: int) -> Completion:
             nonlocal done
-            completion = await self._sample_one(http, prompt, seed, max_response_tokens, temperature)
+            async with free:
+                completion = await self._sample_one(http, prompt, seed, max_response_tokens, temperature)
             done += 1
             update(done)
             return completion

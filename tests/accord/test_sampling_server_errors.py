@@ -1,5 +1,6 @@
 """Answers that a real server seldom gives; test_sampling_vllm_server.py has a real one."""
 
+import asyncio
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -93,6 +94,29 @@ def test_a_busy_server_is_asked_again_for_the_same_answers(server: FakeServer, s
     assert answers[1].log_probabilities == [-0.25, -0.5] and answers[1].finish == "eos"
     again = [body for path, body in server.asked if path == "/v1/completions" and body["prompt"] == [6]]
     assert len(again) == 3 and again[0] == again[1] == again[2] and again[0]["seed"] == 11
+
+
+def test_no_more_requests_are_under_way_than_answers_at_once(
+    server: FakeServer, start: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sampler, under_way, most = start(), 0, 0
+    sampler.answers_at_once = 16
+
+    async def answer(request: httpx.Request) -> httpx.Response:
+        nonlocal under_way, most
+        under_way += 1
+        most = max(most, under_way)
+        await asyncio.sleep(0)
+        under_way -= 1
+        return server(request)
+
+    transport = httpx.MockTransport(answer)
+    monkeypatch.setattr(
+        VLLMServerSampler, "_client", lambda self: httpx.AsyncClient(base_url=self.url, transport=transport)
+    )
+    answers = sampler.sample([[i] for i in range(300)], range(300), 2)
+    assert [answer.token_ids for answer in answers] == [[i, EOS] for i in range(300)]
+    assert most == 16
 
 
 def test_a_server_that_stays_busy_is_gone(server: FakeServer, start: Any) -> None:
