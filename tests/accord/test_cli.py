@@ -1,13 +1,13 @@
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import click
 import pytest
 from click.testing import CliRunner, Result
+from processor_time import processor_seconds_of_children
 
 from accord import __version__
 from accord.cli.main import main
@@ -27,10 +27,10 @@ def accord(*arguments: str | Path, runs: Path | None = None) -> Result:
 def test_help_is_there_in_half_a_second() -> None:
     seconds = []
     for _ in range(3):
-        start = time.monotonic()
+        start = processor_seconds_of_children()
         done = subprocess.run([ACCORD, "--help"], stdout=subprocess.DEVNULL, check=False)
         assert done.returncode == 0
-        seconds.append(time.monotonic() - start)
+        seconds.append(processor_seconds_of_children() - start)
     assert min(seconds) < 0.5
 
 
