@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Num
 from scipy.stats import norm
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
@@ -42,7 +43,10 @@ class Bootstrap:
         self.times = np.random.default_rng(seed).multinomial(self.clusters, even, RESAMPLES).astype(float)
 
     def estimate(
-        self, contributions: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], items: int
+        self,
+        contributions: Num[np.ndarray, "clusters figures"],
+        statistic: Callable[[np.ndarray], np.ndarray],
+        items: int,
     ) -> Estimate | None:
         """A statistic of summed contributions, with its interval.
 

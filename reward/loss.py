@@ -13,6 +13,7 @@ What they have in common is all that is computed here; `reward.choices` makes ch
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 
@@ -20,33 +21,29 @@ from torch import Tensor
 class Choices:
     """C choices among T alternatives each, of the k answers to one prompt."""
 
-    chosen: Tensor
-    """[C, k], the coefficients of what was chosen."""
-    chosen_offsets: Tensor
-    """[C]"""
-    alternatives: Tensor
-    """[C, T, k], the coefficients of every alternative, the chosen one among them."""
-    offsets: Tensor
-    """[C, T]; minus infinity where there is no such alternative."""
+    chosen: Float[Tensor, "C k"]
+    """The coefficients of what was chosen."""
+    chosen_offsets: Float[Tensor, " C"]
+    alternatives: Float[Tensor, "C T k"]
+    """The coefficients of every alternative, the chosen one among them."""
+    offsets: Float[Tensor, "C T"]
+    """Minus infinity where there is no such alternative."""
 
 
-def choice_losses(scores: Tensor, choices: Choices) -> Tensor:
+def choice_losses(scores: Float[Tensor, "k heads"], choices: Choices) -> Float[Tensor, "C heads"]:
     """Minus the log-probability of every choice, in nats.
 
     Args:
-        scores: [k, heads], of the answers to one prompt.
+        scores: of the answers to one prompt.
         choices: of these answers.
-
-    Returns:
-        [C, heads]
     """
     chosen, alternatives = _logits(scores, choices)
     return alternatives.logsumexp(dim=1) - chosen
 
 
 @torch.no_grad()
-def choice_margins(scores: Tensor, choices: Choices) -> Tensor:
-    """The log-odds [C, heads] of every choice against all other alternatives: of a pair, the difference of scores."""
+def choice_margins(scores: Float[Tensor, "k heads"], choices: Choices) -> Float[Tensor, "C heads"]:
+    """The log-odds of every choice against all other alternatives: of a pair, the difference of scores."""
     chosen, alternatives = _logits(scores, choices)
     same = (choices.alternatives == choices.chosen[:, None]).all(dim=2, keepdim=True)
     return chosen - alternatives.masked_fill(same, float("-inf")).logsumexp(dim=1)
@@ -58,16 +55,10 @@ def _logits(scores: Tensor, choices: Choices) -> tuple[Tensor, Tensor]:
     return chosen, choices.alternatives @ scores + choices.offsets[..., None]
 
 
-def centering_penalty(scores: Tensor) -> Tensor:
+def centering_penalty(scores: Float[Tensor, "k heads"]) -> Float[Tensor, " heads"]:
     """The square of twice the mean score of the answers to one prompt, which is (r_i + r_j)^2 for two of them.
 
     It keeps the level of the scores near zero, which no choice depends on (Eisenstein et al. 2023,
     https://arxiv.org/abs/2312.09244).
-
-    Args:
-        scores: [k, heads].
-
-    Returns:
-        [heads]
     """
     return (2 * scores.mean(dim=0)) ** 2

@@ -33,6 +33,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import shapes  # noqa: F401  (what is imported after it has its shapes checked)
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Float, Int
 from scipy import optimize, stats
 
 from eval.statistics import means
@@ -55,8 +56,8 @@ class Contrast:
 
 
 def contrast_of(
-    baseline: np.ndarray, candidate: np.ndarray, index: np.ndarray, sizes: np.ndarray, sign: float, seed: int,
-    is_share: bool,
+    baseline: Float[np.ndarray, " items"], candidate: Float[np.ndarray, " items"], index: Int[np.ndarray, " items"],
+    sizes: Float[np.ndarray, " clusters"], sign: float, seed: int, is_share: bool,
 ) -> Contrast:  # fmt: skip
     """The contrast by the method that fits the values.
 

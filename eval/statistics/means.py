@@ -16,6 +16,7 @@ the truth.
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Bool, Float
 from scipy import special
 
 FEWEST_TO_KNOW_SIZE = 10
@@ -42,7 +43,11 @@ class Fit(NamedTuple):
     """Clusters whose mean is not the commonest."""
 
 
-def fit(sums: np.ndarray, sizes: np.ndarray, moved: np.ndarray) -> Fit:
+def fit(
+    sums: Float[np.ndarray, "*evaluations clusters"],
+    sizes: Float[np.ndarray, "*evaluations clusters"],
+    moved: Bool[np.ndarray, "*evaluations clusters"],
+) -> Fit:
     """The mean, and how well it is known.
 
     Args:
@@ -64,7 +69,9 @@ def fit(sums: np.ndarray, sizes: np.ndarray, moved: np.ndarray) -> Fit:
     return Fit(mean[..., 0], np.sqrt(variance), skewness, freedom, moved.sum(-1))
 
 
-def limits(known: Fit, clusters: int, spread: float, tail: float) -> tuple[np.ndarray, np.ndarray]:
+def limits(
+    known: Fit, clusters: int, spread: float, tail: float
+) -> tuple[Float[np.ndarray, "*evaluations"], Float[np.ndarray, "*evaluations"]]:
     """The low and the high limit of the true mean.
 
     Args:
@@ -87,12 +94,14 @@ def limits(known: Fit, clusters: int, spread: float, tail: float) -> tuple[np.nd
         still & (known.moved < FEWEST_TO_KNOW_SIZE), spread * (1 - tail ** (1 / clusters)), -np.inf
     )
     return (
-        known.mean - np.maximum(above * known.error, unseen),
-        known.mean + np.maximum(-below * known.error, unseen),
+        np.asarray(known.mean - np.maximum(above * known.error, unseen)),
+        np.asarray(known.mean + np.maximum(-below * known.error, unseen)),
     )
 
 
-def skewed_quantile(skewness: np.ndarray | float, quantile: np.ndarray | float) -> np.ndarray:
+def skewed_quantile(
+    skewness: Float[np.ndarray, "*#evaluations"] | float, quantile: Float[np.ndarray, "*#evaluations"] | float
+) -> Float[np.ndarray, "*evaluations"]:
     """The quantile of (mean - truth) / error, from that of the same ratio without skewness.
 
     Hall's transformation g(t) = t + k t^2 + k^2 t^3 / 3 + k / 2 makes the ratio symmetric, up to terms of the order of
@@ -103,7 +112,12 @@ def skewed_quantile(skewness: np.ndarray | float, quantile: np.ndarray | float) 
     return np.asarray(np.clip(turned, quantile - MOST_SKEWNESS, quantile + MOST_SKEWNESS))
 
 
-def simulate(sums: np.ndarray, sizes: np.ndarray, moved: np.ndarray, seed: int) -> tuple[Fit, Fit]:
+def simulate(
+    sums: Float[np.ndarray, " clusters"],
+    sizes: Float[np.ndarray, " clusters"],
+    moved: Bool[np.ndarray, " clusters"],
+    seed: int,
+) -> tuple[Fit, Fit]:
     """Fits of evaluations like this one, whose true mean is zero: resampled from it, and each of those once more.
 
     The second shows how far resampling falls short: a sample understates its own skewness and the error of its

@@ -9,13 +9,17 @@ items has its maximum-likelihood value under the tested difference; it stays hon
 import math
 
 import numpy as np
+from jaxtyping import Float, Num
 from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar
 
 
 def tango_statistic(
-    gained: np.ndarray | float, lost: np.ndarray | float, items: float, difference: np.ndarray | float
-) -> np.ndarray:
+    gained: Num[np.ndarray, "*#outcomes"] | float,
+    lost: Num[np.ndarray, "*#outcomes"] | float,
+    items: float,
+    difference: Float[np.ndarray, "*#outcomes"] | float,
+) -> Float[np.ndarray, "*outcomes"]:
     """The score statistic of "the true difference is `difference`"; standard normal if it is.
 
     Args:
@@ -37,8 +41,11 @@ def tango_statistic(
 
 
 def tango_limits(
-    gained: np.ndarray | float, lost: np.ndarray | float, items: float, quantile: float
-) -> tuple[np.ndarray, np.ndarray]:
+    gained: Num[np.ndarray, "*outcomes"] | float,
+    lost: Num[np.ndarray, "*outcomes"] | float,
+    items: float,
+    quantile: float,
+) -> tuple[Float[np.ndarray, "*outcomes"], Float[np.ndarray, "*outcomes"]]:
     """The differences at which the score statistic is `quantile` and -`quantile`, by halving (0 if below it)."""
     b, c = np.asarray(gained, float), np.asarray(lost, float)
     observed, end = (b - c) / items, 1 - 1e-9

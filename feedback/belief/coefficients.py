@@ -10,10 +10,13 @@ scales". Kendall and Babington Smith 1939, "The problem of m rankings".
 from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import Float, Num
 from scipy.stats import rankdata
 
 
-def alpha(coincidences: np.ndarray, ordinal: bool) -> np.ndarray:
+def alpha(
+    coincidences: Num[np.ndarray, "*resamples values values"], ordinal: bool
+) -> Float[np.ndarray, "*resamples"]:
     """Krippendorff's alpha of matrices of coincidences [..., V, V]: 1 - D_observed / D_expected.
 
     The ordinal difference of values c < k is the square of sum n_g (g from c to k) - (n_c + n_k) / 2, the nominal one
@@ -31,13 +34,15 @@ def alpha(coincidences: np.ndarray, ordinal: bool) -> np.ndarray:
     return np.asarray(1 - observed / np.where(expected > 0, expected, np.nan))
 
 
-def coincidences(values: Sequence[int], count: int) -> np.ndarray:
+def coincidences(values: Sequence[int], count: int) -> Float[np.ndarray, "{count} {count}"]:
     """What one unit adds to the matrix: each ordered pair of its values with the weight 1 / (values - 1)."""
     n = np.bincount(values, minlength=count).astype(float)
     return np.zeros((count, count)) if n.sum() < 2 else (np.outer(n, n) - np.diag(n)) / (n.sum() - 1)
 
 
-def cohens_kappa(confusion: np.ndarray) -> np.ndarray:
+def cohens_kappa(
+    confusion: Num[np.ndarray, "*resamples values values"],
+) -> Float[np.ndarray, "*resamples"]:
     """Cohen's kappa of contingency tables [..., V, V]; NaN where chance alone gives full agreement."""
     share = confusion / confusion.sum(axis=(-2, -1), keepdims=True)
     observed = np.trace(share, axis1=-2, axis2=-1)
@@ -59,6 +64,6 @@ def kendalls_w(rankings: Sequence[Sequence[int]]) -> float:
     return float(12 * (deviations**2).sum() / possible) if possible > 0 else float("nan")
 
 
-def ratio(sums: np.ndarray) -> np.ndarray:
+def ratio(sums: Num[np.ndarray, "*resamples 2"]) -> Float[np.ndarray, "*resamples"]:
     """Of (numerator, denominator) in the last axis."""
     return np.asarray(sums[..., 0] / np.where(sums[..., 1] > 0, sums[..., 1], np.nan))

@@ -10,6 +10,7 @@ from itertools import combinations
 from math import comb
 
 import numpy as np
+from jaxtyping import Float
 from scipy.linalg import helmert
 from scipy.special import logsumexp, softmax
 from scipy.stats import norm, qmc
@@ -43,7 +44,7 @@ class GivenRanking:
 
     who: str | None
     ranks: list[int]
-    early: np.ndarray
+    early: Float[np.ndarray, " k"]
 
 
 def _choices(answer: GivenRanking) -> list[tuple[set[int], set[int]]]:
@@ -66,14 +67,14 @@ def _choices(answer: GivenRanking) -> list[tuple[set[int], set[int]]]:
 class LinearChoices:
     """The R choices in one comparison's rankings: log weights of what may be chosen, linear in the worths [k].
 
-    `chosen` [R, k] and `alternatives` [R, T, k] are the coefficients, `chosen_fixed` [R] and `fixed` [R, T] the rest;
-    minus infinity where an alternative was not there any more.
+    `chosen` and `alternatives` are the coefficients, `chosen_fixed` and `fixed` the rest; minus infinity where an
+    alternative was not there any more.
     """
 
-    chosen: np.ndarray
-    chosen_fixed: np.ndarray
-    alternatives: np.ndarray
-    fixed: np.ndarray
+    chosen: Float[np.ndarray, "R k"]
+    chosen_fixed: Float[np.ndarray, " R"]
+    alternatives: Float[np.ndarray, "R T k"]
+    fixed: Float[np.ndarray, "R T"]
 
 
 class ComparisonBatch:
@@ -85,9 +86,13 @@ class ComparisonBatch:
     """
 
     def __init__(
-        self, k: int, names: list[str], answers: dict[str, list[GivenRanking]], length: np.ndarray
+        self,
+        k: int,
+        names: list[str],
+        answers: dict[str, list[GivenRanking]],
+        length: Float[np.ndarray, "C {k}"],
     ) -> None:
-        """Args: `answers` by comparison; `length` the scaled centred log lengths [C, k]."""
+        """Args: `answers` by comparison; `length` the scaled centred log lengths."""
         self.ids, self.k, self.count = list(answers), k, len(names)
         self.rankings = {
             name: sum(each.who == name for given in answers.values() for each in given) for name in names
@@ -146,7 +151,7 @@ class ComparisonBatch:
             if rows.stop > rows.start:
                 self.chunks.append((slice(start, stop), rows))
 
-    def approach(self, theta: np.ndarray) -> None:
+    def approach(self, theta: Float[np.ndarray, " parameters"]) -> None:
         """Move the center of the points to the mean of the posterior, and their spread to `WIDER` times its own."""
         _, _, weights = self.evidence(theta)
         self.center = np.einsum("cp,cpi->ci", weights, self.z)
@@ -154,8 +159,10 @@ class ComparisonBatch:
         covariance = np.einsum("cp,cpi,cpj->cij", weights, centred, centred, optimize=True)
         self.root = np.linalg.cholesky(WIDER * covariance + 1e-4 * np.eye(self.k - 1))
 
-    def evidence(self, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The log evidence of each comparison [C], the gradient of their sum, and the points' posterior weights [C, P].
+    def evidence(
+        self, theta: Float[np.ndarray, " parameters"]
+    ) -> tuple[Float[np.ndarray, " C"], Float[np.ndarray, " parameters"], Float[np.ndarray, "C P"]]:
+        """The log evidence of each comparison, the gradient of their sum, and the points' posterior weights.
 
         log evidence = log mean over points of prior(z) likelihood(z) / density(z); its gradient is the mean of the
         log likelihood's gradient under the weights.
@@ -194,7 +201,7 @@ class ComparisonBatch:
         gradient = np.append(np.stack(of_annotator, axis=1).ravel(), (beta * by_length).sum())
         return logsumexp(logs, axis=1) - np.log(logs.shape[1]), gradient, weights
 
-    def linear(self, theta: np.ndarray) -> dict[str, LinearChoices]:
+    def linear(self, theta: Float[np.ndarray, " parameters"]) -> dict[str, LinearChoices]:
         """The choices of every comparison given the annotators' parameters."""
         beta, fixed, fixed_chosen = self._fixed(theta, 0.0)
         alternatives = (
@@ -230,7 +237,9 @@ class ComparisonBatch:
         )
         return beta, fixed, fixed_chosen
 
-    def pair_posteriors(self, theta: np.ndarray) -> dict[str, dict[tuple[int, int], PairPosterior]]:
+    def pair_posteriors(
+        self, theta: Float[np.ndarray, " parameters"]
+    ) -> dict[str, dict[tuple[int, int], PairPosterior]]:
         """What is known of every pair of responses, given the annotators' parameters."""
         _, _, weights = self.evidence(theta)
         worth = self.z @ self.basis + theta[-1] * self.length[:, None, :]  # [C, P, k]

@@ -70,7 +70,7 @@ def test_clusters_that_all_agree_are_bounded_by_the_rule_of_three() -> None:
     assert low == -high
     one = np.arange(80) == 0
     few = limits(fit(np.where(one, 1e-6, 0.0), np.ones(80), one), 80, 2.0, 0.025)
-    assert few == pytest.approx((low, high), abs=1e-6)
+    assert np.array(few) == pytest.approx(np.array([low, high]), abs=1e-6)
 
 
 def test_little_known_skewness_moves_limits_outwards_only() -> None:

@@ -59,7 +59,7 @@ def test_alpha_is_the_librarys() -> None:
     rng = np.random.default_rng(0)
     values = rng.integers(0, 4, (5, 60)) * (rng.random((5, 60)) < 0.5) + rng.integers(0, 4, 60)
     missing = rng.random(values.shape) < 0.3
-    total = sum(coincidences(list(values[~missing[:, i], i]), 8) for i in range(60))
+    total = sum(coincidences(values[~missing[:, i], i].tolist(), 8) for i in range(60))
     expected = {"ordinal": 0.41306971347987365, "nominal": 0.2603728663863448}
     with contextlib.suppress(ImportError):
         library = importlib.import_module("krippendorff")
