@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 import transformers
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -28,7 +29,7 @@ ATTENTION = "accord_packed"
 
 @dataclass(frozen=True)
 class PrefixGroup:
-    """G sequences with a common prefix; L is the longest rest, M the sum of all rests."""
+    """Sequences with a common prefix. What is packed has `rests` tokens, what is padded `longest` for each sequence."""
 
     rows: list[int]
     """Which sequences, in the order in which their rests stand."""
@@ -36,20 +37,24 @@ class PrefixGroup:
     """Tokens of the prefix."""
     tokens: int
     """Of prefix and rests."""
-    to_padded: Tensor
-    """[G * L], for rests padded to a common length: which token of the rests stands there; 0 for padding."""
-    to_packed: Tensor
-    """[M], for each token of the rests: where it stands among the padded ones."""
+    to_padded: Int[Tensor, " padded"]
+    """For rests padded to a common length: which token of the rests stands there; 0 for padding."""
+    to_packed: Int[Tensor, " rests"]
+    """For each token of the rests: where it stands among the padded ones."""
 
-    def pad(self, values: Tensor) -> Tensor:
-        """[1, H, M, D] -> [G, H, L, D]."""
+    def pad(
+        self, values: Float[Tensor, "1 heads rests size"]
+    ) -> Float[Tensor, "sequences heads longest size"]:
+        """Rests to a common length."""
         _, heads, _, size = values.shape
         rests = values[0].transpose(0, 1).reshape(-1, heads * size)
         padded: Tensor = _Rearrange.apply(rests, self.to_padded, self.to_packed)
         return padded.view(len(self.rows), -1, heads, size).transpose(1, 2)
 
-    def unpad(self, values: Tensor) -> Tensor:
-        """[G, H, L, D] -> [1, M, H, D]."""
+    def unpad(
+        self, values: Float[Tensor, "sequences heads longest size"]
+    ) -> Float[Tensor, "1 rests heads size"]:
+        """The inverse, with tokens before heads."""
         rows, heads, longest, size = values.shape
         flat = values.transpose(1, 2).reshape(rows * longest, heads * size)
         rests: Tensor = _Rearrange.apply(flat, self.to_packed, self.to_padded)
@@ -58,19 +63,18 @@ class PrefixGroup:
 
 @dataclass(frozen=True)
 class Packed:
-    """R sequences as one row of N tokens."""
+    """`rows` sequences as one row of `tokens`."""
 
-    input_ids: Tensor
-    """[1, N]"""
-    position_ids: Tensor
-    """[1, N], each token's place in its own sequence."""
+    input_ids: Int[Tensor, "1 tokens"]
+    position_ids: Int[Tensor, "1 tokens"]
+    """Each token's place in its own sequence."""
     groups: list[PrefixGroup]
-    prefixes: Tensor
-    """[R], tokens of the prefix of each sequence's group."""
-    prefix_starts: Tensor
-    """[R], where that prefix begins."""
-    starts: Tensor
-    """[R], where the token at position 0 of a sequence would stand if its rest began there."""
+    prefixes: Int[Tensor, " rows"]
+    """Tokens of the prefix of each sequence's group."""
+    prefix_starts: Int[Tensor, " rows"]
+    """Where that prefix begins."""
+    starts: Int[Tensor, " rows"]
+    """Where the token at position 0 of a sequence would stand if its rest began there."""
 
     @classmethod
     def of(cls, sequences: Sequence[Sequence[int]], device: torch.device | str = "cpu") -> "Packed":
@@ -99,12 +103,12 @@ class Packed:
             tensor([ids]), tensor([positions]), groups, tensor(prefixes), tensor(prefix_starts), tensor(starts)
         )  # fmt: skip
 
-    def place(self, row: Tensor, position: Tensor) -> Tensor:
-        """Where in the row of N tokens the tokens at `position` of the sequences `row` stand; all of one shape."""
+    def place(self, row: Int[Tensor, "*#shape"], position: Int[Tensor, "*#shape"]) -> Int[Tensor, "*_"]:
+        """Where in the row of all tokens the tokens at `position` of the sequences `row` stand; all of one shape."""
         in_prefix = position < self.prefixes[row]
         return position + torch.where(in_prefix, self.prefix_starts[row], self.starts[row])
 
-    def places(self, row: int, length: int) -> Tensor:
+    def places(self, row: int, length: int) -> Int[Tensor, " {length}"]:
         """Where the first `length` tokens of one sequence stand."""
         device = self.starts.device
         return self.place(torch.tensor(row, device=device), torch.arange(length, device=device))
@@ -142,8 +146,8 @@ def compute_packed_rows(model: Any) -> bool:
     return False
 
 
-def hidden_states(body: Any, packed: Packed) -> Tensor:
-    """The last hidden states [N, d] of a packed row, after the final norm."""
+def hidden_states(body: Any, packed: Packed) -> Float[Tensor, "tokens size"]:
+    """The last hidden states of a packed row, after the final norm."""
     output = body(
         input_ids=packed.input_ids, position_ids=packed.position_ids, use_cache=False, packed=packed
     )
@@ -183,29 +187,26 @@ class _Rearrange(torch.autograd.Function):
 
 def packed_attention(
     module: Any,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
+    query: Float[Tensor, "1 heads tokens size"],
+    key: Float[Tensor, "1 groups tokens size"],
+    value: Float[Tensor, "1 groups tokens size"],
     attention_mask: Tensor | None,
     scaling: float | None = None,
     sliding_window: int | None = None,
     packed: Packed | None = None,
     **_: Any,
-) -> tuple[Tensor, None]:
+) -> tuple[Float[Tensor, "1 tokens heads size"], None]:
     """Attention as transformers calls it, for a `Packed` that was given to the model's forward pass.
 
     Args:
         module: not used.
-        query: [1, H, N, D].
-        key: [1, K, N, D], where H is a multiple of K.
-        value: [1, K, N, D].
+        query: of every token.
+        key: of as many heads, or of fewer that several queries share.
+        value: the same.
         attention_mask: none; causality follows from `packed`.
-        scaling: of the products; D ** -0.5 if left out.
+        scaling: of the products; size ** -0.5 if left out.
         sliding_window: how many tokens back a token sees, itself included.
         packed: how the tokens are arranged.
-
-    Returns:
-        [1, N, H, D] and None.
     """
     if packed is None or attention_mask is not None:
         raise ValueError("this model computes packed rows only; load it anew for anything else")
@@ -225,8 +226,14 @@ def packed_attention(
     return torch.cat(outputs, dim=1), None
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor, scaling: float, sliding_window: int | None) -> Tensor:
-    """Causal attention where the queries [B, H, Q, D] belong to the last Q of the keys; returns [B, H, Q, D]."""
+def _attend(
+    query: Float[Tensor, "batch heads queries size"],
+    key: Float[Tensor, "batch groups keys size"],
+    value: Float[Tensor, "batch groups keys size"],
+    scaling: float,
+    sliding_window: int | None,
+) -> Float[Tensor, "batch heads queries size"]:
+    """Causal attention where the queries belong to the last of the keys."""
     batch, heads, queries, size = query.shape
     groups, keys = key.shape[1], key.shape[2]
     seen = torch.ones(queries, keys, dtype=torch.bool, device=query.device).tril(keys - queries)

@@ -16,10 +16,17 @@ from beartype import BeartypeConf, beartype
 from jaxtyping import install_import_hook, jaxtyped
 
 CHECKED = (
+    "accord.packing",
     "accord.statistics",
     "feedback.belief.coefficients",
     "feedback.belief.likelihood",
     "reward.loss",
+    "rl.maths.advantages",
+    "rl.maths.losses",
+    "rl.maths.token_statistics",
+    "rl.policy_gradient.actors",
+    "rl.policy_gradient.kl",
+    "rl.policy_gradient.rows",
 )
 """Modules whose annotations are checked in all tests."""
 

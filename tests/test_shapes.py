@@ -13,6 +13,8 @@ from eval.statistics import contrasts, means, paired, shares
 from feedback.belief.coefficients import cohens_kappa, ratio
 from feedback.belief.likelihood import LinearChoices
 from reward.loss import Choices, choice_losses
+from rl.maths.advantages import generalised_advantages, token_rewards
+from rl.maths.losses import entropy_loss
 
 
 def test_the_right_shapes_pass_and_wrong_ones_are_refused() -> None:
@@ -55,3 +57,14 @@ def test_the_gate_s_statistics_keep_to_their_shapes() -> None:
 def test_every_module_that_is_listed_is_checked() -> None:
     for name in CHECKED:
         assert "jaxtyping" in type(importlib.import_module(name).__loader__).__module__, name
+
+
+def test_ppo_s_shapes_are_refused_where_they_would_broadcast() -> None:
+    lengths, mask = torch.tensor([2, 1]), torch.ones(2, 3, dtype=torch.bool)
+    token_rewards(torch.zeros(2), torch.zeros(2, 3), lengths, 0.1)
+    with pytest.raises(TypeCheckError, match="kl"):
+        token_rewards(torch.zeros(2), torch.zeros(3, 2), lengths, 0.1)
+    with pytest.raises(TypeCheckError, match="values"):
+        generalised_advantages(torch.zeros(2, 3), torch.zeros(2, 1), lengths)
+    with pytest.raises(TypeCheckError, match="mask"):
+        entropy_loss(torch.zeros(2, 3), mask.float(), 2)

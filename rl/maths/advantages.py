@@ -7,7 +7,7 @@ last token, where the score arrives. So there are two masks:
     tokens    t < L     where the policy acts: policy loss, KL, advantages
     slots     t <= L    where the critic predicts: rewards, values, returns
 
-Shapes: A answers, S = longest answer + 1 slots; `lengths` [A] holds each L. The numbers of one answer never depend on
+Shapes: `answers`, and `slots` = longest answer + 1; `lengths` holds each L. The numbers of one answer never depend on
 how long the others are. The details follow "The N+ Implementation Details of RLHF with PPO" (Huang et al. 2024,
 https://arxiv.org/abs/2403.17031).
 """
@@ -16,16 +16,17 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
-def token_mask(lengths: Tensor, slots: int) -> Tensor:
-    """Bool [A, S]: where the policy chose a token."""
+def token_mask(lengths: Int[Tensor, " answers"], slots: int) -> Bool[Tensor, "answers {slots}"]:
+    """Where the policy chose a token."""
     return torch.arange(slots, device=lengths.device) < lengths[:, None]
 
 
-def slot_mask(lengths: Tensor, slots: int) -> Tensor:
-    """Bool [A, S]: where the critic predicts; one slot more than `token_mask`."""
+def slot_mask(lengths: Int[Tensor, " answers"], slots: int) -> Bool[Tensor, "answers {slots}"]:
+    """Where the critic predicts; one slot more than `token_mask`."""
     return torch.arange(slots, device=lengths.device) <= lengths[:, None]
 
 
@@ -36,16 +37,16 @@ def truncate_at_eos(token_ids: Sequence[int], eos_token_id: int) -> list[int]:
 
 
 class ShapedScores(NamedTuple):
-    """What becomes of the reward model's scores; each [A], in the reward model's units."""
+    """What becomes of the reward model's scores; in the reward model's units."""
 
-    scores: Tensor
-    length_penalties: Tensor
+    scores: Float[Tensor, " answers"]
+    length_penalties: Float[Tensor, " answers"]
 
 
 def shape_scores(
-    scores: Tensor,
-    lengths: Tensor,
-    ended: Tensor,
+    scores: Float[Tensor, " answers"],
+    lengths: Int[Tensor, " answers"],
+    ended: Bool[Tensor, " answers"],
     shift: float = 0.0,
     clip: float | None = None,
     missing_eos: Literal["replace", "subtract"] = "replace",
@@ -55,9 +56,9 @@ def shape_scores(
     """Scores after, in this order: shift, clipping, the missing-EOS rule, the length penalty.
 
     Args:
-        scores: [A], from the reward model.
-        lengths: [A], tokens.
-        ended: bool [A], whether the answer ended with EOS.
+        scores: from the reward model.
+        lengths: tokens.
+        ended: whether the answer ended with EOS.
         shift: the mean score of demonstrations, which is subtracted: they score 0 on average.
         clip: scores are cut to [-clip, clip].
         missing_eos: for answers without EOS, "replace" the score by -penalty (the paper) or "subtract" it (TRL 1.12).
@@ -76,13 +77,18 @@ def shape_scores(
     return ShapedScores(torch.where(ended, shaped, without_eos) - penalties, penalties)
 
 
-def token_rewards(scores: Tensor, kl: Tensor, lengths: Tensor, kl_coefficient: float) -> Tensor:
-    """Rewards [A, S]: -kl_coefficient * kl at every token, and the score in the slot after the last one.
+def token_rewards(
+    scores: Float[Tensor, " answers"],
+    kl: Float[Tensor, "answers slots"],
+    lengths: Int[Tensor, " answers"],
+    kl_coefficient: float,
+) -> Float[Tensor, "answers slots"]:
+    """Rewards: -kl_coefficient * kl at every token, and the score in the slot after the last one.
 
     Args:
-        scores: [A], shaped.
-        kl: [A, S], a per-token estimate of the KL in nats; k1 keeps the sum's expectation the true KL.
-        lengths: [A].
+        scores: shaped.
+        kl: a per-token estimate of the KL in nats; k1 keeps the sum's expectation the true KL.
+        lengths: tokens.
         kl_coefficient: the price of a nat, in the score's units.
 
     Source: Ziegler et al. 2019, https://arxiv.org/abs/1909.08593, equation 2.
@@ -91,7 +97,9 @@ def token_rewards(scores: Tensor, kl: Tensor, lengths: Tensor, kl_coefficient: f
     return rewards.scatter_add(1, lengths[:, None], scores[:, None].to(kl.dtype))
 
 
-def whiten(values: Tensor, mask: Tensor, shift_mean: bool) -> Tensor:
+def whiten(
+    values: Float[Tensor, "*shape"], mask: Bool[Tensor, "*shape"], shift_mean: bool
+) -> Float[Tensor, "*shape"]:
     """(x - mean) / sqrt(variance + 1e-8) over the mask, 0 elsewhere; the mean is added back unless `shift_mean`.
 
     The variance is the unbiased one. Where the mask holds one element only, its variance counts as 0.
@@ -106,23 +114,27 @@ def whiten(values: Tensor, mask: Tensor, shift_mean: bool) -> Tensor:
 
 
 class Advantages(NamedTuple):
-    """Both [A, S] and 0 outside the slots; whitening, where wanted, comes after."""
+    """Both 0 outside the slots; whitening, where wanted, comes after."""
 
-    advantages: Tensor
-    returns: Tensor
+    advantages: Float[Tensor, "answers slots"]
+    returns: Float[Tensor, "answers slots"]
 
 
 def generalised_advantages(
-    rewards: Tensor, values: Tensor, lengths: Tensor, discount: float = 1.0, trace: float = 0.95
+    rewards: Float[Tensor, "answers slots"],
+    values: Float[Tensor, "answers slots"],
+    lengths: Int[Tensor, " answers"],
+    discount: float = 1.0,
+    trace: float = 0.95,
 ) -> Advantages:
     """Generalised advantage estimation, A_t = d_t + discount * trace * A_(t+1) with d_t = r_t + discount V_(t+1) - V_t.
 
     After the last slot there is nothing: V and A are 0 there. The returns, which the critic learns, are A + V.
 
     Args:
-        rewards: [A, S].
-        values: [A, S], the critic's predictions when the answers were sampled; whatever is beyond the slots is ignored.
-        lengths: [A].
+        rewards: of `token_rewards`.
+        values: the critic's predictions when the answers were sampled; whatever is beyond the slots is ignored.
+        lengths: tokens.
         discount: gamma.
         trace: lambda; 0 trusts the critic wholly, 1 not at all.
 

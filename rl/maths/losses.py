@@ -1,4 +1,4 @@
-"""PPO's losses as pure functions of tensors [A, S] (answers, slots; see `rl.maths.advantages`).
+"""PPO's losses as pure functions of tensors of answers and slots (see `rl.maths.advantages`).
 
 Each is a sum over a mask divided by `count`, the size of that mask over a whole minibatch: so the losses of
 micro-batches add up to the minibatch's, however it was divided.
@@ -7,30 +7,34 @@ micro-batches add up to the minibatch's, however it was divided.
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+Scalar = Float[Tensor, ""]
+Count = Int[Tensor, ""] | int
 
 
 class PolicyLoss(NamedTuple):
     """The loss (a scalar with gradient), and figures without: of the ratios, and of the clipping."""
 
-    loss: Tensor
-    ratio_sum: Tensor
-    ratio_max: Tensor
-    ratio_deviation: Tensor
+    loss: Scalar
+    ratio_sum: Scalar
+    ratio_max: Scalar
+    ratio_deviation: Scalar
     """The largest |ratio - 1|."""
-    clipped: Tensor
+    clipped: Int[Tensor, ""]
     """How many tokens have no gradient because the ratio left the clip range."""
 
 
 def policy_loss(
-    log_probabilities: Tensor,
-    old_log_probabilities: Tensor,
-    advantages: Tensor,
-    mask: Tensor,
-    count: Tensor | int,
+    log_probabilities: Float[Tensor, "answers slots"],
+    old_log_probabilities: Float[Tensor, "answers slots"],
+    advantages: Float[Tensor, "answers slots"],
+    mask: Bool[Tensor, "answers slots"],
+    count: Count,
     clip: float = 0.2,
     dual_clip: float | None = None,
-    weights: Tensor | None = None,
+    weights: Float[Tensor, "answers slots"] | None = None,
 ) -> PolicyLoss:
     """-(1 / count) * sum of w * min(ratio * A, clamp(ratio, 1 - clip, 1 + clip) * A), ratio = p_new / p_old.
 
@@ -76,12 +80,17 @@ def policy_loss(
 class ValueLoss(NamedTuple):
     """The loss (a scalar with gradient), and in how many slots the clipped error was the larger one."""
 
-    loss: Tensor
-    clipped: Tensor
+    loss: Scalar
+    clipped: Int[Tensor, ""]
 
 
 def value_loss(
-    values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, count: Tensor | int, clip: float = 0.2
+    values: Float[Tensor, "answers slots"],
+    old_values: Float[Tensor, "answers slots"],
+    returns: Float[Tensor, "answers slots"],
+    mask: Bool[Tensor, "answers slots"],
+    count: Count,
+    clip: float = 0.2,
 ) -> ValueLoss:
     """(1 / count) * sum of 1/2 max((V - R)^2, (clamp(V, V_old - clip, V_old + clip) - R)^2) over the slots.
 
@@ -95,12 +104,16 @@ def value_loss(
     return ValueLoss(0.5 * loss.sum() / count, ((clipped_error > error) & mask).sum())
 
 
-def entropy_loss(entropies: Tensor, mask: Tensor, count: Tensor | int) -> Tensor:
+def entropy_loss(
+    entropies: Float[Tensor, "answers slots"], mask: Bool[Tensor, "answers slots"], count: Count
+) -> Scalar:
     """Minus the mean entropy of the tokens' distributions, in nats: adding it with a weight rewards exploration."""
     return -torch.where(mask, entropies, torch.zeros_like(entropies)).sum() / count
 
 
-def truncated_importance_weights(trainer: Tensor, sampler: Tensor, cap: float) -> Tensor:
+def truncated_importance_weights(
+    trainer: Float[Tensor, "*shape"], sampler: Float[Tensor, "*shape"], cap: float
+) -> Float[Tensor, "*shape"]:
     """min(p_trainer / p_sampler, cap) for each token, from log-probabilities of the same weights in two programs.
 
     Sampler and trainer round differently (bfloat16 above all), so the answers come from a policy that is not quite the
@@ -109,7 +122,11 @@ def truncated_importance_weights(trainer: Tensor, sampler: Tensor, cap: float) -
     return (trainer - sampler).exp().clamp(max=cap)
 
 
-def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
+def explained_variance(
+    values: Float[Tensor, "answers slots"],
+    returns: Float[Tensor, "answers slots"],
+    mask: Bool[Tensor, "answers slots"],
+) -> float:
     """1 - Var(R - V) / Var(R) over the slots: 1 for a perfect critic, 0 for a constant, negative for a harmful one."""
     variance = returns[mask].double().var(correction=0)
     residual = (returns - values)[mask].double().var(correction=0)

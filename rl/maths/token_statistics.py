@@ -8,6 +8,7 @@ and, for a frozen output layer, a vector as long as the hidden state.
 from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Float, Float32, Int
 from torch import Tensor
 
 TOKENS_PER_CHUNK = {"cpu": 64, "cuda": 1024}
@@ -15,25 +16,25 @@ TOKENS_PER_CHUNK = {"cpu": 64, "cuda": 1024}
 
 
 class TokenStatistics(NamedTuple):
-    """Both [T], float32, with gradients: log p of the token, and the entropy in nats of the distribution."""
+    """With gradients: log p of each token, and the entropy in nats of the distribution that it was drawn from."""
 
-    log_probabilities: Tensor
-    entropies: Tensor
+    log_probabilities: Float32[Tensor, "*tokens"]
+    entropies: Float32[Tensor, "*tokens"]
 
 
 def token_statistics(
-    hidden: Tensor,
-    weight: Tensor,
-    tokens: Tensor,
+    hidden: Float[Tensor, "tokens size"],
+    weight: Float[Tensor, "vocabulary size"],
+    tokens: Int[Tensor, " tokens"],
     temperature: float = 1.0,
     tokens_per_chunk: int | None = None,
 ) -> TokenStatistics:
     """log p(token) and entropy under softmax(hidden @ weight.T / temperature).
 
     Args:
-        hidden: [T, d], the states that predict the tokens.
-        weight: [V, d], the output layer, without bias; it gets a gradient where it asks for one.
-        tokens: [T], ids.
+        hidden: the states that predict the tokens.
+        weight: the output layer, without bias; it gets a gradient where it asks for one.
+        tokens: ids.
         temperature: what the logits are divided by.
         tokens_per_chunk: of how many tokens the logits exist at a time; by default what suits the device.
     """
@@ -96,7 +97,9 @@ class _TokenStatistics(torch.autograd.Function):
         return hidden_gradient, weight_gradient, None, None, None
 
 
-def _log_softmax(hidden: Tensor, weight: Tensor, temperature: float) -> Tensor:
-    """Float32 [tokens, V]; the product itself is taken in the weight's dtype."""
+def _log_softmax(
+    hidden: Float[Tensor, "tokens size"], weight: Float[Tensor, "vocabulary size"], temperature: float
+) -> Float32[Tensor, "tokens vocabulary"]:
+    """The product itself is taken in the weight's dtype."""
     with torch.autocast(hidden.device.type, enabled=False):
         return (hidden.to(weight.dtype) @ weight.T).float().div_(temperature).log_softmax(dim=-1)

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from accord.errors import UsageError
@@ -26,7 +27,7 @@ from rl.policy_gradient.rows import Rows
 
 
 class Actors:
-    """The four models. Methods that take `Rows` return padded tensors [R, slots], 0 where there is nothing."""
+    """The four models. Methods that take `Rows` return padded tensors, 0 where there is nothing."""
 
     def __init__(
         self,
@@ -36,7 +37,7 @@ class Actors:
         reference: Any | None = None,
         reward: Any | None = None,
         bfloat16: bool = False,
-        reward_heads: Tensor | None = None,
+        reward_heads: Float[Tensor, "heads size"] | None = None,
         ensemble: Ensemble = "mean",
     ) -> None:
         """Args:
@@ -47,7 +48,7 @@ class Actors:
         reward: the reward model's transformer; None: the critic without its adapter or, for a shared base, the
             policy with the adapter "reward".
         bfloat16: compute in it (autocast).
-        reward_heads: the weights [heads, d] of a reward model that is an ensemble.
+        reward_heads: the weights of a reward model that is an ensemble.
         ensemble: what the score of an ensemble is.
 
         Raises:
@@ -90,7 +91,7 @@ class Actors:
         return self.critic is self.policy
 
     def policy_statistics(self, rows: Rows, slots: int, temperature: float) -> TokenStatistics:
-        """Log-probabilities and entropies [R, slots] of the answers' tokens under the policy."""
+        """Log-probabilities and entropies [rows, slots] of the answers' tokens under the policy."""
         return self._statistics(self.policy, rows, slots, temperature)
 
     @torch.no_grad()
@@ -101,8 +102,8 @@ class Actors:
         with self._without_adapter(self.policy):
             return self._statistics(self.policy, rows, slots, temperature)
 
-    def values(self, rows: Rows, slots: int) -> Tensor:
-        """The critic's predictions [R, slots], one slot more than tokens."""
+    def values(self, rows: Rows, slots: int) -> Float[Tensor, "rows {slots}"]:
+        """The critic's predictions, one slot more than tokens."""
         row, slot, position = rows.states(extra=1)
         with self.adapter("critic"):
             states = self._states(self.critic, rows)[rows.packed.place(row, position)]
@@ -110,8 +111,8 @@ class Actors:
         return _scatter(values, row, slot, (len(rows.prompt_lengths), slots))
 
     @torch.no_grad()
-    def scores(self, rows: Rows) -> Tensor:
-        """The reward model's scores [R, heads], read at each answer's last token, before the shift."""
+    def scores(self, rows: Rows) -> Float[Tensor, "rows heads"]:
+        """The reward model's scores, read at each answer's last token, before the shift."""
         if self.reward is not None:
             states = self._states(self.reward, rows)
         elif self.has_shared_base:
@@ -160,16 +161,18 @@ class Actors:
         shape = (len(rows.prompt_lengths), slots)
         return TokenStatistics(*(_scatter(values, row, slot, shape) for values in found))
 
-    def _states(self, model: Any, rows: Rows) -> Tensor:
-        """The last hidden states [N, d], after the final norm."""
+    def _states(self, model: Any, rows: Rows) -> Float[Tensor, "tokens size"]:
+        """The last hidden states, after the final norm."""
         name = "policy" if model is self.policy else "critic" if model is self.critic else None
         if name is None or name not in rows.beneath:
             return self._run(body_of(model), rows)[0]
         frozen = self.frozen_layers[name]
         return self._run(_part(model, frozen, None), rows, rows.beneath[name])[0]
 
-    def _run(self, body: Any, rows: Rows, states: Tensor | None = None) -> Tensor:
-        """The output [1, N, d] of a transformer for tokens or, where they are given, for states between layers."""
+    def _run(
+        self, body: Any, rows: Rows, states: Float[Tensor, "1 tokens size"] | None = None
+    ) -> Float[Tensor, "1 tokens size"]:
+        """The output of a transformer for tokens or, where they are given, for states between layers."""
         packed = rows.packed
         inputs = {"input_ids": packed.input_ids} if states is None else {"inputs_embeds": states}
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):

@@ -1,9 +1,12 @@
 """How far the policy is from the reference, and what a nat of that costs."""
 
+from jaxtyping import Float
 from torch import Tensor
 
 
-def k1(log_probabilities: Tensor, reference: Tensor) -> Tensor:
+def k1(
+    log_probabilities: Float[Tensor, "*shape"], reference: Float[Tensor, "*shape"]
+) -> Float[Tensor, "*shape"]:
     """log p - log q of each sampled token: an unbiased estimate of KL(p || q), which may be negative.
 
     Source: Schulman 2020, http://joschu.net/blog/kl-approx.html.
@@ -11,7 +14,9 @@ def k1(log_probabilities: Tensor, reference: Tensor) -> Tensor:
     return log_probabilities - reference
 
 
-def k3(log_probabilities: Tensor, reference: Tensor) -> Tensor:
+def k3(
+    log_probabilities: Float[Tensor, "*shape"], reference: Float[Tensor, "*shape"]
+) -> Float[Tensor, "*shape"]:
     """(q/p - 1) - log(q/p) of each sampled token: unbiased too, never negative, and less noisy (same source)."""
     log_ratio = reference - log_probabilities
     return log_ratio.expm1() - log_ratio

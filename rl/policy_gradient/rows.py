@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from accord.packing import Packed
@@ -11,15 +12,13 @@ from accord.packing import Packed
 
 @dataclass(frozen=True)
 class Rows:
-    """A micro-batch: R prompts with their answers, side by side in one row of N tokens."""
+    """A micro-batch: `rows` prompts with their answers, side by side in one row of `tokens`."""
 
     packed: Packed
-    prompt_lengths: Tensor
-    """[R]"""
-    response_lengths: Tensor
-    """[R]"""
-    beneath: Mapping[str, Tensor] = field(default_factory=dict)
-    """[1, N, d], what goes into the first trained layer of the model of a name (see `Actors.beneath`)."""
+    prompt_lengths: Int[Tensor, " rows"]
+    response_lengths: Int[Tensor, " rows"]
+    beneath: Mapping[str, Float[Tensor, "1 tokens size"]] = field(default_factory=dict)
+    """What goes into the first trained layer of the model of a name (see `Actors.beneath`)."""
 
     @classmethod
     def of(
@@ -35,20 +34,22 @@ class Rows:
         )
         return cls(Packed.of(sequences, device), of_prompts, of_responses)
 
-    def states(self, extra: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Where the states before each answer token stand, and `extra` more after them: row, slot and position [T]."""
+    def states(
+        self, extra: int
+    ) -> tuple[Int[Tensor, " states"], Int[Tensor, " states"], Int[Tensor, " states"]]:
+        """Where the states before each answer token stand, and `extra` more after them: row, slot and position."""
         lengths = self.response_lengths + extra
         row = torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths)
         first = torch.repeat_interleave(lengths.cumsum(0) - lengths, lengths)
         slot = torch.arange(len(row), device=lengths.device) - first
         return row, slot, self.prompt_lengths[row] - 1 + slot
 
-    def split(self, values: Tensor) -> list[Tensor]:
-        """[1, N, d] as one tensor [prompt and answer, d] for each sequence."""
+    def split(self, values: Float[Tensor, "1 tokens size"]) -> list[Float[Tensor, "_ size"]]:
+        """One tensor for each sequence, prompt and answer."""
         lengths = (self.prompt_lengths + self.response_lengths).tolist()
         return [values[0, self.packed.places(row, length)] for row, length in enumerate(lengths)]
 
-    def join(self, values: Sequence[Tensor]) -> Tensor:
+    def join(self, values: Sequence[Float[Tensor, "_ size"]]) -> Float[Tensor, "1 tokens size"]:
         """The inverse of `split`."""
         parts: list[Tensor] = []
         for group in self.packed.groups:
