@@ -7,7 +7,6 @@ for annotators, lose nothing.
 """
 
 import json
-import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,10 +16,10 @@ from typing import Any
 import click
 
 from accord.bundled import data_path
-from accord.errors import UsageError, WaitingForAnnotatorsError
-from accord.records import Comparison, Preference, read_jsonl, write_atomically, write_jsonl
+from accord.errors import WaitingForAnnotatorsError
+from accord.records import Comparison, Preference, read_jsonl, read_text, write_atomically, write_jsonl
 from accord.runs import DataFile, Run, Runs, Source
-from feedback.argilla.client import Client, connect
+from feedback.argilla.client import Client, connect, owner_key
 from feedback.argilla.collect import changes, pull, push, status
 from feedback.argilla.people import set_up_people
 from feedback.argilla.server import process
@@ -125,10 +124,7 @@ def open_argilla(config: JudgingConfig, runs_root: Path, keep: bool) -> Iterator
         AccordError: the server cannot be started or reached.
     """
     if config.argilla_url:
-        key = os.environ.get("ARGILLA_API_KEY")
-        if not key:
-            raise UsageError(f"set ARGILLA_API_KEY to an owner's key of {config.argilla_url}")
-        yield connect(config.argilla_url, key)
+        yield connect(config.argilla_url, owner_key(config.argilla_url))
         return
     home = argilla_home(runs_root)
     was_running = process.running(home) is not None
@@ -199,7 +195,7 @@ def _answered(
     wait: bool,
 ) -> list[Comparison]:
     """Push the records, wait for their answers, and keep them in `path` as they come."""
-    guidelines = data_path(config.guidelines).read_text(encoding="utf-8") if config.guidelines else None
+    guidelines = read_text(data_path(config.guidelines)) if config.guidelines else None
     push(
         client, dataset_name, records, config.annotators_per_record, config.task, config.criteria, guidelines
     )  # fmt: skip

@@ -21,13 +21,13 @@ import click
 
 from accord.bundled import data_path
 from accord.chat import decode_response, encode_prompt
-from accord.errors import UsageError
 from accord.models import Model, load_tokenizer
-from accord.records import Comparison, Prompt, Response, content_id, read_jsonl, write_jsonl
+from accord.records import Comparison, Prompt, Response, read_jsonl, write_jsonl
 from accord.runs import DataFile, Run, Runs, Source
 from accord.sampling.shared import SharedSampler
 from feedback.argilla.people import annotator_names, check_enough_annotators
 from feedback.asking.plan import plan
+from feedback.asking.prompts import read_prompts
 from feedback.asking.select import select_by_uncertainty, select_length_balanced, select_random
 from feedback.config import FeedbackConfig
 from feedback.judging import files_of, have_judged
@@ -79,13 +79,9 @@ def _sampled(config: FeedbackConfig, run: Run, policy: Model, sampler: SharedSam
     path = run.path / "responses.jsonl"
     if path.exists():
         return read_jsonl(path, Comparison)
-    prompts = read_jsonl(data_path(config.prompts), Prompt)[: config.max_prompts]
+    by_id = read_prompts(data_path(config.prompts), config.max_prompts)
+    ids, prompts = list(by_id), list(by_id.values())
     tokenizer = load_tokenizer(policy)
-    ids = [prompt.id or content_id([m.model_dump() for m in prompt.prompt]) for prompt in prompts]
-    if len(set(ids)) < len(ids):
-        raise UsageError(
-            f"{config.prompts}: the id '{next(i for i in ids if ids.count(i) > 1)}' stands twice"
-        )
     wanted = [
         (i, _seed(config.seed, ids[i], k))
         for i in range(len(ids))

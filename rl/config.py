@@ -1,10 +1,12 @@
 """Settings of policy optimisation."""
 
+from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
 from accord.config import Config, LoraConfig
+from accord.errors import DataError
 from accord.training_config import TrainingConfig
 
 
@@ -205,3 +207,16 @@ class OnlineConfig(TrainingConfig):
         if self.lora and self.lora.dropout:
             raise ValueError("lora.dropout must be 0 for rloo and grpo, which compare the policy with itself")
         return self
+
+    def check_enough_prompts(self, prompts: int, file: Path) -> None:
+        """Refuse fewer prompts than an update takes.
+
+        Raises:
+            DataError: with both numbers.
+        """
+        prompts_per_update = self.rows_per_update // self.num_generations
+        if prompts < prompts_per_update:
+            raise DataError(
+                f"{file}: leaves {prompts} prompts, and an update takes {prompts_per_update}; add prompts or lower "
+                "rl.rows_per_update"
+            )
