@@ -14,7 +14,7 @@ from accord.cli.eval import evaluation, finish_with_verdict
 from accord.cli.feedback import feedback
 from accord.cli.keys import keys
 from accord.cli.reward import reward
-from accord.cli.shared import AS_JSON, CONFIG, OVERRIDES, RUN, run_until, runs_of_command
+from accord.cli.shared import AS_JSON, CONFIG, OVERRIDES, RUN, Group, run_until, runs_of_command
 from accord.errors import AccordError, WaitingForAnnotatorsError
 from accord.preload import restart_with_libraries
 
@@ -25,7 +25,7 @@ COMPUTE = ("demo", "round", "sft", "reward", "dpo", "ppo", "rloo", "grpo", "eval
 """The commands that train or sample, and are worth a restart with faster libraries."""
 
 
-class _Group(click.Group):
+class _Accord(Group):
     """Turns accord's errors, and those of a full disk, into one sentence and an exit code."""
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -51,7 +51,7 @@ class _Group(click.Group):
             ctx.exit(130)
 
 
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=_Accord, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__)
 @click.option(
     "--runs", "runs_root", type=click.Path(path_type=Path), default=Path("runs"), envvar="ACCORD_RUNS",
@@ -78,7 +78,7 @@ def main(ctx: click.Context, runs_root: Path, traceback: bool) -> None:
 # --- rounds and stages
 
 
-@main.command()
+@main.command(short_help="Run one whole round on the bundled model, in about 20 minutes.")
 @click.option("--human", is_flag=True, help="Leave the ranking to you, in the browser; ranks 20 prompts.")
 @OVERRIDES
 def demo(human: bool, overrides: tuple[str, ...]) -> None:
@@ -104,8 +104,12 @@ def _round(config: Path, overrides: tuple[str, ...], wait: bool) -> None:
     finish_with_verdict(run_until("eval", config, overrides, wait))
 
 
-def _stage_command(stage: "StageName", does: str) -> None:
-    @main.command(stage, help=f"{does} The stages it builds on must be finished.")
+def _stage_command(stage: "StageName", does: str, key: str = "") -> None:
+    """A stage alone; `key` is what has to be set for it."""
+
+    @main.command(
+        stage, short_help=f"{does}.", help=f"{does}{key}. The stages it builds on must be finished."
+    )
     @CONFIG
     @OVERRIDES
     def command(config: Path, overrides: tuple[str, ...]) -> None:
@@ -114,22 +118,21 @@ def _stage_command(stage: "StageName", does: str) -> None:
             click.echo(f"{stage}: {run.path}\n{json.dumps(run.metrics, indent=2)}")
 
 
-_stage_command("sft", "Fine-tune the base model on demonstrations.")
-main.add_command(reward)
-_stage_command("dpo", "Optimise the policy on the round's preferences (rl.algorithm: dpo).")
-_stage_command("ppo", "Optimise the policy on the reward model's scores (rl.algorithm: ppo).")
-_stage_command("rloo", "Optimise the policy on the reward model's scores (rl.algorithm: rloo).")
-_stage_command("grpo", "Optimise the policy on the reward model's scores (rl.algorithm: grpo).")
-main.add_command(evaluation)
-
-
+_stage_command("sft", "Fine-tune the base model on demonstrations")
 main.add_command(feedback)
+main.add_command(reward)
+_OF_SCORES = "Optimise the policy on the reward model's scores, by"
+_stage_command("dpo", "Optimise the policy on the round's preferences, by DPO", " (rl.algorithm: dpo)")
+_stage_command("ppo", f"{_OF_SCORES} PPO", " (rl.algorithm: ppo)")
+_stage_command("rloo", f"{_OF_SCORES} RLOO", " (rl.algorithm: rloo)")
+_stage_command("grpo", f"{_OF_SCORES} GRPO", " (rl.algorithm: grpo)")
+main.add_command(evaluation)
 
 
 # --- gate and promotion
 
 
-@main.command()
+@main.command(short_help="Compare any two models by pre-declared margins.")
 @click.option(
     "--baseline", required=True, help="The model in use: run:<id>, a folder, a hub id or bundled:..."
 )
@@ -164,11 +167,12 @@ def gate(
     finish_with_verdict(run)
 
 
-@main.command()
+@main.command(short_help="Let a candidate replace its baseline, if its verdict is PASS.")
 @RUN
 @click.option(
     "--override", metavar="REASON",
-    help="Promote against a verdict of FAIL or INCONCLUSIVE; the reason is signed and shown wherever the model is.",
+    help="Promote against a verdict of FAIL or INCONCLUSIVE; the reason, of four words or more, is signed and shown "
+    "wherever the model is.",
 )  # fmt: skip
 def promote(run: str, override: str | None) -> None:
     """Let a candidate replace its baseline; refuses without a valid, passing, untampered verdict."""
@@ -200,7 +204,7 @@ def report(run: str, output: Path | None) -> None:
 # --- runs
 
 
-@main.group()
+@main.group(cls=Group, short_help="Look at runs, at their lineage, and whether they are intact.")
 def runs() -> None:
     """Look at runs: what was made from what, and whether it is still as it was made."""
 
@@ -244,7 +248,7 @@ def show(run: str, as_json: bool) -> None:
             click.echo(f"  {name}: {value if not isinstance(value, float) else round(value, 4)}")
 
 
-@runs.command()
+@runs.command(short_help="Show everything a run descends from, with hashes.")
 @RUN
 @AS_JSON
 def lineage(run: str, as_json: bool) -> None:
@@ -264,7 +268,7 @@ def lineage(run: str, as_json: bool) -> None:
             click.echo(f"  {role:<18} {source}")
 
 
-@runs.command()
+@runs.command(short_help="Compare files with their recorded hashes.")
 @click.argument("run", required=False)
 @AS_JSON
 def verify(run: str | None, as_json: bool) -> None:
@@ -299,7 +303,7 @@ def verify(run: str | None, as_json: bool) -> None:
         raise TamperedError("; ".join(problems.values()))
 
 
-@main.command()
+@main.command(short_help="Show what is installed and works here, with remedies.")
 @AS_JSON
 def doctor(as_json: bool) -> None:
     """Show what is installed and what works here, each failing line with its remedy."""
