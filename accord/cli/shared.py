@@ -32,9 +32,13 @@ def run_until(
     from accord.round_config import RoundConfig
 
     round_config = load_config(config, RoundConfig, overrides)
-    from accord.round import run_round  # takes seconds to import, which a mistake in the file need not cost
+    from accord.preflight import check_round
 
-    return run_round(round_config, runs_of_command(only=stage if alone else None), until=stage, wait=wait)
+    runs = runs_of_command(only=stage if alone else None)
+    check_round(round_config, runs, stage)
+    from accord.round import run_round  # takes seconds to import, which a mistake need not cost
+
+    return run_round(round_config, runs, stage, wait, checked=True)
 
 
 class Group(click.Group):
