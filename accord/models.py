@@ -18,14 +18,10 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-WEIGHT_AND_TOKENIZER_FILES = [
-    "*.safetensors",
-    "*.safetensors.index.json",
-    "*.json",
-    "*.jinja",
-    "*.model",
-    "*.txt",
-]
+WEIGHTS = ["*.safetensors"]
+SMALL_FILES = ["*.safetensors.index.json", "*.json", "*.jinja", "*.model", "*.txt"]
+"""What a model's folder has beside its weights."""
+WEIGHT_AND_TOKENIZER_FILES = [*WEIGHTS, *SMALL_FILES]
 
 
 @dataclass(frozen=True)
@@ -47,31 +43,49 @@ def resolve(reference: str | Run, runs: Runs) -> Model:
     """
     if isinstance(reference, Run):
         reference = f"run:{reference.id}"
+    return _found(reference, runs, with_weights=True)
+
+
+def locate(reference: str, runs: Runs) -> Model:
+    """As `resolve`, but in no time: weights are neither downloaded nor hashed, so a model from outside has no digest.
+
+    Raises:
+        UsageError: as `resolve`.
+    """
+    return _found(reference, runs, with_weights=False)
+
+
+def _found(reference: str, runs: Runs, with_weights: bool) -> Model:
     if reference == bundled.MODEL:
         folder = bundled.smollm2_135m_instruct()
-        return Model(reference, folder, f"{reference}@{_folder_digest(folder)}")
+        return Model(reference, folder, f"{reference}@{_folder_digest(folder)}" if with_weights else "")
     if reference.startswith(bundled.PREFIX):
         raise UsageError(f"'{reference}' is not bundled; {bundled.MODEL} is")
     if reference.startswith("run:"):
         run = runs.load(reference)
         folder = run.output("model")
-        runs.check(run)
+        if with_weights:
+            runs.check(run)
+        else:
+            _check_folder(folder)
         return Model(f"run:{run.id}", folder, run.digest, run.id)
     if Path(reference).exists():
         folder = Path(reference)
         _check_folder(folder)
-        return Model(reference, folder, f"sha256:{_folder_digest(folder)}")
-    folder = _download(reference)
-    _check_folder(folder)
-    return Model(reference, folder, f"{reference}@{folder.name}")
+        return Model(reference, folder, f"sha256:{_folder_digest(folder)}" if with_weights else "")
+    folder = _download(reference, WEIGHT_AND_TOKENIZER_FILES if with_weights else SMALL_FILES)
+    _check_folder(folder, with_weights)
+    return Model(reference, folder, f"{reference}@{folder.name}" if with_weights else "")
 
 
-def _check_folder(folder: Path) -> None:
+def _check_folder(folder: Path, has_weights: bool = True) -> None:
     for patterns, what in (
         (["config.json"], "config.json"),
-        (["*.safetensors"], "safetensors weights (accord loads no pickled ones)"),
+        (WEIGHTS, "safetensors weights (accord loads no pickled ones)"),
         (["tokenizer.*", "vocab.*"], "tokenizer; save it there with `tokenizer.save_pretrained`"),
     ):
+        if patterns is WEIGHTS and not has_weights:
+            continue
         if not any(list(folder.glob(pattern)) for pattern in patterns):
             raise UsageError(f"model folder {folder} has no {what}")
 
@@ -82,17 +96,43 @@ def _folder_digest(folder: Path) -> str:
     return content_id({p.relative_to(folder).as_posix(): file_digest(p) for p in sorted(files)}, 64)
 
 
-def _download(reference: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+def _download(reference: str, patterns: list[str]) -> Path:
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
 
+    page = f"{constants.ENDPOINT}/{reference}"
+    ways = f"give run:<id>, an existing folder, a hub id such as organisation/name, or {bundled.MODEL}"
     try:
-        return Path(snapshot_download(reference, allow_patterns=WEIGHT_AND_TOKENIZER_FILES))
-    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise UsageError(
-            f"'{reference}' is no folder here and could not be had from the hub ({type(error).__name__}); give "
-            f"run:<id>, an existing folder, a reachable hub id, or {bundled.MODEL}"
-        ) from None
+        return Path(snapshot_download(reference, allow_patterns=patterns))
+    except HFValidationError:
+        why = f"there is no folder of this name here, and a hub id is written in another way; {ways}"
+    except GatedRepoError:
+        why = f"it is for those who accept its terms; do so at {page}, then log in with `hf auth login`"
+    except RepositoryNotFoundError:
+        why = (
+            f"neither a folder here nor the hub has this name; check the spelling ({ways}), or, if {page} is private, "
+            "log in with `hf auth login`"
+        )
+    except LocalEntryNotFoundError as error:
+        if constants.HF_HUB_OFFLINE:
+            why = (
+                "there is no folder of this name here, it was not downloaded before, and HF_HUB_OFFLINE says not to "
+                f"ask the hub; unset it, or {ways}"
+            )
+        else:
+            reason = type(error.__cause__ or error).__name__
+            why = (
+                f"there is no folder of this name here, and the hub at {constants.ENDPOINT} cannot be reached "
+                f"({reason}); look to the network and run this again, or {ways}"
+            )
+    except Exception as error:  # the hub's client and its transport have dozens more
+        why = f"it could not be had from the hub ({type(error).__name__}: {error}); run this again, or {ways}"
+    raise UsageError(f"'{reference}': {' '.join(why.split())}")
 
 
 def load_tokenizer(model: Model) -> "PreTrainedTokenizerBase":

@@ -206,17 +206,9 @@ def read_jsonl(path: Path, row_type: type[RowT]) -> list[RowT]:
         DataError: the file is missing, unreadable or empty, or a line is not what `row_type` expects; the
             message names file, line and field.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise DataError(
-            f"{path}: no such file; check the path, which is relative to the working folder"
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read as UTF-8 text ({error})") from None
     rows = []
     # Not splitlines(), which also splits at the U+2028 and U+0085 that a JSON string may hold as they are.
-    for number, line in enumerate(text.split("\n"), start=1):
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -235,6 +227,31 @@ def read_jsonl(path: Path, row_type: type[RowT]) -> list[RowT]:
             f"{path}: holds no rows; it must hold at least one {row_type.__name__.lower()} a line"
         )
     return rows
+
+
+def read_text(path: Path) -> str:
+    """A whole text file.
+
+    Raises:
+        DataError: the file is missing or unreadable.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise DataError(
+            f"{path}: no such file; check the path, which is relative to the working folder"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read as UTF-8 text ({error})") from None
+
+
+def holds_comparisons(path: Path) -> bool:
+    """Whether the first row of a file is a comparison; what else may be wrong with it is said by who reads it."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            return '"responses"' in next((line for line in file if line.strip()), "")
+    except (OSError, UnicodeDecodeError):
+        return False
 
 
 def describe(error: ValidationError) -> str:

@@ -280,12 +280,12 @@ class Runs:
         path = self.root / run_id
         if self.only not in (None, stage) and not self._is_done(path):
             raise UsageError(
-                f"the {stage} stage that this builds on is not finished (run {run_id}); run it first, or the whole "
-                "round with `accord round`"
+                f"the {stage} stage that this builds on is not finished; run `{_command(stage)}` first, or all stages "
+                f"with `accord round CONFIG` (its run will be {run_id})"
             )
         if parallel.count() > 1 and not shared and not self._is_done(path):
             raise UsageError(
-                f"the {stage} stage works in one process; run `accord {stage}` without `accelerate launch`"
+                f"the {stage} stage works in one process; run `{_command(stage)}` without `accelerate launch`"
             )
         path.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path / ".lock")
@@ -417,6 +417,11 @@ def file_digest(path: Path) -> str:
         with path.open("rb") as file:
             _digests[key] = hashlib.file_digest(file, "sha256").hexdigest()
     return _digests[key]
+
+
+def _command(stage: str) -> str:
+    """The command that does a stage's work alone."""
+    return "accord feedback pull CONFIG" if stage == "feedback" else f"accord {stage} CONFIG"
 
 
 def _is_disk_full(error: BaseException) -> bool:

@@ -13,13 +13,14 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, cast
 
 import click
 import datasets
 import torch
 import transformers
 from transformers import Trainer, TrainerCallback
+from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback, TrainerState
 
@@ -47,26 +48,25 @@ SET_BY_ACCORD = (
 """Trainer arguments that follow from accord's own settings, and may therefore not stand under `trainer:`."""
 
 
-def trainer_arguments(config: TrainingConfig, run: Run, evaluate: bool) -> dict[str, Any]:
+def trainer_arguments(config: TrainingConfig, run: Run | None, evaluate: bool) -> dict[str, Any]:
     """The keyword arguments for any TRL configuration class, from ours.
+
+    Args:
+        config: of the stage.
+        run: where checkpoints go; None for arguments that nobody trains with.
+        evaluate: whether there are held-out rows.
 
     Raises:
         UsageError: `rows_per_update` is no multiple of `rows_per_pass` times the number of processes.
     """
     rows_per_pass = min(config.rows_per_pass, config.rows_per_update)
     processes = int(transformers.TrainingArguments(output_dir="unused", report_to="none").world_size)
-    passes, rest = divmod(config.rows_per_update, rows_per_pass * processes)
-    if rest or passes == 0:
-        raise UsageError(
-            f"rows_per_update ({config.rows_per_update}) must be a multiple of rows_per_pass ({rows_per_pass}) times "
-            f"the number of processes ({processes})"
-        )
     arguments: dict[str, Any] = {
-        "output_dir": str(run.path / "checkpoints"),
+        "output_dir": str(run.path / "checkpoints") if run else "unused",
         "num_train_epochs": config.epochs,
         "learning_rate": config.learning_rate,
         "warmup_steps": config.warmup_fraction,
-        "gradient_accumulation_steps": passes,
+        "gradient_accumulation_steps": config.passes_per_update(processes),
         "per_device_train_batch_size": rows_per_pass,
         "per_device_eval_batch_size": rows_per_pass,
         "max_length": config.max_sequence_tokens,
@@ -98,12 +98,16 @@ def build_arguments(section: str, target: type[ArgumentsT], arguments: Mapping[s
     """TRL's configuration object.
 
     Raises:
-        UsageError: it refuses a value that came from the `trainer:` mapping of `section`.
+        UsageError: it refuses a value that came from the `trainer:` mapping of `section`, or a tracker that the mapping
+            names is unknown or not installed.
     """
     try:
-        return target(**arguments)
-    except (TypeError, ValueError) as error:
+        built: Any = target(**arguments)
+        for callback in get_reporting_integration_callbacks(built.report_to):
+            callback()  # as the trainer will: it raises where the tracker's package is missing
+    except (TypeError, ValueError, RuntimeError, ImportError) as error:
         raise UsageError(f"{section}.trainer: {error}") from error
+    return cast("ArgumentsT", built)
 
 
 class Precision(Protocol):

@@ -5,6 +5,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from accord.config import Config, LoraConfig
+from accord.errors import UsageError
 
 
 class TrainingConfig(Config):
@@ -41,3 +42,18 @@ class TrainingConfig(Config):
     """Of the order of the rows and of new weights."""
     trainer: dict[str, Any] = Field(default_factory=dict)
     """Further arguments for TRL's trainer, checked against its fields."""
+
+    def passes_per_update(self, processes: int) -> int:
+        """How many passes of each of several processes make an update.
+
+        Raises:
+            UsageError: they do not divide it evenly.
+        """
+        rows_per_pass = min(self.rows_per_pass, self.rows_per_update)
+        passes, rest = divmod(self.rows_per_update, rows_per_pass * processes)
+        if rest or passes == 0:
+            raise UsageError(
+                f"rows_per_update ({self.rows_per_update}) must be a multiple of rows_per_pass ({rows_per_pass}) times "
+                f"the number of processes ({processes})"
+            )
+        return passes

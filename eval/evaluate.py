@@ -46,8 +46,8 @@ from eval.review.take_over import ANSWERS_FOLLOW_FROM, reviewed_evaluation, take
 from eval.rows import SUITE, Answer, Judgement, MeasuredAnswer, Outcome, Reward, SuiteItem
 from eval.suites.kind import SuiteRow
 from eval.suites.suite import Suite, find_suite, read_items
-from eval.verdict.comparison import check_prompt_slices, check_slices
 from eval.verdict.gate import Compared
+from eval.verdict.margins import check_prompt_slices, check_slices, check_sources
 from eval.verdict.signing import signing_key
 from reward.scorers import Scorer, scorer_of, scorer_of_model
 
@@ -95,17 +95,12 @@ def evaluate(
     sources: dict[str, Source] = {"baseline": baseline, "candidate": candidate}
     if scorer:
         sources["reward_model"] = scorer
-    elif asked := sorted(config.gate.keys() & {"reward", "win_rate", "win_rate_length_controlled"}):
-        raise UsageError(f"the gate has a margin for '{asked[0]}', so it needs a reward model; name one")
+    check_sources(config, has_reward_model=scorer is not None)
     judge = scorer_of(config.judge, runs) if config.judge else None
     if judge:
         if judge.judge is None:
             raise UsageError(f"eval.judge: '{config.judge}' is no judge; write judge:<model reference>")
         sources["judge"] = judge
-    elif asked := sorted(name for name in config.gate if name.startswith("judge_")):
-        raise UsageError(
-            f"the gate has a margin for '{asked[0]}', so it needs a judge; name one in eval.judge"
-        )
     sources |= {"prompts": DataFile(prompt_file)}
     sources |= {SUITE + name: DataFile(file) for suite, _ in suites for name, file in suite.files.items()}
     for task, of_task in config.lm_eval.items():
@@ -115,10 +110,6 @@ def evaluate(
         settings = config.model_dump(include=set(ANSWERS_FOLLOW_FROM))
         review, earlier = reviewed_evaluation(config.review, runs, settings, sources)
         sources["review"] = review
-    elif "adjudicated" in config.gate:
-        raise UsageError(
-            "the gate has a margin for 'adjudicated', so it needs a review; name one in eval.review"
-        )
 
     judges = annotators_behind([baseline.run_id, candidate.run_id], runs)
     others = annotators_behind([source.run_id for source in sources.values()], runs)

@@ -17,12 +17,12 @@ import click
 
 from accord.bundled import data_path
 from accord.errors import WaitingForAnnotatorsError
-from accord.records import Comparison, Preference, read_jsonl, write_atomically, write_jsonl
+from accord.records import Comparison, Preference, read_jsonl, read_text, write_atomically, write_jsonl
 from accord.runs import DataFile, Run, Runs, Source
 from feedback.argilla.access import end_unless_needed, open_argilla
 from feedback.argilla.client import Client
 from feedback.argilla.collect import changes, pull, push, status
-from feedback.argilla.people import SIMULATED_TEAM, Team, set_up_people, team_of
+from feedback.argilla.people import Team, set_up_people
 from feedback.argilla.simulate import answer_as_simulated
 from feedback.argilla.tasks import TaskKind
 from feedback.asking.plan import Checks, plan
@@ -45,22 +45,6 @@ def files_of(config: JudgingConfig) -> dict[str, Source]:
     """The files that the judging reads, by role."""
     files = {"gold": config.gold, "guidelines": config.guidelines}
     return {role: DataFile(data_path(file)) for role, file in files.items() if file}
-
-
-def configured_team(config: JudgingConfig) -> Team:
-    """Who judges.
-
-    Raises:
-        DataError: the users file is bad.
-        UsageError: a name cannot be an account's, or there are fewer annotators than a record is assigned to.
-    """
-    team = SIMULATED_TEAM
-    if config.annotators == "human":
-        users = Path(config.users) if config.users else None
-        team = team_of(users, config.human_annotators, config.adjudicators)
-    if config.assignment == "balanced":
-        team.check_enough(config.annotators_per_record)
-    return team
 
 
 def planned(
@@ -106,7 +90,7 @@ def have_judged(
     """
     task = _Task(
         config.task, config.criteria,
-        data_path(config.guidelines).read_text(encoding="utf-8") if config.guidelines else None,
+        read_text(data_path(config.guidelines)) if config.guidelines else None,
         config.annotators_per_record,
     )  # fmt: skip
     is_ours = not config.argilla_url

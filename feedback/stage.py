@@ -25,15 +25,16 @@ import click
 
 from accord.bundled import data_path
 from accord.chat import decode_response, encode_prompt
-from accord.errors import UsageError
 from accord.models import Model, load_tokenizer
-from accord.records import Comparison, Prompt, Response, conversation_id, read_jsonl, write_jsonl
+from accord.records import Comparison, Prompt, Response, read_jsonl, write_jsonl
 from accord.rows import Rows, open_data
 from accord.runs import DataFile, Run, Runs, Source
 from accord.sampling.shared import SharedSampler
+from feedback.argilla.people import configured_team
+from feedback.asking.prompts import read_prompts
 from feedback.asking.select import select_by_uncertainty, select_length_balanced, select_random
 from feedback.config import FeedbackConfig, Selection
-from feedback.judging import configured_team, files_of, have_judged, planned
+from feedback.judging import files_of, have_judged, planned
 
 ScoreResponses = Callable[[Sequence[Comparison]], list[list[float]]]
 """Gives every response of every comparison a score."""
@@ -77,7 +78,7 @@ def gather_preferences(
         sampling = _Sampling(
             config.responses_per_prompt, config.max_response_tokens, config.temperature, config.seed
         )
-        asked = _read_prompts(prompts_file.path, config.max_prompts)
+        asked = read_prompts(prompts_file.path, config.max_prompts)
         sampled = _sampled(run.path / "responses.jsonl", asked, sampling, policy, sampler)
         count = min(config.max_comparisons or len(sampled), len(sampled))
         select = partial(_selected, config.selection, sampled, count, config.seed, score)
@@ -94,21 +95,6 @@ class _Sampling:
     max_response_tokens: int
     temperature: float
     seed: int
-
-
-def _read_prompts(file: Path, most: int | None) -> dict[str, Prompt]:
-    """The prompts to answer, by id.
-
-    Raises:
-        UsageError: two have the same id.
-    """
-    found: dict[str, Prompt] = {}
-    for prompt in read_jsonl(file, Prompt)[:most]:
-        id_ = prompt.id or conversation_id(prompt.prompt, 12)
-        if id_ in found:
-            raise UsageError(f"{file}: the id '{id_}' stands twice")
-        found[id_] = prompt
-    return found
 
 
 def _sampled(

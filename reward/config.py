@@ -37,3 +37,9 @@ class RewardConfig(TrainingConfig):
     """An earlier reward model, to compare with on the held-out pairs of prompts that it was not trained on."""
     slices: list[str] = Field(default=["topic"])
     """Columns of the preferences by whose values the report card splits the held-out accuracy."""
+
+
+NO_RANKINGS = (
+    "reward.loss is plackett_luce, which learns from rankings, and the file holds pairs; give a file of comparisons or "
+    "a feedback stage, or set it to bradley_terry"
+)

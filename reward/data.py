@@ -12,7 +12,15 @@ from transformers import PreTrainedTokenizerBase
 
 from accord.chat import encode_conversation, encode_prompt
 from accord.errors import DataError
-from accord.records import Comparison, Message, Preference, Prompt, conversation_id, read_jsonl
+from accord.records import (
+    Comparison,
+    Message,
+    Preference,
+    Prompt,
+    conversation_id,
+    holds_comparisons,
+    read_jsonl,
+)
 from accord.runs import DataFile, Run
 from feedback.belief.kept import RELIABILITY, read_reliability
 from feedback.belief.preferences import pairwise_preferences
@@ -50,7 +58,7 @@ def read_preference_data(source: Run | DataFile, with_reliability: bool = False)
         if RELIABILITY in source.record.outputs:
             kept = read_reliability(source.output(RELIABILITY), comparisons)
         return PreferenceData(pairs, comparisons, kept or fit_reliability(comparisons), {})
-    if not _holds_comparisons(source):
+    if not holds_comparisons(source.path):
         return PreferenceData(read_jsonl(source.path, Preference), [], None, {})
     comparisons = read_jsonl(source.path, Comparison)
     reliability = fit_reliability(comparisons)
@@ -157,15 +165,6 @@ def _head_weights(prompt: Sequence[Message], heads: int, seed: int | None) -> li
         np.random.default_rng([seed, int(conversation_id(prompt)[:16], 16)]).exponential(size=heads).tolist()
     )
     return draws
-
-
-def _holds_comparisons(source: DataFile) -> bool:
-    """Whether the first row of a file is a comparison; what else may be wrong with it is said by who reads it."""
-    try:
-        with source.path.open(encoding="utf-8") as file:
-            return '"responses"' in next((line for line in file if line.strip()), "")
-    except (OSError, UnicodeDecodeError):
-        return False
 
 
 def _draw(prompt: Sequence[Message]) -> str:

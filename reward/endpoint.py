@@ -76,11 +76,7 @@ class Endpoint:
                             f"{self.url}{path} answered with something that is no JSON"
                         ) from None
                 if response.status_code in (401, 403):  # what it says may hold a part of the key
-                    has = f"the one in {self.key_variable}" if self._key else "none"
-                    raise AccordError(
-                        f"{self.url} wants another API key than {has} (HTTP {response.status_code}); set "
-                        f"{self.key_variable} to the server's own"
-                    )
+                    raise self._wants_another_key(response.status_code)
                 reason = f"HTTP {response.status_code}: {self._message(response)}"
                 if response.status_code not in TRANSIENT:
                     raise AccordError(f"{self.url}{path} refused a request ({reason})")
@@ -90,6 +86,28 @@ class Endpoint:
         raise AccordError(
             f"{self.url} does not answer ({reason}, {len(SECONDS_BETWEEN_TRIES) + 1} tries); look whether it runs, "
             "then run the same command again"
+        )
+
+    def check_answers(self) -> None:
+        """Ask once, for the list of models, which every server that speaks OpenAI's protocol has.
+
+        Raises:
+            AccordError: nothing answers, or the key is wrong; another refusal proves nothing.
+        """
+        try:
+            response = self._http.get(f"{self.url}/models", timeout=SECONDS_TO_CONNECT)
+        except httpx.TransportError as error:
+            reason = f"{type(error).__name__}: {error}".rstrip(": ")
+            raise AccordError(
+                f"{self.url} does not answer ({reason}); look whether it runs, and whether the address is right"
+            ) from None
+        if response.status_code in (401, 403):
+            raise self._wants_another_key(response.status_code)
+
+    def _wants_another_key(self, status: int) -> AccordError:
+        has = f"the one in {self.key_variable}" if self._key else "none"
+        return AccordError(
+            f"{self.url} wants another API key than {has} (HTTP {status}); set {self.key_variable} to the server's own"
         )
 
     def in_parallel(

@@ -19,13 +19,13 @@ No verdict is made up: what cannot be read is asked for once more, and then coun
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 
 from accord.errors import AccordError, UsageError
-from accord.models import resolve
+from accord.models import Model, resolve
 from accord.records import Message, content_id
 from accord.runs import Runs
 from reward.endpoint import Endpoint
@@ -207,7 +207,9 @@ class Judge:
         return [found[question] for question in questions]
 
 
-def judge_of(reference: str, runs: Runs, questions_at_a_time: int = 8) -> Judge:
+def judge_of(
+    reference: str, runs: Runs, questions_at_a_time: int = 8, find: Callable[[str, Runs], Model] = resolve
+) -> Judge:
     """The judge of `judge:<model reference>` or `judge:https://host/v1#model-name`.
 
     `judge@rubric.txt:...` has the text of a file in place of the default rubric.
@@ -216,6 +218,7 @@ def judge_of(reference: str, runs: Runs, questions_at_a_time: int = 8) -> Judge:
         reference: see above.
         runs: where `run:...` is looked for.
         questions_at_a_time: computed as one batch, or sent to the server together.
+        find: finds models; with `accord.models.locate`, all is looked at but the weights.
 
     Raises:
         UsageError: it names no judge, or the rubric cannot be read.
@@ -238,7 +241,7 @@ def judge_of(reference: str, runs: Runs, questions_at_a_time: int = 8) -> Judge:
         model = ServedModel(Endpoint(url, KEY), served_name, questions_at_a_time)
         where = f"{model.endpoint.url}#{served_name}"
     else:
-        found = resolve(name, runs)
+        found = find(name, runs)
         model, where = LocalModel(found, questions_at_a_time), found.digest
     return Judge(reference, f"{where} instructed:{instruction}", rubric, model)
 

@@ -29,6 +29,7 @@ VLLM = "vllm:"
 VLLM_KEY = "VLLM_API_KEY"
 
 Conversations = Sequence[Sequence[Message]]
+FindModel = Callable[[str, Runs], Model]
 
 
 @dataclass(frozen=True)
@@ -59,29 +60,32 @@ class Scorer:
         )
 
 
-def scorer_of(reference: str, runs: Runs, conversations_at_a_time: int = 16) -> Scorer:
+def scorer_of(
+    reference: str, runs: Runs, conversations_at_a_time: int = 16, find: FindModel = resolve
+) -> Scorer:
     """What a reference names: a reward model, a judge or a Python function.
 
     Args:
         reference: see above.
         runs: where `run:...` is looked for.
         conversations_at_a_time: computed as one batch, or sent to a server together.
+        find: finds models; with `accord.models.locate`, all is looked at but the weights.
 
     Raises:
         UsageError: it names nothing that scores.
         TamperedError: the run's weights were changed after it finished.
     """
     if re.match(rf"{JUDGE}[:@]", reference):
-        judge = judge_of(reference, runs, conversations_at_a_time)
+        judge = judge_of(reference, runs, conversations_at_a_time, find)
         return Scorer(reference, judge.digest, judge.score, judge=judge)
     if reference.startswith(VLLM):
-        return _served(reference, runs, conversations_at_a_time)
+        return _served(reference, runs, conversations_at_a_time, find)
     if names_a_function(reference):
         function = load_reward_function(reference)
         return Scorer(reference, function.digest, functools.partial(_decided, function), function=function)
     if reference.endswith(".py"):
         raise UsageError(f"'{reference}' names no function; write {reference}:function")
-    return scorer_of_model(resolve(reference, runs), conversations_at_a_time)
+    return scorer_of_model(find(reference, runs), conversations_at_a_time)
 
 
 def names_a_function(reference: str) -> bool:
@@ -152,7 +156,7 @@ def _score_by_head(
     return found
 
 
-def _served(reference: str, runs: Runs, conversations_at_a_time: int) -> Scorer:
+def _served(reference: str, runs: Runs, conversations_at_a_time: int, find: FindModel) -> Scorer:
     """`vllm:URL#REWARD MODEL`: the model that the server was started with, whose tokenizer is needed here."""
     url, _, name = reference.removeprefix(VLLM).partition("#")
     if not name:
@@ -160,7 +164,7 @@ def _served(reference: str, runs: Runs, conversations_at_a_time: int) -> Scorer:
             f"'{reference}' names no reward model; write {VLLM}{url or 'http://host:port'}#run:<id>"
         )
     endpoint = Endpoint(url, VLLM_KEY)
-    model = resolve(name, runs)
+    model = find(name, runs)
     check_is_reward_model(model)
 
     def score(conversations: Conversations) -> list[float]:

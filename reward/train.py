@@ -54,7 +54,7 @@ from reward.choices import (
     choices_from_rankings,
     contradictory_pairs,
 )
-from reward.config import RewardConfig
+from reward.config import NO_RANKINGS, RewardConfig
 from reward.data import (
     PreferenceData,
     drop_long_comparisons,
@@ -117,7 +117,7 @@ def train_reward_model(
         }  # fmt: skip
         train, heldout = split_by_prompt(kept, config.heldout_fraction)
         name = preferences.id if isinstance(preferences, Run) else str(preferences.path)
-        _check_enough(name, train, heldout, config)
+        check_enough(name, train, heldout, config)
         heldout_prompts = {conversation_id(row.prompt) for row in heldout}
         compared = [each for each in comparisons if conversation_id(each.prompt) not in heldout_prompts]
         compared_heldout = [each for each in comparisons if conversation_id(each.prompt) in heldout_prompts]
@@ -189,9 +189,7 @@ def train_reward_model(
     return run
 
 
-def _check_enough(
-    name: str, train: list[Preference], heldout: list[Preference], config: RewardConfig
-) -> None:
+def check_enough(name: str, train: list[Preference], heldout: list[Preference], config: RewardConfig) -> None:
     """Refuse what no model can be fitted to, or be judged by.
 
     Raises:
@@ -237,10 +235,7 @@ def _groups(
     if config.loss == "bradley_terry":
         return choices_from_pairs(pairs, config.margin_coefficient)
     if judgements.reliability is None:
-        raise DataError(
-            "reward.loss is plackett_luce, which learns from rankings, and the file holds pairs; give a file of "
-            "comparisons or a feedback stage, or set it to bradley_terry"
-        )
+        raise DataError(NO_RANKINGS)
     return choices_from_rankings(comparisons, judgements.comparisons, judgements.reliability)
 
 

@@ -1,11 +1,13 @@
 """Settings of policy optimisation."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from accord.config import Config, LoraConfig
+from accord.errors import DataError
 from accord.records import Demonstration, Prompt, Row
 from accord.training_config import TrainingConfig
 
@@ -224,3 +226,16 @@ class OnlineConfig(TrainingConfig, AlgorithmConfig):
         if self.lora and self.lora.dropout:
             raise ValueError("lora.dropout must be 0 for rloo and grpo, which compare the policy with itself")
         return self
+
+    def check_enough_prompts(self, prompts: int, file: Path) -> None:
+        """Refuse fewer prompts than an update takes.
+
+        Raises:
+            DataError: with both numbers.
+        """
+        prompts_per_update = self.rows_per_update // self.num_generations
+        if prompts < prompts_per_update:
+            raise DataError(
+                f"{file}: leaves {prompts} prompts, and an update takes {prompts_per_update}; add prompts or lower "
+                "rl.rows_per_update"
+            )

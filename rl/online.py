@@ -21,7 +21,7 @@ from trl import GRPOConfig, RLOOConfig
 
 from accord.bundled import data_path
 from accord.config import check_trainer_arguments
-from accord.errors import AccordError, DataError, UsageError
+from accord.errors import AccordError, UsageError
 from accord.models import Model, check_same_tokens, load_policy, load_tokenizer, peft_config
 from accord.rows import Judgements, Rows, open_data, open_judgements
 from accord.runs import DataFile, Run, Runs, Source, file_of
@@ -101,12 +101,7 @@ def train_online(
             tokenizer, prompts_file.path, path, config.heldout_fraction, config.max_sequence_tokens,
             config.max_response_tokens, needed_columns(scorer),
         )  # fmt: skip
-        prompts_per_update = config.rows_per_update // config.num_generations
-        if len(data.prompts) < prompts_per_update:
-            raise DataError(
-                f"{prompts_file.path}: leaves {len(data.prompts)} prompts, and an update takes {prompts_per_update}; "
-                "add prompts or lower rows_per_update"
-            )
+        config.check_enough_prompts(len(data.prompts), prompts_file.path)
 
         # build
         model: Any = load_policy(policy, base_dtype(config), **quantization(config.lora))

@@ -21,7 +21,7 @@ def evaluation() -> None:
     """
 
 
-@evaluation.command()
+@evaluation.command(short_help="Compare the new policy with the one before it.")
 @CONFIG
 @OVERRIDES
 def compare(config: Path, overrides: tuple[str, ...]) -> None:
@@ -44,7 +44,7 @@ def finish_with_verdict(run: "Run") -> None:
     click.get_current_context().exit(verdict.exit_code)
 
 
-@evaluation.command("install-suites")
+@evaluation.command("install-suites", short_help="Install published data sets to measure by.")
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 def install_suites(names: tuple[str, ...]) -> None:
     """Install published data sets, by their names without `public:`; all of them if none is named.
@@ -57,7 +57,7 @@ def install_suites(names: tuple[str, ...]) -> None:
     install_suites(names, click.echo)
 
 
-@evaluation.command()
+@evaluation.command(short_help="List all suites and what they measure.")
 @AS_JSON
 def suites(as_json: bool) -> None:
     """List all suites and what they measure; those called public: are published data sets."""

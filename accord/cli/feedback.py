@@ -6,7 +6,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from accord.cli.shared import AS_JSON, CONFIG, OVERRIDES, RUN, run_until, runs_of_command
+from accord.cli.shared import (
+    AS_JSON,
+    CONFIG,
+    OVERRIDES,
+    RUN,
+    Group,
+    names_a_file,
+    run_until,
+    runs_of_command,
+)
 from accord.errors import UsageError, WaitingForAnnotatorsError
 
 if TYPE_CHECKING:
@@ -14,7 +23,17 @@ if TYPE_CHECKING:
     from feedback.config import FeedbackConfig
 
 
-@click.group()
+class _Feedback(Group):
+    """Says which of two commands a configuration is for."""
+
+    def meant(self, ctx: click.Context, word: str) -> str:
+        if not names_a_file(word):
+            return super().meant(ctx, word)
+        path = ctx.command_path
+        return f" '{path} push {word}' samples answers and asks people, '{path} pull {word}' fetches what they said."
+
+
+@click.group(cls=_Feedback)
 def feedback() -> None:
     """Collect preferences from people in Argilla."""
 
@@ -48,7 +67,7 @@ def serve(port: int, host: str, behind_proxy: str | None, proxy_address: str) ->
     click.get_current_context().exit(run_in_foreground(home, port, ready, exposure))
 
 
-@feedback.command()
+@feedback.command(short_help="Write all that the embedded Argilla keeps to one file.")
 @click.argument("file", type=click.Path(path_type=Path))
 def backup(file: Path) -> None:
     """Write all that the embedded Argilla keeps to one private file; it may be running."""
@@ -71,7 +90,7 @@ def restore(file: Path, force: bool) -> None:
     click.echo("restored; `accord feedback serve` or the next round starts it")
 
 
-@feedback.command()
+@feedback.command(short_help="End the embedded Argilla that a round left running.")
 def stop() -> None:
     """End the embedded Argilla that a round left running for its annotators."""
     from feedback.argilla.access import argilla_home
@@ -80,7 +99,7 @@ def stop() -> None:
     click.echo("stopped" if stop_server(argilla_home(runs_of_command().root)) else "was not running")
 
 
-@feedback.command()
+@feedback.command(short_help="Make people's accounts; new passwords are printed, once.")
 @CONFIG
 @OVERRIDES
 @click.option("--reset", metavar="NAME", help="Give this person a new password, and print it.")
@@ -88,8 +107,7 @@ def stop() -> None:
 def users(config: Path, overrides: tuple[str, ...], reset: str | None, as_json: bool) -> None:
     """Make the accounts of a configuration's people; new passwords are printed, once."""
     from feedback.argilla.access import open_argilla
-    from feedback.argilla.people import reset_password, set_up_people
-    from feedback.judging import configured_team
+    from feedback.argilla.people import configured_team, reset_password, set_up_people
 
     section = _feedback_config(config, overrides)
     if section.annotators != "human":
@@ -110,7 +128,7 @@ def users(config: Path, overrides: tuple[str, ...], reset: str | None, as_json: 
         click.echo(f"user {name}   password {word}")
 
 
-@feedback.command()
+@feedback.command(short_help="Sample answers and push them to Argilla for people.")
 @CONFIG
 @OVERRIDES
 def push(config: Path, overrides: tuple[str, ...]) -> None:
@@ -125,7 +143,7 @@ def push(config: Path, overrides: tuple[str, ...]) -> None:
         click.echo(f"pushed: {waiting}")
 
 
-@feedback.command()
+@feedback.command(short_help="Pull answers and make preferences of them.")
 @CONFIG
 @OVERRIDES
 @click.option("--wait", is_flag=True, help="Stay until everything is judged.")
@@ -139,7 +157,7 @@ def _feedback(config: Path, overrides: tuple[str, ...], wait: bool) -> None:
     click.echo(f"feedback: {run.path}\n{json.dumps(run.metrics, indent=2)}")
 
 
-@feedback.command()
+@feedback.command(short_help="Have people compare an evaluation's answers, blind.")
 @click.argument("evaluation")
 @CONFIG
 @OVERRIDES
@@ -212,7 +230,7 @@ def status(run: str, as_json: bool) -> None:
             click.echo(f"  {annotator}: " + ", ".join(f"{count} {kind}" for kind, count in counts.items()))
 
 
-@feedback.command()
+@feedback.command(short_help="Show how far annotators agree, attend and follow position.")
 @RUN
 @AS_JSON
 def agreement(run: str, as_json: bool) -> None:
@@ -233,7 +251,7 @@ def agreement(run: str, as_json: bool) -> None:
     click.echo(f"report: {found.path / 'report.html'}")
 
 
-@feedback.command()
+@feedback.command(short_help="Write a finished feedback run as a data set with a card.")
 @RUN
 @click.option(
     "--output", type=click.Path(path_type=Path), required=True, help="A new folder for the data set."
@@ -263,5 +281,5 @@ def _feedback_config(config: Path, overrides: tuple[str, ...]) -> "FeedbackConfi
 
     section = load_config(config, RoundConfig, overrides).feedback
     if section is None:
-        raise UsageError(f"{config} has no feedback section")
+        raise UsageError(f"{config} has no feedback section, so nobody is asked; add one")
     return section

@@ -5,15 +5,15 @@ from dataclasses import asdict
 
 import click
 
-from accord.cli.shared import AS_JSON
+from accord.cli.shared import AS_JSON, Group
 
 
-@click.group()
+@click.group(cls=Group, short_help="Show your signing key, and say whose signatures count.")
 def keys() -> None:
     """Show your key, which signs verdicts and promotions, and say whose signatures count."""
 
 
-@keys.command()
+@keys.command(short_help="Show your public key, and those that you trust.")
 @AS_JSON
 def show(as_json: bool) -> None:
     """Show your public key, for others to trust, and the keys that you trust; makes your key if there is none."""
@@ -30,7 +30,7 @@ def show(as_json: bool) -> None:
         click.echo(f"trusted:     {each.fingerprint} {each.comment}".rstrip())
 
 
-@keys.command()
+@keys.command(short_help="Trust someone's public key.")
 @click.argument("file_or_key")
 def trust(file_or_key: str) -> None:
     """Trust someone's public key, given in quotes or in a file; compare its fingerprint with the owner's first."""

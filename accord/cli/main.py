@@ -14,7 +14,7 @@ from accord.cli.eval import evaluation, finish_with_verdict
 from accord.cli.feedback import feedback
 from accord.cli.keys import keys
 from accord.cli.reward import reward
-from accord.cli.shared import AS_JSON, CONFIG, OVERRIDES, RUN, run_until, runs_of_command
+from accord.cli.shared import AS_JSON, CONFIG, OVERRIDES, RUN, Group, run_until, runs_of_command
 from accord.errors import AccordError, WaitingForAnnotatorsError
 from accord.preload import restart_with_libraries
 from rl.algorithms import ALGORITHMS
@@ -23,7 +23,7 @@ COMPUTE = ("demo", "round", "sft", "reward", *ALGORITHMS, "eval", "feedback", "g
 """The commands that train or sample, and are worth a restart with faster libraries."""
 
 
-class _Group(click.Group):
+class _Accord(Group):
     """Turns accord's errors, and those of a full disk, into one sentence and an exit code."""
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -49,7 +49,7 @@ class _Group(click.Group):
             ctx.exit(130)
 
 
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=_Accord, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__)
 @click.option(
     "--runs", "runs_root", type=click.Path(path_type=Path), default=Path("runs"), envvar="ACCORD_RUNS",
@@ -76,7 +76,7 @@ def main(ctx: click.Context, runs_root: Path, traceback: bool) -> None:
 # --- rounds and stages
 
 
-@main.command()
+@main.command(short_help="Run one whole round on the bundled model, in about 20 minutes.")
 @click.option("--human", is_flag=True, help="Leave the ranking to you, in the browser; ranks 20 prompts.")
 @OVERRIDES
 def demo(human: bool, overrides: tuple[str, ...]) -> None:
@@ -105,8 +105,12 @@ def _round(config: Path, overrides: tuple[str, ...], wait: bool) -> None:
     finish_with_verdict(run_until("eval", config, overrides, wait))
 
 
-def _stage_command(stage: str, does: str) -> None:
-    @main.command(stage, help=f"{does} The stages it builds on must be finished.")
+def _stage_command(stage: str, does: str, key: str = "") -> None:
+    """A stage alone; `key` is what has to be set for it."""
+
+    @main.command(
+        stage, short_help=f"{does}.", help=f"{does}{key}. The stages it builds on must be finished."
+    )
     @CONFIG
     @OVERRIDES
     def command(config: Path, overrides: tuple[str, ...]) -> None:
@@ -115,20 +119,18 @@ def _stage_command(stage: str, does: str) -> None:
             click.echo(f"{stage}: {run.path}\n{json.dumps(run.metrics, indent=2)}")
 
 
-_stage_command("sft", "Fine-tune the base model on demonstrations.")
+_stage_command("sft", "Fine-tune the base model on demonstrations")
+main.add_command(feedback)
 main.add_command(reward)
 for algorithm in ALGORITHMS.values():
-    _stage_command(algorithm.name, f"{algorithm.does} (rl.algorithm: {algorithm.name}).")
+    _stage_command(algorithm.name, algorithm.does, f" (rl.algorithm: {algorithm.name})")
 main.add_command(evaluation)
-
-
-main.add_command(feedback)
 
 
 # --- gate and promotion
 
 
-@main.command()
+@main.command(short_help="Compare any two models by pre-declared margins.")
 @click.option(
     "--baseline", required=True, help="The model in use: run:<id>, a folder, a hub id or bundled:..."
 )
@@ -163,11 +165,12 @@ def gate(
     finish_with_verdict(run)
 
 
-@main.command()
+@main.command(short_help="Let a candidate replace its baseline, if its verdict is PASS.")
 @RUN
 @click.option(
     "--override", metavar="REASON",
-    help="Promote against a verdict of FAIL or INCONCLUSIVE; the reason is signed and shown wherever the model is.",
+    help="Promote against a verdict of FAIL or INCONCLUSIVE; the reason, of four words or more, is signed and shown "
+    "wherever the model is.",
 )  # fmt: skip
 def promote(run: str, override: str | None) -> None:
     """Let a candidate replace its baseline; refuses without a valid, passing, untampered verdict."""
@@ -199,7 +202,7 @@ def report(run: str, output: Path | None) -> None:
 # --- runs
 
 
-@main.group()
+@main.group(cls=Group, short_help="Look at runs, at their lineage, and whether they are intact.")
 def runs() -> None:
     """Look at runs: what was made from what, and whether it is still as it was made."""
 
@@ -243,7 +246,7 @@ def show(run: str, as_json: bool) -> None:
             click.echo(f"  {name}: {value if not isinstance(value, float) else round(value, 4)}")
 
 
-@runs.command()
+@runs.command(short_help="Show everything a run descends from, with hashes.")
 @RUN
 @AS_JSON
 def lineage(run: str, as_json: bool) -> None:
@@ -263,7 +266,7 @@ def lineage(run: str, as_json: bool) -> None:
             click.echo(f"  {role:<18} {source}")
 
 
-@runs.command()
+@runs.command(short_help="Compare files with their recorded hashes.")
 @click.argument("run", required=False)
 @AS_JSON
 def verify(run: str | None, as_json: bool) -> None:
@@ -298,7 +301,7 @@ def verify(run: str | None, as_json: bool) -> None:
         raise TamperedError("; ".join(problems.values()))
 
 
-@main.command()
+@main.command(short_help="Show what is installed and works here, with remedies.")
 @AS_JSON
 def doctor(as_json: bool) -> None:
     """Show what is installed and what works here, each failing line with its remedy."""

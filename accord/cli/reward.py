@@ -17,7 +17,7 @@ def reward() -> None:
     """
 
 
-@reward.command()
+@reward.command(short_help="Train the reward model on the round's preferences.")
 @CONFIG
 @OVERRIDES
 def train(config: Path, overrides: tuple[str, ...]) -> None:

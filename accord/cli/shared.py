@@ -1,5 +1,7 @@
 """What the commands of every group share: their arguments, and the way to a run."""
 
+import difflib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,22 +31,64 @@ def run_until(
     from accord.round_config import RoundConfig
 
     round_config = load_config(config, RoundConfig, overrides)
-    from accord.round import run_round  # takes seconds to import, which a mistake in the file need not cost
+    from accord.preflight import check_round
 
-    return run_round(round_config, runs_of_command(only=stage if alone else None), until=stage, wait=wait)
+    runs = runs_of_command(only=stage if alone else None)
+    check_round(round_config, runs, stage)
+    from accord.round import run_round  # takes seconds to import, which a mistake need not cost
+
+    return run_round(round_config, runs, stage, wait, checked=True)
+
+
+class Group(click.Group):
+    """Lists its commands in the order of their definition, and says what a mistyped one may have meant."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Their names, as they were added."""
+        return list(self.commands)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click does it, but for the message about a word that is no command."""
+        word = args[0]
+        if self.get_command(ctx, word) is None and not word.startswith("-") and not ctx.resilient_parsing:
+            ctx.fail(f"No such command '{word}'.{self.meant(ctx, word)}")
+        return super().resolve_command(ctx, args)
+
+    def meant(self, ctx: click.Context, word: str) -> str:
+        """A sentence about the nearest command: of this group, or else of any; empty where none is near."""
+        near = difflib.get_close_matches(word, self.commands, n=1)
+        if near:
+            return f" Did you mean '{ctx.command_path} {near[0]}'?"
+        root = ctx.find_root()
+        everywhere = dict(_paths(root.command, str(root.info_name)))
+        near = difflib.get_close_matches(word, everywhere, n=1)
+        return f" Did you mean '{everywhere[near[0]]}'?" if near else ""
+
+
+def _paths(command: click.Command, path: str) -> Iterator[tuple[str, str]]:
+    """The name of every command below one, and all that has to be typed for it."""
+    if isinstance(command, click.Group):
+        for name, inner in command.commands.items():
+            yield name, f"{path} {name}"
+            yield from _paths(inner, f"{path} {name}")
+
+
+def names_a_file(word: str) -> bool:
+    """Whether a word that is no command looks like a file's name."""
+    return Path(word).is_file() or Path(word).suffix != "" or "/" in word
 
 
 def group_with_default(default: str) -> type[click.Group]:
     """A group that takes a first word which is a file's name, and no command's, as the argument of `default`."""
 
-    class Group(click.Group):
+    class WithDefault(Group):
         def resolve_command(
             self, ctx: click.Context, args: list[str]
         ) -> tuple[str | None, click.Command | None, list[str]]:
-            word = args[0]
-            names_a_file = Path(word).is_file() or Path(word).suffix != "" or "/" in word
-            if self.get_command(ctx, word) is None and names_a_file:
+            if self.get_command(ctx, args[0]) is None and names_a_file(args[0]):
                 args = [default, *args]
             return super().resolve_command(ctx, args)
 
-    return Group
+    return WithDefault

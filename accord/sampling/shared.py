@@ -9,13 +9,12 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from accord.chat import encode_prompt
-from accord.errors import UsageError
 from accord.models import Model, load_policy, load_tokenizer
 from accord.records import Message
 from accord.sampling.config import SamplingConfig
 from accord.sampling.protocol import Sampler
 from accord.sampling.verify import BOUNDS, Bound, verify
-from accord.sampling.vllm_engine import VLLMSampler, vllm_is_installed
+from accord.sampling.vllm_engine import VLLMSampler, check_installed, vllm_is_installed
 from accord.sampling.weights import NOT_ARCHITECTURE
 
 if TYPE_CHECKING:
@@ -97,10 +96,7 @@ class SharedSampler:
 
     def _start(self, model: Model, tokenizer: "PreTrainedTokenizerBase") -> Sampler:
         engine = self._config.engine
-        if engine == "vllm" and not vllm_is_installed():
-            raise UsageError(
-                "sampling.engine=vllm, but vLLM is not installed; run `make setup`, or set sampling.engine=transformers"
-            )
+        check_installed(engine)
         eos_token_id: Any = tokenizer.eos_token_id
         if engine == "server":
             from accord.sampling.vllm_server import VLLMServerSampler

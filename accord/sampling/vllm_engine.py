@@ -13,7 +13,7 @@ from multiprocessing import Pipe
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from accord.errors import AccordError, SamplerGoneError
+from accord.errors import AccordError, SamplerGoneError, UsageError
 from accord.preload import libraries
 from accord.progress import progress
 from accord.sampling.config import SamplingConfig
@@ -31,6 +31,18 @@ TOKENS_PER_STEP = 4096
 def vllm_is_installed() -> bool:
     """Whether vLLM is there; it is not imported, which would take ten seconds and change this process."""
     return importlib.util.find_spec("vllm") is not None
+
+
+def check_installed(engine: str) -> None:
+    """Refuse an engine that is not there.
+
+    Raises:
+        UsageError: vLLM is asked for and not installed.
+    """
+    if engine == "vllm" and not vllm_is_installed():
+        raise UsageError(
+            "sampling.engine=vllm, but vLLM is not installed; run `make setup`, or set sampling.engine=transformers"
+        )
 
 
 class VLLMSampler:

@@ -4,16 +4,19 @@ import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, pstdev
+from typing import TYPE_CHECKING
 
 from accord.chat import answer, decode_response, encode_prompt
 from accord.errors import DataError
 from accord.records import Message, Prompt, conversation_id, read_jsonl
-from accord.sampling.shared import SharedSampler
 from eval.config import Sampling
 from eval.measuring.side import Side
 from eval.rows import Answer, Judgement, MeasuredAnswer, Reward, Sample, seed_for
 from reward.judge import Judge
 from reward.scorers import Scorer
+
+if TYPE_CHECKING:
+    from accord.sampling.shared import SharedSampler
 
 
 def read_prompts(path: Path) -> dict[str, list[Message]]:
@@ -49,7 +52,7 @@ def read_groups(path: Path, column: str) -> dict[str, str]:
 
 
 def sample_answers(
-    side: Side, sampler: SharedSampler, prompts: Mapping[str, list[Message]], sampling: Sampling
+    side: Side, sampler: "SharedSampler", prompts: Mapping[str, list[Message]], sampling: Sampling
 ) -> list[Answer]:  # fmt: skip
     """One model's answers, `samples_per_prompt` to each prompt."""
     wanted = [(name, sample) for name in prompts for sample in range(sampling.samples_per_prompt)]

@@ -7,7 +7,7 @@ gets the first one's) nor its cache of logits (which mixes up places, tests/eval
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from accord.errors import UsageError
 from accord.models import Model, load_policy
@@ -36,20 +36,10 @@ def run_task(
         UsageError: lm-eval is not installed, or has no such task in the folder.
         DataError: the task has no metric that is a number for each document.
     """
-    try:
-        from lm_eval import simple_evaluate
-        from lm_eval.models.huggingface import HFLM
-        from lm_eval.tasks import TaskManager
-    except ImportError as error:
-        raise UsageError(
-            f"lm-eval's tasks need lm-eval, which is not all there ({error}); run: pip install 'lm-eval[hf]==0.4.13'"
-        ) from None
-    if not folder.is_dir():
-        raise UsageError(f"{folder} is no folder; put the task's YAML file into one and name that")
-    tasks = TaskManager(include_path=str(folder), include_defaults=False)
-    if task not in tasks.all_tasks:
-        found = ", ".join(sorted(tasks.all_tasks)) or "none"
-        raise UsageError(f"{folder} has no lm-eval task '{task}'; the tasks found there: {found}")
+    tasks = find_task(task, folder)
+    from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+
     results = simple_evaluate(
         model=HFLM(
             pretrained=load_policy(model).eval(), tokenizer=tokenizer, batch_size=BATCH_SIZE,
@@ -61,3 +51,25 @@ def run_task(
     if results is None or task not in results["samples"]:
         raise UsageError(f"'{task}' is a group of lm-eval tasks; name one of them")
     return samples_of(results["samples"][task], f"lm-eval task {task}")
+
+
+def find_task(task: str, folder: Path) -> Any:
+    """lm-eval's `TaskManager` for the tasks of a folder.
+
+    Raises:
+        UsageError: lm-eval is not installed, or has no such task in the folder.
+    """
+    try:
+        from lm_eval.models.huggingface import HFLM  # noqa: F401 - its own dependencies are the ones that lack
+        from lm_eval.tasks import TaskManager
+    except ImportError as error:
+        raise UsageError(
+            f"lm-eval's tasks need lm-eval, which is not all there ({error}); run: pip install 'lm-eval[hf]==0.4.13'"
+        ) from None
+    if not folder.is_dir():
+        raise UsageError(f"{folder} is no folder; put the task's YAML file into one and name that")
+    tasks = TaskManager(include_path=str(folder), include_defaults=False)
+    if task not in tasks.all_tasks:
+        found = ", ".join(sorted(tasks.all_tasks)) or "none"
+        raise UsageError(f"{folder} has no lm-eval task '{task}'; the tasks found there: {found}")
+    return tasks

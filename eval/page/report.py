@@ -25,8 +25,8 @@ from eval.page.metrics import Axis, explain, families, gated_rows, scale, too_sm
 from eval.page.suites import GroupRow, suite_views
 from eval.rows import Sample, SuiteItem
 from eval.suites.metrics import METRICS
-from eval.verdict.comparison import SMALLEST_SLICE
 from eval.verdict.gate import SIGNATURE, Subject, read_verdict
+from eval.verdict.margins import SMALLEST_SLICE
 from eval.verdict.rule import MetricResult, Outcome
 from eval.verdict.signing import read_signature
 from reward.page.report import page as page_of_reward

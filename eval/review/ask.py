@@ -26,9 +26,10 @@ from accord.errors import UsageError
 from accord.records import Comparison, Response, read_jsonl, write_jsonl
 from accord.runs import Run, Runs, Source
 from eval.rows import MeasuredAnswer, Sample
+from feedback.argilla.people import configured_team
 from feedback.asking.select import select_random
 from feedback.config import ReviewConfig
-from feedback.judging import configured_team, files_of, have_judged, planned
+from feedback.judging import files_of, have_judged, planned
 
 ITEMS = "items.jsonl"
 ROLES = ("baseline", "candidate")

@@ -36,6 +36,25 @@ def reviewed_evaluation(
     Raises:
         UsageError: it is no finished review, or the reviewed evaluation is of other models, prompts or settings.
     """
+    review, earlier = finished_review(reference, runs, settings)
+    for role in (*ROLES, "prompts", "reward_model"):
+        source = sources.get(role)
+        reviewed = earlier.record.parents.get(role) or earlier.record.inputs.get(role)
+        if (source.run_id or source.digest if source else None) != reviewed:
+            raise UsageError(
+                f"eval.review: {earlier.id}, which was reviewed, has another {role.replace('_', ' ')}; name the one "
+                "that was reviewed, or have this evaluation reviewed"
+            )
+    return review, earlier
+
+
+def finished_review(reference: str, runs: Runs, settings: Mapping[str, object]) -> tuple[Run, Run]:
+    """The review and the evaluation that was reviewed, as far as the configuration tells whether they fit.
+
+    Raises:
+        UsageError: it is no finished review, or the reviewed evaluation is of other settings.
+        TamperedError: the evaluation's files are not the recorded ones.
+    """
     name = reference.removeprefix("run:")
     review = runs.load(name)
     if "evaluation" not in review.record.parents or not review.is_done:
@@ -50,14 +69,6 @@ def reviewed_evaluation(
             raise UsageError(
                 f"eval.review: {earlier.id}, which was reviewed, has {key}: {then}, and this evaluation {now}; the "
                 "answers would be others"
-            )
-    for role in (*ROLES, "prompts", "reward_model"):
-        source = sources.get(role)
-        reviewed = earlier.record.parents.get(role) or earlier.record.inputs.get(role)
-        if (source.run_id or source.digest if source else None) != reviewed:
-            raise UsageError(
-                f"eval.review: {earlier.id}, which was reviewed, has another {role.replace('_', ' ')}; name the one "
-                "that was reviewed, or have this evaluation reviewed"
             )
     return review, earlier
 

@@ -1,6 +1,6 @@
 """From the measured rows to every metric's result, over all items and by group. Pure arithmetic."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from accord.errors import UsageError
 from eval.config import Rules
@@ -11,11 +11,9 @@ from eval.statistics.paired import (
     paired_difference,
     paired_difference_of_distances,
 )
-from eval.suites.metrics import METRICS, Direction
+from eval.suites.metrics import Direction
+from eval.verdict.margins import SMALLEST_SLICE, check_slices
 from eval.verdict.rule import MetricResult, SliceResult, conclude_metric, correct
-
-SMALLEST_SLICE = 10
-"""Clusters that a group needs for an interval, and for a margin; with fewer it is too small to say."""
 
 
 def compare(measured: Mapping[str, Measured], rules: Rules) -> list[MetricResult]:
@@ -79,44 +77,6 @@ def slices(measured: Mapping[str, Measured], rules: Rules) -> list[SliceResult]:
                 )
             )  # fmt: skip
     return results
-
-
-def check_slices(rules: Rules, name: str, clusters: Iterable[str], groups: Iterable[str | None]) -> None:
-    """Refuse margins for groups of a metric's items that are not there or are too small to decide.
-
-    Args:
-        rules: with the margins.
-        name: of the metric.
-        clusters: each item's.
-        groups: each item's.
-
-    Raises:
-        UsageError: with the groups that there are, or how many clusters one has.
-    """
-    if name not in rules.gate or not rules.gate[name].slices:
-        return
-    members: dict[str, set[str]] = {}
-    for cluster, group in zip(clusters, groups, strict=True):
-        if group is not None:
-            members.setdefault(group, set()).add(cluster)
-    for group in rules.gate[name].slices:
-        if group not in members:
-            raise UsageError(
-                f"the gate has a margin for '{name}' in '{group}', and there is no such group; "
-                f"there are: {', '.join(members) or 'none'}"
-            )
-        if len(members[group]) < SMALLEST_SLICE:
-            raise UsageError(
-                f"the gate has a margin for '{name}' in '{group}', which has {len(members[group])} "
-                f"{rules.metrics[name].cluster}; a group needs at least {SMALLEST_SLICE} to decide anything"
-            )
-
-
-def check_prompt_slices(rules: Rules, prompts: Iterable[str], groups: Mapping[str, str]) -> None:
-    """`check_slices` for every metric of answers, before there are any."""
-    names = list(prompts)
-    for name in rules.gate.keys() & METRICS.keys():
-        check_slices(rules, name, names, [groups.get(each) for each in names])
 
 
 def _direction(name: str, rules: Rules) -> Direction | None:

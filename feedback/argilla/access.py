@@ -8,14 +8,12 @@ Who needs the embedded server, so that it is not ended: whoever started it by `a
 within `open_argilla`; and people, as long as a run that asks them is not finished.
 """
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from accord.errors import UsageError
 from accord.runs import Run, Runs
-from feedback.argilla.client import Client, connect
+from feedback.argilla.client import Client, connect, owner_key
 from feedback.argilla.server import process
 
 
@@ -40,10 +38,7 @@ def open_argilla(runs: Runs, url: str | None, port: int, leave_as_found: bool = 
         AccordError: the server cannot be started or reached.
     """
     if url:
-        key = os.environ.get("ARGILLA_API_KEY")
-        if not key:
-            raise UsageError(f"set ARGILLA_API_KEY to an owner's key of {url}")
-        yield connect(url, key)
+        yield connect(url, owner_key(url))
         return
     home = argilla_home(runs.root)
     was_running = process.running(home) is not None

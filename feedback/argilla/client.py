@@ -9,6 +9,7 @@ values, and keeps one global connection. What accord needs is a dozen requests o
 is built on.
 """
 
+import os
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +18,7 @@ from typing import Any
 
 import httpx
 
-from accord.errors import AccordError
+from accord.errors import AccordError, UsageError
 
 WORKSPACE = "accord"
 RECORDS_PER_PAGE = 250
@@ -148,6 +149,18 @@ def new_password() -> str:
 def workspace_of(annotator: str) -> str:
     """The workspace of what is assigned to this annotator; what is assigned to nobody is in `WORKSPACE`."""
     return f"{WORKSPACE}-{annotator}"
+
+
+def owner_key(url: str) -> str:
+    """The key of an Argilla that somebody else runs, from the environment.
+
+    Raises:
+        UsageError: there is none.
+    """
+    key = os.environ.get("ARGILLA_API_KEY")
+    if not key:
+        raise UsageError(f"set ARGILLA_API_KEY to an owner's key of {url}")
+    return key
 
 
 def connect(url: str, api_key: str, revive: Revive | None = None) -> Client:

@@ -23,6 +23,7 @@ from accord.errors import DataError, UsageError
 from accord.records import describe
 from feedback.argilla.client import WORKSPACE, Client, new_password, workspace_of
 from feedback.argilla.simulate import SIMULATED_ANNOTATORS
+from feedback.config import JudgingConfig
 
 
 class Person(Config):
@@ -93,6 +94,22 @@ def team_of(users: Path | None, names: Sequence[str], adjudicators: Sequence[str
         ),
         adjudicators=tuple(adjudicators),
     )
+
+
+def configured_team(config: JudgingConfig) -> Team:
+    """Who judges.
+
+    Raises:
+        DataError: the users file is bad.
+        UsageError: a name cannot be an account's, or there are fewer annotators than a record is assigned to.
+    """
+    team = SIMULATED_TEAM
+    if config.annotators == "human":
+        users = Path(config.users) if config.users else None
+        team = team_of(users, config.human_annotators, config.adjudicators)
+    if config.assignment == "balanced":
+        team.check_enough(config.annotators_per_record)
+    return team
 
 
 def set_up_people(client: Client, team: Team, is_assigned: bool) -> dict[str, str]:

@@ -118,14 +118,25 @@ def _assigned(
     return assigned
 
 
-def _gold_comparisons(chance: random.Random, path: Path, responses: int) -> list[Comparison]:
-    comparisons = []
-    for number, row in enumerate(read_jsonl(path, Gold), start=1):
+def read_gold(path: Path, responses: int) -> list[Gold]:
+    """The gold rows of a file, for records that show so many responses.
+
+    Raises:
+        DataError: a row is bad, or has fewer responses.
+    """
+    rows = read_jsonl(path, Gold)
+    for number, row in enumerate(rows, start=1):
         if len(row.responses) < responses:
             raise DataError(
                 f"{path}: row {number} has {len(row.responses)} responses, but a record shows {responses}; add some, "
                 "or lower feedback.responses_per_prompt"
             )
+    return rows
+
+
+def _gold_comparisons(chance: random.Random, path: Path, responses: int) -> list[Comparison]:
+    comparisons = []
+    for row in read_gold(path, responses):
         # of more responses than a record shows, the best and the worst stay, so that something can be told apart
         by_rank = sorted(range(len(row.ranks)), key=lambda index: row.ranks[index])
         middle = chance.sample(by_rank[1:-1], responses - 2)

@@ -192,11 +192,46 @@ def test_usage_errors_exit_with_2(runs: Runs, made: list[Run], tmp_path: Path) -
     for command in ("dpo", "rloo", "grpo"):
         error = one_line(accord(command, demo_config(), runs=runs.root), 2)
         assert "says rl.algorithm: ppo; run `accord ppo`" in error
-    online = "rl={algorithm: grpo, prompts: x, trainer: {scale_reward: none}}"
+    online = "rl={algorithm: grpo, prompts: bundled:demo/prompts.train.jsonl, trainer: {scale_reward: none}}"
     error = one_line(accord("grpo", demo_config(), online, runs=runs.root), 2)
     assert "rl.trainer.scale_reward: GRPOConfig has no such argument; did you mean 'scale_rewards'?" in error
-    assert accord("runs", "shwo").exit_code == 2
+    error = one_line(accord("sft", demo_config(), "sft=null", runs=runs.root), 2)
+    assert "this configuration has no sft section" in error
+    file = ("feedback=null", "preferences=x.jsonl")
+    for command in ("push", "pull"):
+        error = one_line(accord("feedback", command, demo_config(), *file, runs=runs.root), 2)
+        assert "no feedback section" in error
     assert len(runs.all()) == 2  # nothing was started
+
+
+@pytest.mark.parametrize(
+    ("mistyped", "says"),
+    [
+        ("trian", "Did you mean 'accord reward train'?"),
+        ("ruond", "Did you mean 'accord round'?"),
+        ("runs shwo", "Did you mean 'accord runs show'?"),
+        ("shw", "Did you mean 'accord runs show'?"),
+        ("eval sutes", "Did you mean 'accord eval suites'?"),
+        ("feedback pul", "Did you mean 'accord feedback pull'?"),
+        ("feedback mine.yaml", "'accord feedback pull mine.yaml' fetches what they said."),
+        ("xyzzy", "No such command 'xyzzy'."),
+    ],
+)
+def test_a_mistyped_command(mistyped: str, says: str) -> None:
+    done = subprocess.run([ACCORD, *mistyped.split()], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith(f"Error: No such command '{mistyped.split()[-1]}'.")
+    assert done.stderr.strip().endswith(says)
+
+
+@pytest.mark.parametrize(
+    ("path", "command"), [each for each in COMMANDS if isinstance(each[1], click.Group)],
+    ids=lambda each: "-".join(each) or "accord" if isinstance(each, tuple) else "",
+)  # fmt: skip
+def test_a_list_of_commands_is_a_line_each(path: tuple[str, ...], command: click.Group) -> None:
+    listed = accord(*path, "--help").output.partition("Commands:\n")[2].splitlines()
+    assert [line.split()[0] for line in listed] == list(command.commands)
+    assert all(line.endswith(".") and not line.endswith("...") and len(line) <= 80 for line in listed)
 
 
 def test_an_ambiguous_id_exits_with_2(runs: Runs, made: list[Run]) -> None:
@@ -218,7 +253,7 @@ def test_a_bad_file_exits_with_1(runs: Runs, tiny_model: object, tmp_path: Path)
     error = one_line(
         accord("sft", demo_config(), model, f"sft.heldout={tmp_path / 'gone.jsonl'}", runs=runs.root), 1
     )
-    assert "gone.jsonl: cannot be read (No such file or directory)" in error
+    assert error.startswith("error: sft.heldout: ") and "gone.jsonl: no such file" in error
 
 
 def test_traceback_is_there_when_asked_for(runs: Runs) -> None:

@@ -1,4 +1,4 @@
-"""Imports point one way: accord's core <- sft <- feedback <- reward <- rl <- eval <- accord.round, accord.cli."""
+"""Imports point one way: accord's core <- sft <- feedback <- reward <- rl <- eval <- accord.preflight, round, cli."""
 
 import ast
 from pathlib import Path
@@ -9,7 +9,7 @@ import accord
 
 ROOT = Path(__file__).parents[2]
 STAGES = ("sft", "feedback", "reward", "rl", "eval")
-TOP = ("accord.round", "accord.cli")
+TOP = ("accord.round", "accord.preflight", "accord.cli")
 CORE, ABOVE_ALL = 0, len(STAGES) + 1
 EXPORTS = {
     f"accord.{name}" for name in accord.__all__
@@ -17,7 +17,7 @@ EXPORTS = {
 
 
 def layer(module: str) -> int | None:
-    """0 for the core, 1 to 5 for the stages in order, 6 for round and cli, None for other people's modules."""
+    """0 for the core, 1 to 5 for the stages in order, 6 for what is above them, None for other people's modules."""
     package = module.split(".")[0]
     if package == "accord":
         return ABOVE_ALL if module.startswith(TOP) or module in EXPORTS else CORE

@@ -1,5 +1,10 @@
 import json
+import os
 import shutil
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -8,9 +13,11 @@ from safetensors.torch import load_file, save_file
 
 from accord import bundled
 from accord.config import Config
-from accord.errors import UsageError
-from accord.models import Model, load_policy, load_reward_model, load_tokenizer, resolve
+from accord.errors import TamperedError, UsageError
+from accord.models import Model, load_policy, load_reward_model, load_tokenizer, locate, resolve
 from accord.runs import Run, Runs
+
+ROOT = Path(__file__).parents[2]
 
 
 def policy_run(runs: Runs, model: Model) -> Run:
@@ -64,15 +71,91 @@ def test_the_bundled_model(runs: Runs, bundled_model: Model) -> None:
         resolve("bundled:gpt-7", runs)
 
 
-@pytest.mark.parametrize("reference", ["no/such-model", "no such model!", "nothing"])
-def test_an_unknown_name_lists_what_can_be_given(runs: Runs, reference: str) -> None:
-    with pytest.raises(UsageError) as caught:
-        resolve(reference, runs)
-    message = str(caught.value)
-    assert message.startswith(f"'{reference}' is no folder here and could not be had from the hub")
-    for way in ("run:<id>", "an existing folder", "hub id", bundled.MODEL):
-        assert way in message
-    assert "\n" not in message
+@pytest.mark.parametrize(
+    ("reference", "says"),
+    [
+        (
+            "no/such-model",
+            "it was not downloaded before, and HF_HUB_OFFLINE says not to ask the hub; unset it",
+        ),
+        ("nothing", "it was not downloaded before, and HF_HUB_OFFLINE says not to ask the hub; unset it"),
+        ("no such model!", "and a hub id is written in another way"),
+        ("/no/such/folder", "and a hub id is written in another way"),
+        ("models/mine/final", "and a hub id is written in another way"),
+    ],
+)
+def test_an_unknown_name_lists_what_can_be_given(runs: Runs, reference: str, says: str) -> None:
+    for find in (resolve, locate):
+        with pytest.raises(UsageError) as caught:
+            find(reference, runs)
+        message = str(caught.value)
+        assert message.startswith(f"'{reference}': there is no folder of this name here")
+        for way in (says, "run:<id>", "an existing folder", "hub id", bundled.MODEL):
+            assert way in message
+        assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "says"),
+    [
+        (401, "RepoNotFound", "neither a folder here nor the hub has this name; check the spelling"),
+        (404, "RepoNotFound", "neither a folder here nor the hub has this name; check the spelling"),
+        (
+            403,
+            "GatedRepo",
+            "it is for those who accept its terms; do so at {url}/some/model, then log in with `hf auth",
+        ),
+        (503, None, "the hub at {url} cannot be reached (HfHubHTTPError)"),
+        (None, None, "the hub at {url} cannot be reached (ConnectError)"),
+    ],
+)
+def test_what_the_hub_says(status: int | None, code: str | None, says: str, tmp_path: Path) -> None:
+    """By the command, in its own process: the hub's client reads its address when it is imported."""
+
+    class Hub(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.do_GET()
+
+        def do_GET(self) -> None:
+            self.send_response(status or 0)
+            if code:
+                self.send_header("X-Error-Code", code)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        url = f"http://127.0.0.1:{server.server_address[1]}"
+        if status is None:
+            server.server_close()
+        else:
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+        environment = {**os.environ, "HF_ENDPOINT": url, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
+        done = subprocess.run(
+            [sys.executable, "-m", "accord", "--runs", str(tmp_path / "runs"), "sft",
+             str(ROOT / "configs" / "demo.yaml"), "model=some/model"],
+            capture_output=True, text=True, check=False, env=environment,
+        )  # fmt: skip
+        if status is not None:
+            server.shutdown()
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: model: 'some/model': ")
+    assert says.format(url=url) in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_to_locate_a_model_reads_no_weights(runs: Runs, tiny_model: Model, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny_model.folder, copy)
+    (copy / "model.safetensors").chmod(0)
+    assert locate(str(copy), runs) == Model(str(copy), copy, "")
+    run = policy_run(runs, tiny_model)
+    (run.path / "model" / "model.safetensors").write_bytes(b"others")
+    assert locate(f"run:{run.id}", runs).digest == run.digest
+    with pytest.raises(TamperedError, match=r"model/model\.safetensors was changed"):
+        resolve(f"run:{run.id}", runs)
 
 
 @pytest.mark.parametrize(

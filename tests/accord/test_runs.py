@@ -281,7 +281,10 @@ def test_lineage_has_parents_before_children_and_each_once(runs: Runs) -> None:
 def test_only_one_stage_may_do_work(runs: Runs) -> None:
     alone = Runs(runs.root, only="reward")
     with (
-        pytest.raises(UsageError, match=r"^the sft stage that this builds on is not finished \(run sft-"),
+        pytest.raises(
+            UsageError,
+            match=r"^the sft stage .* is not finished; run `accord sft CONFIG` first.*\(its run will be sft-",
+        ),
         alone.begin("sft", StageConfig(), {}),
     ):
         pass

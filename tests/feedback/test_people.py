@@ -6,10 +6,9 @@ import pytest
 
 from accord.errors import DataError, UsageError
 from feedback.argilla.client import Client, log_in
-from feedback.argilla.people import SIMULATED_TEAM, reset_password, set_up_people, team_of
+from feedback.argilla.people import SIMULATED_TEAM, configured_team, reset_password, set_up_people, team_of
 from feedback.argilla.server.process import Server
 from feedback.config import FeedbackConfig
-from feedback.judging import configured_team
 
 TEAM = """\
 users:

@@ -14,10 +14,11 @@ from feedback_helpers import comparison, free_port
 from accord.errors import WaitingForAnnotatorsError
 from accord.runs import Run, Runs
 from feedback.argilla.access import argilla_home, open_argilla
+from feedback.argilla.people import configured_team
 from feedback.argilla.server import process
 from feedback.argilla.server.process import Server
 from feedback.config import FeedbackConfig
-from feedback.judging import configured_team, have_judged, planned
+from feedback.judging import have_judged, planned
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]

@@ -190,7 +190,7 @@ def test_references_that_name_nothing(runs: Runs, rewards: Path, tiny_model: Mod
         "vllm:http://127.0.0.1:8000": "names no reward model; write vllm:http://127.0.0.1:8000#run:<id>",
         "vllm:127.0.0.1:8000#run:reward-0": "is no URL",
         f"vllm:http://127.0.0.1:8000#{tiny_model.reference}": "is no reward model",
-        "no/such-model": "is no folder here",
+        "no/such-model": "there is no folder of this name here",
     }.items():
         with pytest.raises(UsageError, match=problem):
             scorer_of(reference, runs)

@@ -219,9 +219,7 @@ def _prepare(home: Path) -> Path:
 
 
 def _launch(home: Path, port: int, detached: bool, exposure: Exposure = LOOPBACK) -> subprocess.Popen[bytes]:
-    python = argilla_python()
-    if python is None:
-        raise AccordError("there is no environment with argilla-server yet; run `make setup` to build it")
+    python = _python()
     _require_free(exposure.host, port)
     log = home / "server.log"
     if log.exists():
@@ -243,6 +241,29 @@ def _launch(home: Path, port: int, detached: bool, exposure: Exposure = LOOPBACK
             start_new_session=detached,
             umask=0o077,
         )
+
+
+def check_can_start(home: Path, port: int | None) -> None:
+    """Look whether `start` has what it needs; nothing is needed where the server of `home` runs already.
+
+    Args:
+        home: the server's folder.
+        port: which must be free; None: it is not looked at.
+
+    Raises:
+        AccordError: there is no Argilla environment, or the port is taken.
+    """
+    if running(home) is None:
+        _python()
+        if port is not None:
+            _require_free(LOOPBACK.host, port)
+
+
+def _python() -> Path:
+    python = argilla_python()
+    if python is None:
+        raise AccordError("there is no environment with argilla-server yet; run `make setup` to build it")
+    return python
 
 
 def _require_free(host: str, port: int) -> None:
