@@ -248,7 +248,7 @@ def test_each_key(
     ("reference", "says"),
     [
         ("gone.py:brevity", "gone.py cannot be loaded"),
-        ("{rewards}:brevty", "has no function 'brevty'"),
+        ("{rewards}:brevty", "has no 'brevty'"),
         ("no_such_module:brevity", "no_such_module cannot be loaded"),
         ("{folder}/broken.py:f", "ZeroDivisionError"),
         ("{rewards}", "names no function; write"),
