@@ -9,11 +9,13 @@ import yaml
 
 from accord.models import Model, load_tokenizer, resolve
 from accord.records import Demonstration, Prompt, read_jsonl
+from accord.round_config import RoundConfig
 from accord.rows import open_data
 from accord.runs import DataFile, Runs
 from eval.suites.kind import Reply
 from eval.suites.suite import find_suite, read_items
 from reward.function import load_reward_function
+from rl.algorithms import Inputs, algorithm_named
 from sft.config import SFTConfig
 
 PAGE = Path(__file__).parents[1] / "docs/extend.md"
@@ -77,13 +79,10 @@ def test_the_reward_function() -> None:
 
 @pytest.mark.usefixtures("one_thread")
 def test_the_algorithm(tiny_model: Model, preferences: Path, runs: Runs) -> None:
-    algorithms = pytest.importorskip("rl.algorithms")
-    from accord.round_config import RoundConfig
-
     tiny = yaml.safe_load((PAGE.parents[1] / "configs/tiny.yaml").read_text())
     config = RoundConfig.model_validate(tiny | settings("imitation.py")).rl
-    algorithm = algorithms.algorithm_named(config.algorithm)
-    inputs = algorithms.Inputs(runs, tiny_model, tiny_model, DataFile(preferences), sampler=None)
+    algorithm = algorithm_named(config.algorithm)
+    inputs = Inputs(runs, tiny_model, tiny_model, DataFile(preferences), sampler=None)
     run = algorithm.train(config, inputs)
     assert run.metrics["pairs"] == 40 and run.metrics["train_loss"] < run.metrics["first_loss"]
     assert run.record.inputs["algorithm"] == DataFile(Path("imitation.py")).digest
