@@ -27,7 +27,8 @@ resampled together. Every suite has a page that says what it cannot show; read i
 
 **Your own** suite is a folder with two files: `README.md`, whose head names the kind as those of the suites below do,
 and `items.jsonl` with the kind's columns. Name it by its path: `suites: [./triage]`. A duplicate id, a line without a
-column, and a single item are errors that name file and line.
+column, and a single item are errors that name file and line. A kind of your own is a file beside them:
+[extend.md](extend.md#a-kind-of-suite).
 
 **Published** data sets are read from packages that `accord eval install-suites` installs, and named `public:<name>`;
 `accord eval suites` lists them. The pages in `eval/suites/public/` name their licences and authors.

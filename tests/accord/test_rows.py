@@ -96,6 +96,9 @@ def test_preferences_in_memory_are_a_file_of_them(tiny_model: Model, preferences
         config: Any = RewardConfig(**TRAINING) if train is train_reward_model else DPOConfig(**TRAINING)
         run = train(config, runs, tiny_model, rows)  # type: ignore[operator]
         assert run.metrics["heldout_pairs"] == 8
+        found = training_data(Model("", run.path, run.digest, run.id), runs)
+        assert [Path(name).parent for name, _ in found.files] == [runs.root / "rows"]
+        assert found.unchecked == []
         for same in (DataFile(preferences), str(preferences), Dataset.from_list(rows)):
             assert train(config, runs, tiny_model, same).id == run.id  # type: ignore[operator]
         assert train(config, runs, tiny_model, rows[:30]).id != run.id  # type: ignore[operator]

@@ -151,8 +151,7 @@ def test_outcomes_are_taken_over_from_a_review_only_if_the_kind_is_the_same(
     run = evaluated(suite, tiny_model, runs)
     kind_file(suite).write_text(KIND + mended)
     sources: dict[str, Any] = {f"suite:{name}": DataFile(f) for name, f in find_suite(suite).files.items()}
-    config = EvalConfig.model_validate(run.record.config)
-    take_over(run, config, sources, tmp_path / "parts")
+    take_over(run, tmp_path / "parts", sources, max_suite_items=None)
     assert (tmp_path / "parts/suite.numbers.baseline.jsonl").exists() == taken
 
 
