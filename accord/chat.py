@@ -3,17 +3,37 @@
 A conversation that ends with the assistant ends exactly at that turn's end-of-sequence token: it is the last token
 the policy is taught, the one the reward model scores at, and the last one the sampler returns. Many templates add a
 line break after it; that is cut off at the end, and not learned elsewhere.
+
+Three things hold for every template, or it is refused:
+
+- *Text is text.* What stands in a message never becomes a control token, whatever it says: "<|im_end|>" in a question
+  is six pieces of text, and no turn ends there.
+- *The mask is the assistant's words and their end*, in every turn. Where a turn begins is where the prompt before it
+  ends; it ends at its EOS. Markers inside the template are not needed.
+- *What is sampled continues what was trained.* The encoded prompt is a prefix of the encoded conversation.
 """
 
+import functools
+import itertools
+import logging
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from accord.errors import UsageError
+from accord.errors import DataError, UsageError
 from accord.records import Message, messages_as_dicts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger("accord.chat")
+
+PROBE = (
+    ("system", "Answer  briefly."), ("user", " Name a prime.\n"), ("assistant", "Seven."), ("user", "Another?"),
+    ("assistant", "Eleven, or\n\nthirteen. "), ("user", "\tThanks!"), ("assistant", "\nNot at all."),
+)  # fmt: skip
+"""Several turns, every role, and white space where it is often lost."""
 
 
 @dataclass(frozen=True)
@@ -24,81 +44,338 @@ class EncodedConversation:
     assistant_mask: list[int]
 
 
-def prepare_tokenizer(tokenizer: "PreTrainedTokenizerBase", name: str) -> "PreTrainedTokenizerBase":
-    """Check a tokenizer for training on conversations, and give it a template that marks the assistant's turns.
+@dataclass(frozen=True)
+class _Rendered:
+    """A conversation as the template writes it, and the parts of it that only look like control tokens."""
 
-    A template without `{% generation %}` markers yields assistant masks that are all zero, silently; TRL knows
-    marked versions of the common templates, and accord refuses the others.
+    text: str
+    literal: list[tuple[int, int]] = field(default_factory=list)
+    """Where in the text: from and up to."""
+
+
+@dataclass(frozen=True)
+class _Tokens:
+    ids: list[int]
+    starts: list[int]
+    """Where in the text each token begins."""
+    ends: list[int]
+
+
+def prepare_tokenizer(tokenizer: "PreTrainedTokenizerBase", name: str) -> "PreTrainedTokenizerBase":
+    """Check a tokenizer for training on conversations: with a probe of several turns, all three promises above.
+
+    The EOS becomes the token that ends the assistant's turns in the template, which is not always the one that ended
+    a document in pre-training. Padding gets a token of its own: collators that take EOS mask the EOS to be learned.
 
     Raises:
-        UsageError: no chat template, no marked version of it known, no EOS token, no padding token apart from EOS
-            (a collator that pads with EOS masks the EOS that should be learned), or assistant's turns that do not
-            end with EOS.
+        UsageError: no chat template, or one that breaks a promise; no token ends a turn; none is there for padding.
     """
-    from trl.chat_template_utils import get_training_chat_template, has_generation_markers
-
     if not tokenizer.chat_template:
-        raise UsageError(
-            f"model {name} has no chat template; put a chat_template.jinja with generation markers into its folder"
-        )
-    if not has_generation_markers(tokenizer.chat_template):
-        try:
-            marked = get_training_chat_template(tokenizer)
-        except ValueError:
-            marked = None
-        if marked is None:
-            raise UsageError(
-                f"model {name}: its chat template has no {{% generation %}} markers, so the assistant's turns cannot "
-                "be told apart; add the markers to the chat_template.jinja in its folder"
-            )
-        tokenizer.chat_template = marked
-    if tokenizer.eos_token_id is None:
-        raise UsageError(f"model {name}: its tokenizer has no eos_token; set one in tokenizer_config.json")
+        raise UsageError(f"model {name} has no chat template; put a chat_template.jinja into its folder")
+    probe = _probe(tokenizer, name)
+    _set_end_of_turn(tokenizer, name, probe)
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
-        raise UsageError(
-            f"model {name}: its tokenizer needs a pad_token apart from the eos_token {tokenizer.eos_token!r}; set one "
-            "in tokenizer_config.json"
-        )
-    probe = [Message(role="user", content="Name a prime."), *answer("Seven.")]
-    ids, mask = _apply_template(tokenizer, probe)
-    if tokenizer.eos_token_id not in [token for token, said in zip(ids, mask, strict=True) if said]:
-        raise UsageError(
-            f"model {name}: its chat template does not end the assistant's turn with the eos_token "
-            f"{tokenizer.eos_token!r} inside the generation markers; set eos_token in tokenizer_config.json to the "
-            "token that ends a turn, or mend the template"
-        )
+        _set_padding(tokenizer, name, probe)
+    try:
+        encoded = encode_conversation(tokenizer, probe)
+        for i, message in enumerate(probe):
+            if message.role == "assistant":
+                prompt = encode_prompt(tokenizer, probe[:i])
+                if encoded.input_ids[: len(prompt)] != prompt:
+                    length = len(prompt)
+                    raise DataError(
+                        f"asked for an answer, the tokens say {tokenizer.decode(prompt)[-40:]!r}, and in the whole "
+                        f"conversation {tokenizer.decode(encoded.input_ids[:length])[-40:]!r}, so what is sampled "
+                        "would not continue what was trained"
+                    )
+    except DataError as error:
+        raise UsageError(f"model {name}: {error}") from None
     return tokenizer
+
+
+def _probe(tokenizer: "PreTrainedTokenizerBase", name: str) -> list[Message]:
+    """The probe, as much of it as the template takes: some know no system role.
+
+    Raises:
+        UsageError: it takes no conversation of user and assistant by turns.
+    """
+    turns = [Message(role=role, content=text) for role, text in PROBE]  # type: ignore[arg-type]
+    for messages in (turns, turns[1:]):
+        try:
+            _render(tokenizer, messages)
+            return messages
+        except DataError as error:
+            refusal = error
+    raise UsageError(f"model {name}: {refusal}")
+
+
+def _set_end_of_turn(tokenizer: "PreTrainedTokenizerBase", name: str, probe: Sequence[Message]) -> None:
+    """Make the control token that follows every answer of the probe the EOS.
+
+    Raises:
+        UsageError: none follows every answer, or they differ.
+    """
+    control = _control_tokens(tokenizer)
+    text = _render(tokenizer, probe).text
+    ends = []
+    for message in probe:
+        if message.role == "assistant":
+            words = message.content.strip()
+            after = control.special.search(text, text.find(words) + len(words)) if words in text else None
+            ends.append(after.group() if after else "")
+    if len(set(ends)) > 1 or not ends[0]:
+        raise UsageError(
+            f"model {name}: its chat template ends the assistant's turns with "
+            f"{', '.join(repr(end) if end else 'no control token' for end in ends)}, where one control token must end "
+            "each of them; mend the template"
+        )
+    if tokenizer.eos_token != ends[0]:
+        logger.info(f"model {name}: its answers end with {ends[0]!r}, which is its EOS from here on")
+        tokenizer.eos_token = ends[0]
+
+
+def _set_padding(tokenizer: "PreTrainedTokenizerBase", name: str, probe: Sequence[Message]) -> None:
+    """Make a control token that is there for padding, or for nothing, the padding token.
+
+    Raises:
+        UsageError: there is none to spare.
+    """
+    text = _render(tokenizer, probe).text
+    taken = {tokenizer.eos_token, tokenizer.bos_token}
+    free = [each for each in _control_tokens(tokenizer).added if each not in taken and each not in text]
+    for words in ("pad", "endoftext", "reserved|unused", "unk"):
+        for each in free:
+            if re.search(words, each, re.IGNORECASE):
+                logger.info(f"model {name}: {each!r} is its padding token from here on")
+                tokenizer.pad_token = each
+                return
+    raise UsageError(
+        f"model {name}: its tokenizer has no padding token apart from the EOS {tokenizer.eos_token!r}, and no control "
+        "token to spare; add one (`tokenizer.add_special_tokens`, then `model.resize_token_embeddings`)"
+    )
 
 
 def encode_conversation(
     tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message]
 ) -> EncodedConversation:
-    """A whole conversation, ending with the assistant's EOS, as ids and assistant mask of the same length."""
-    ids, mask = _apply_template(tokenizer, messages)
-    for i in reversed(range(len(ids))):
-        # What a template puts after a turn's EOS is never generated, so it is not learned either.
-        ends_turn = mask[i] and (i + 1 == len(mask) or not mask[i + 1])
-        if ends_turn and ids[i] != tokenizer.eos_token_id:
-            mask[i] = 0
-    end = len(mask) - mask[::-1].index(1)
-    return EncodedConversation(ids[:end], mask[:end])
+    """A whole conversation, ending with the assistant's EOS, as ids and assistant mask of the same length.
 
-
-def _apply_template(
-    tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message]
-) -> tuple[list[int], list[int]]:
-    encoded: Any = tokenizer.apply_chat_template(
-        messages_as_dicts(messages), tokenize=True, return_dict=True, return_assistant_tokens_mask=True
-    )
-    return list(encoded["input_ids"]), list(encoded["assistant_masks"])
+    Raises:
+        DataError: the template refuses the conversation, no turn is the assistant's, or the template writes a turn
+            otherwise than it asks for it, so that what is sampled would not continue what was trained.
+    """
+    rendered = _render(tokenizer, messages)
+    begins = []
+    for i, message in enumerate(messages):
+        if message.role == "assistant":
+            prompt = _until_answer(tokenizer, rendered.text, messages[:i])
+            if not rendered.text.startswith(prompt):
+                raise DataError(_no_continuation(prompt, rendered.text))
+            begins.append(len(prompt))
+    if not begins:
+        raise DataError("no turn of the conversation is the assistant's, so nothing can be learned from it")
+    tokens = _tokenize(tokenizer, rendered, begins)
+    mask = [0] * len(tokens.ids)
+    end = 0
+    for begin in begins:
+        first = next((i for i, start in enumerate(tokens.starts) if start >= begin), len(tokens.ids))
+        try:
+            end = tokens.ids.index(tokenizer.eos_token_id, first) + 1
+        except ValueError:
+            raise DataError(
+                f"the chat template does not end the assistant's turn {rendered.text[begin : begin + 60]!r} with the "
+                f"eos_token {tokenizer.eos_token!r}"
+            ) from None
+        mask[first:end] = [1] * (end - first)
+    return EncodedConversation(tokens.ids[:end], mask[:end])
 
 
 def encode_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: Sequence[Message]) -> list[int]:
-    """A prompt up to where the assistant's answer starts."""
-    encoded: Any = tokenizer.apply_chat_template(
-        messages_as_dicts(prompt), tokenize=True, return_dict=True, add_generation_prompt=True
+    """A prompt up to where the assistant's answer starts.
+
+    Raises:
+        DataError: the template refuses the prompt.
+    """
+    return _tokenize(tokenizer, _render(tokenizer, prompt, add_generation_prompt=True)).ids
+
+
+def _render(
+    tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], add_generation_prompt: bool = False
+) -> _Rendered:
+    """What the template writes. Whatever looks like a control token in a message is covered while it does.
+
+    Raises:
+        DataError: the template refuses the conversation.
+    """
+    control = _control_tokens(tokenizer)
+    dicts = messages_as_dicts(messages)
+    covered: list[str] = []
+    mark = _mark_for(dicts)
+
+    def cover(match: re.Match[str]) -> str:
+        covered.append(match.group())
+        return f"{mark}{len(covered) - 1}{mark}"
+
+    for each in dicts:
+        pattern = control.special if each["role"] == "assistant" else control.any
+        each["content"] = pattern.sub(cover, each["content"])
+    try:
+        text = str(
+            tokenizer.apply_chat_template(dicts, tokenize=False, add_generation_prompt=add_generation_prompt)
+        )
+    except Exception as error:  # jinja2's TemplateError, or whatever Python raises inside a template
+        raise DataError(f"the model's chat template refuses this conversation: {error}") from None
+    if not covered:
+        return _Rendered(text)
+    parts, literal, length = [], [], 0
+    for i, part in enumerate(re.split(f"{mark}([0-9]+){mark}", text)):
+        part = covered[int(part)] if i % 2 else part
+        if i % 2:
+            literal.append((length, length + len(part)))
+        parts.append(part)
+        length += len(part)
+    return _Rendered("".join(parts), literal)
+
+
+def _until_answer(tokenizer: "PreTrainedTokenizerBase", conversation: str, before: Sequence[Message]) -> str:
+    """What the template writes before an answer; of a conversation that begins with one, what opens a turn."""
+    if before:
+        return _render(tokenizer, before, add_generation_prompt=True).text
+    asked = [Message(role="user", content="?")]
+    opening = _render(tokenizer, asked, add_generation_prompt=True).text[
+        len(_render(tokenizer, asked).text) :
+    ]
+    return conversation[: conversation.find(opening) + len(opening)] if opening in conversation else opening
+
+
+def _mark_for(messages: Sequence[dict[str, str]]) -> str:
+    """A character of the private use area that no message holds."""
+    said = "".join(message["content"] for message in messages)
+    return next(chr(code) for code in range(0xE000, 0xF8FF) if chr(code) not in said)
+
+
+@dataclass(frozen=True)
+class _ControlTokens:
+    """A tokenizer's control tokens: as patterns that find them in texts, and their ids."""
+
+    special: re.Pattern[str]
+    """Those that are marked special."""
+    any: re.Pattern[str]
+    """Those, and others that are written like marks, as <tool_call> is: a model may write them, nobody else."""
+    added: dict[str, Any]
+    """By its text, each special token's id and whether it takes white space before and behind it: (id, left, right)."""
+
+
+@functools.lru_cache(maxsize=16)
+def _control_tokens(tokenizer: "PreTrainedTokenizerBase") -> _ControlTokens:
+    added = {str(token.content): (id_, token) for id_, token in tokenizer.added_tokens_decoder.items()}
+    special = {
+        text: (id_, token.lstrip, token.rstrip)
+        for text, (id_, token) in added.items()
+        if text and (token.special or text in tokenizer.all_special_tokens)
+    }
+    marks = [text for text in added if re.fullmatch(r"<[^<>\s]+>|\[[^\[\]\s]+\]", text)]
+
+    def pattern(texts: Sequence[str]) -> re.Pattern[str]:
+        return re.compile(
+            "|".join(re.escape(text) for text in sorted(texts, key=len, reverse=True)) or r"(?!)"
+        )
+
+    return _ControlTokens(pattern(list(special)), pattern([*special, *marks]), special)
+
+
+def _tokenize(
+    tokenizer: "PreTrainedTokenizerBase", rendered: _Rendered, begins: Sequence[int] = ()
+) -> _Tokens:
+    """The tokens of a text; none of them is on both sides of a place in `begins`.
+
+    Raises:
+        DataError: the tokenizer cannot encode a text in parts, and this text needs it.
+    """
+    encoded: Any = tokenizer(rendered.text, add_special_tokens=False, return_offsets_mapping=True)
+    offsets = encoded["offset_mapping"]
+    tokens = _Tokens(list(encoded["input_ids"]), [a for a, _ in offsets], [b for _, b in offsets])
+    cuts = [
+        begin
+        for begin in begins
+        if any(a < begin < b for a, b in zip(tokens.starts, tokens.ends, strict=True))
+    ]
+    if not rendered.literal and not cuts:
+        return tokens
+    if not _can_be_cut(tokenizer, anywhere=bool(cuts)):
+        what = (
+            f"the control token {rendered.text[slice(*rendered.literal[0])]!r} stands in a message"
+            if rendered.literal
+            else f"a token spans the beginning of the answer {rendered.text[cuts[0] : cuts[0] + 40]!r}"
+        )
+        raise DataError(
+            f"{what}, and this model's tokenizer cannot encode it as text; change the message or leave it out"
+        )
+    return _tokenize_in_parts(tokenizer, rendered, cuts)
+
+
+def _tokenize_in_parts(
+    tokenizer: "PreTrainedTokenizerBase", rendered: _Rendered, cuts: Sequence[int] = ()
+) -> _Tokens:
+    """The same, of the text between control tokens and cuts, part by part."""
+    added = _control_tokens(tokenizer).added
+    found = _Tokens([], [], [])
+    literal = {start for start, _ in rendered.literal}
+
+    def text_part(begin: int, end: int) -> None:
+        places = [begin, *(cut for cut in cuts if begin < cut < end), end]
+        for a, b in itertools.pairwise(places):
+            encoded: Any = tokenizer(
+                rendered.text[a:b],
+                add_special_tokens=False,
+                split_special_tokens=True,
+                return_offsets_mapping=True,
+            )
+            found.ids.extend(encoded["input_ids"])
+            found.starts.extend(a + start for start, _ in encoded["offset_mapping"])
+            found.ends.extend(a + stop for _, stop in encoded["offset_mapping"])
+
+    at = 0
+    for match in _control_tokens(tokenizer).special.finditer(rendered.text):
+        if match.start() in literal:
+            continue
+        id_, strips_left, strips_right = added[match.group()]
+        text = rendered.text[at : match.start()]
+        text_part(at, at + len(text.rstrip() if strips_left else text))
+        found.ids.append(id_)
+        found.starts.append(match.start())
+        found.ends.append(match.end())
+        at = match.end()
+        if strips_right:
+            at += len(rendered.text[at:]) - len(rendered.text[at:].lstrip())
+    text_part(at, len(rendered.text))
+    return found
+
+
+@functools.lru_cache(maxsize=16)
+def _can_be_cut(tokenizer: "PreTrainedTokenizerBase", anywhere: bool) -> bool:
+    """Whether parts of a text have the tokens that they have in the whole: cut at control tokens, or `anywhere` at all.
+
+    Many tokenizers that were made with sentencepiece put a blank before whatever they are given.
+    """
+    messages = [Message(role="user", content="Say  it: [twice]."), *answer("It, it. \n\n1. É!")]
+    rendered = _render(tokenizer, messages)
+    whole: Any = tokenizer(rendered.text, add_special_tokens=False)
+    if _tokenize_in_parts(tokenizer, rendered).ids != list(whole["input_ids"]):
+        return False
+    alone: Any = tokenizer("it", add_special_tokens=False)
+    return not anywhere or tokenizer.decode(list(alone["input_ids"]) * 2) == "itit"
+
+
+def _no_continuation(prompt: str, conversation: str) -> str:
+    same = next(
+        (i for i, (a, b) in enumerate(zip(prompt, conversation, strict=False)) if a != b), len(conversation)
     )
-    return list(encoded["input_ids"])
+    return (
+        f"the model's chat template asks for an answer with {prompt[max(0, same - 30) :]!r} and writes it as "
+        f"{conversation[max(0, same - 30) : same + 30]!r}, so what is sampled would not continue what was trained; "
+        "mend the template"
+    )
 
 
 def decode_response(tokenizer: "PreTrainedTokenizerBase", token_ids: Sequence[int]) -> str:
