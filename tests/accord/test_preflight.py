@@ -249,7 +249,7 @@ def test_each_key(
     [
         ("gone.py:brevity", "gone.py cannot be loaded"),
         ("{rewards}:brevty", "has no 'brevty'"),
-        ("no_such_module:brevity", "no_such_module cannot be loaded"),
+        ("no_such_module:brevity", "there is no module no_such_module"),
         ("{folder}/broken.py:f", "ZeroDivisionError"),
         ("{rewards}", "names no function; write"),
         ("judge:http://127.0.0.1:9", "names no model"),
