@@ -179,10 +179,10 @@ def demonstrations(tmp_path: Path) -> Path:
     return tmp_path / "demonstrations.jsonl"
 
 
-@pytest.fixture
-def preferences(tmp_path: Path) -> Path:
+@pytest.fixture(scope="session")
+def preference_rows() -> list[Preference]:
     """Forty pairs on twenty prompts; the chosen answer is the one that says please."""
-    rows = [
+    return [
         Preference(
             prompt=[Message(role="user", content=f"Ask {i % 20}")],
             chosen=[Message(role="assistant", content="please " * (1 + i // 20) + str(i))],
@@ -190,7 +190,12 @@ def preferences(tmp_path: Path) -> Path:
         )
         for i in range(40)
     ]
-    write_jsonl(tmp_path / "preferences.jsonl", rows)
+
+
+@pytest.fixture
+def preferences(tmp_path: Path, preference_rows: list[Preference]) -> Path:
+    """The same as a file."""
+    write_jsonl(tmp_path / "preferences.jsonl", preference_rows)
     return tmp_path / "preferences.jsonl"
 
 

@@ -32,9 +32,19 @@ def pair(prompt: str, chosen: str = "good", rejected: str = "bad") -> Preference
     )
 
 
-@pytest.fixture
-def trained(tiny_model: Model, preferences: Path, runs: Runs) -> Run:
-    return run_stage("reward", {**CONFIG, "epochs": 4}, tiny_model, preferences, runs)
+@pytest.fixture(scope="module")
+def trained(
+    tiny_model: Model, preference_rows: list[Preference], tmp_path_factory: pytest.TempPathFactory
+) -> Run:
+    folder = tmp_path_factory.mktemp("trained")
+    write_jsonl(folder / "preferences.jsonl", preference_rows)
+    config = {**CONFIG, "epochs": 4}
+    return run_stage("reward", config, tiny_model, folder / "preferences.jsonl", Runs(folder / "runs"))
+
+
+@pytest.fixture(scope="module")
+def trained_model(trained: Run) -> Model:
+    return resolve(f"run:{trained.id}", Runs(trained.path.parent))
 
 
 # --- scores
@@ -48,8 +58,8 @@ def conversations() -> list[list[Message]]:
     ]
 
 
-def test_a_score_depends_on_its_own_conversation_only(trained: Run, runs: Runs) -> None:
-    model = resolve(f"run:{trained.id}", runs)
+def test_a_score_depends_on_its_own_conversation_only(trained_model: Model) -> None:
+    model = trained_model
     together = score(model, conversations(), conversations_per_batch=16)
     assert score(model, conversations(), conversations_per_batch=1) == pytest.approx(together, abs=1e-5)
     assert score(model, conversations()[::-1], conversations_per_batch=5) == pytest.approx(
@@ -60,17 +70,17 @@ def test_a_score_depends_on_its_own_conversation_only(trained: Run, runs: Runs) 
 
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("rows_per_batch", [1, 16])
-def test_padding_changes_no_score(trained: Run, runs: Runs, side: Any, rows_per_batch: int) -> None:
-    model = resolve(f"run:{trained.id}", runs)
+def test_padding_changes_no_score(trained_model: Model, side: Any, rows_per_batch: int) -> None:
+    model = trained_model
     tokenizer = load_tokenizer(model)
     rows = [encode_conversation(tokenizer, messages).input_ids for messages in conversations()]
     padded = score_ids_by_head(load_scorer(model), tokenizer, rows, rows_per_batch, side)
     assert [of_heads[0] for of_heads in padded] == pytest.approx(score(model, conversations()), abs=1e-5)
 
 
-def test_a_score_is_the_head_at_the_last_turn_s_eos(trained: Run, runs: Runs) -> None:
+def test_a_score_is_the_head_at_the_last_turn_s_eos(trained_model: Model) -> None:
     """By hand: the last hidden state at the EOS, times the head's weights."""
-    model = resolve(f"run:{trained.id}", runs)
+    model = trained_model
     head = load_file(model.folder / "model.safetensors")["score.weight"][0]
     body = AutoModel.from_pretrained(model.folder, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(model.folder)
@@ -86,15 +96,15 @@ def test_a_score_is_the_head_at_the_last_turn_s_eos(trained: Run, runs: Runs) ->
         assert value == pytest.approx(float(by_hand), abs=1e-5)
 
 
-def test_a_conversation_beyond_the_context_is_refused(trained: Run, runs: Runs) -> None:
-    model = resolve(f"run:{trained.id}", runs)
+def test_a_conversation_beyond_the_context_is_refused(trained_model: Model) -> None:
+    model = trained_model
     long = [Message(role="user", content="x" * 1000), *answer("y")]
     with pytest.raises(DataError, match="conversation 2 has 1099 tokens and the reward model reads 1024"):
         score(model, [conversations()[0], long])
 
 
-def test_nothing_to_score(trained: Run, runs: Runs) -> None:
-    assert score(resolve(f"run:{trained.id}", runs), []) == []
+def test_nothing_to_score(trained_model: Model) -> None:
+    assert score(trained_model, []) == []
 
 
 # --- the split
@@ -195,14 +205,15 @@ def test_the_trained_head_is_that_head(
     assert (heads[1] - heads[0]).abs().max() > 1e-3
 
 
-def test_it_learns_what_is_preferred(trained: Run, tiny_model: Model, preferences: Path, runs: Runs) -> None:
+def test_it_learns_what_is_preferred(
+    trained: Run, trained_model: Model, preference_rows: list[Preference]
+) -> None:
     figures = trained.metrics
     assert figures["heldout_accuracy"] >= 0.9
-    rows = read_jsonl(preferences, Preference)
-    _, heldout = split_by_prompt(rows, 0.2)
+    _, heldout = split_by_prompt(preference_rows, 0.2)
     assert figures["heldout_pairs"] == len(heldout) == 8  # 4 of 20 prompts, two pairs each
     # the figures again, from single scores
-    model = resolve(f"run:{trained.id}", runs)
+    model = trained_model
     margins = [
         score(model, [[*r.prompt, *r.chosen]])[0] - score(model, [[*r.prompt, *r.rejected]])[0]
         for r in heldout
@@ -329,8 +340,8 @@ def test_pairs_that_all_contradict_each_other_are_refused(
         run_stage("reward", CONFIG, tiny_model, tmp_path / "pairs.jsonl", Runs(tmp_path / "runs"))
 
 
-def test_the_saved_model_loads_with_transformers_alone(trained: Run, runs: Runs) -> None:
-    folder = trained.path / "model"
+def test_the_saved_model_loads_with_transformers_alone(trained_model: Model) -> None:
+    folder = trained_model.folder
     model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert model.config.num_labels == 1
@@ -344,5 +355,5 @@ def test_the_saved_model_loads_with_transformers_alone(trained: Run, runs: Runs)
         values = (
             model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, 0].tolist()
         )
-    assert values == pytest.approx(score(resolve(f"run:{trained.id}", runs), conversations()), abs=1e-5)
+    assert values == pytest.approx(score(trained_model, conversations()), abs=1e-5)
     assert not list(folder.glob("*.bin"))
