@@ -1,4 +1,4 @@
-"""Settings of the feedback stage and of reviews: who judges answers, how, and where."""
+"""Settings of the feedback stage and of reviews: who annotates answers, how, and where."""
 
 from collections.abc import Mapping
 from typing import ClassVar, Literal, Self
@@ -11,8 +11,8 @@ from accord.records import Prompt, Row
 Selection = Literal["random", "length_balanced", "uncertainty"]
 
 
-class JudgingConfig(Config):
-    """Who judges answers, how, and where: what the feedback stage and reviews have in common."""
+class AnnotationConfig(Config):
+    """Who annotates answers, how, and where: what the feedback stage and reviews have in common."""
 
     not_identity = frozenset({"port"})
 
@@ -47,10 +47,10 @@ class JudgingConfig(Config):
     port: int = Field(default=6900, ge=1, le=65535)
     """Port of the embedded Argilla on the loopback interface."""
     seed: int = 0
-    """Of everything drawn: sampled answers, choice, order and assignment of records, simulated annotators."""
+    """Of everything drawn: sampled answers, selection, order and assignment of records, simulated annotators."""
 
     @model_validator(mode="after")
-    def _judges_fit_together(self) -> Self:
+    def _annotators_fit_together(self) -> Self:
         if not self.criteria or not all(criterion.isidentifier() for criterion in self.criteria):
             raise ValueError("criteria: give at least one, each a single word")
         if self.annotators == "simulated" and (self.users or self.adjudicators):
@@ -58,8 +58,8 @@ class JudgingConfig(Config):
         return self
 
 
-class FeedbackConfig(JudgingConfig):
-    """Which answers are sampled, who judges them, how, and where."""
+class FeedbackConfig(AnnotationConfig):
+    """Which answers are sampled, who annotates them, how, and where."""
 
     row_files: ClassVar[Mapping[str, type[Row]]] = {"prompts": Prompt}
     needed_files = ("prompts",)
@@ -69,7 +69,7 @@ class FeedbackConfig(JudgingConfig):
     max_prompts: int | None = Field(default=None, ge=1)
     """Use only so many prompts, the first ones of the file."""
     responses_per_prompt: int = Field(default=3, ge=2, le=8)
-    """Answers in one record, which are judged against each other."""
+    """Answers in one record, which are ranked against each other."""
     max_response_tokens: int = Field(default=96, ge=1)
     """Longer answers are cut off here."""
     temperature: float = Field(default=1.0, gt=0)
@@ -86,15 +86,15 @@ class FeedbackConfig(JudgingConfig):
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if self.task == "pairwise" and self.responses_per_prompt != 2:
-            raise ValueError("task: a pairwise choice needs responses_per_prompt: 2")
+            raise ValueError("task: a pairwise comparison needs responses_per_prompt: 2")
         if (self.selection == "uncertainty") != (self.selection_reward_model is not None):
             raise ValueError("selection_reward_model: goes with selection: uncertainty")
         if self.selection != "random" and self.max_comparisons is None:
-            raise ValueError("max_comparisons: says how many comparisons the selection chooses")
+            raise ValueError("max_comparisons: says how many comparisons are selected")
         return self
 
 
-class ReviewConfig(JudgingConfig):
+class ReviewConfig(AnnotationConfig):
     """Which answers of an evaluation are reviewed; see eval/review/ask.py."""
 
     task: Literal["pairwise"] = "pairwise"

@@ -1,8 +1,8 @@
-"""A finished feedback run as a data set that others can use: preferences for TRL, all judgements, and a data card.
+"""A finished feedback run as a data set that others can use: preferences for TRL, all rankings, and a data card.
 
     preferences.jsonl   prompt, chosen, rejected, weight, margin, agreement, annotators: what TRL's trainers read
     comparisons.jsonl   every record with every answer, gold and duplicates included
-    README.md           who judged what, when, by which guidelines, how far they agree, and what was dropped
+    README.md           who annotated what, when, by which guidelines, how far they agree, and what was dropped
 
 Annotators appear under pseudonyms: the same person has the same one in every export from one folder of runs, and
 without the key in that folder nobody can tell who it is, not even by trying names.
@@ -46,7 +46,7 @@ def export_data_set(run: Run, runs: Runs, output: Path, with_names: bool = False
     runs.check(run)
     if "task" not in run.record.config:
         parts = ", ".join(run.record.parents.values())
-        raise UsageError(f"{run.id} joins the judgements of {parts}; export each of these")
+        raise UsageError(f"{run.id} joins the rankings of {parts}; export each of these")
     if output.exists() and any(output.iterdir()):
         raise UsageError(f"{output} is not empty; give a new folder")
     comparisons = read_jsonl(run.path / "comparisons.jsonl", Comparison)
@@ -113,14 +113,14 @@ def data_card(run: Run, comparisons: list[Comparison], preferences: int, figures
 ---
 # Preferences of {run.id}
 
-{preferences} preferences between answers of a language model, from {len(asked)} comparisons, judged by
+{preferences} preferences between answers of a language model, from {len(asked)} comparisons, annotated by
 {len(annotators)} {people}. Made by accord; `preferences.jsonl` is in TRL's preference format.
 
 ## Who and when
 
 First answer {moments[0] if moments else "none"}, last {moments[-1] if moments else "none"} (UTC).
 
-| annotator | records judged |
+| annotator | records annotated |
 |---|---|
 {chr(10).join(f"| {name} | {count} |" for name, count in sorted(annotators.items()))}
 

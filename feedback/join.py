@@ -1,11 +1,11 @@
-"""Judgements of several feedback runs as one: what a round collects, and the reviews of earlier evaluations."""
+"""Rankings of several feedback runs as one: what a round collects, and the reviews of earlier evaluations."""
 
 from collections.abc import Sequence
 
 from accord.config import Config
 from accord.records import Comparison, read_jsonl, write_jsonl
 from accord.runs import Run, Runs
-from feedback.judging import conclude
+from feedback.annotation import conclude
 
 
 class JoinConfig(Config):
@@ -15,9 +15,9 @@ class JoinConfig(Config):
 
 
 def join_feedback(runs: Runs, parts: Sequence[Run]) -> Run:
-    """A feedback run with the judgements of all of these, which are finished.
+    """A feedback run with the rankings of all of these, which are finished.
 
-    Annotators are who they are in any of them, so that how far one can be relied on follows from all that they judged.
+    Annotators are who they are in any of them, so that how far one can be relied on follows from all that they ranked.
     A comparison's id is `<run>/<its id there>`.
 
     Raises:

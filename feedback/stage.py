@@ -1,6 +1,6 @@
-"""The feedback stage: the policy answers prompts, annotators judge the answers in Argilla, judgements become pairs.
+"""The feedback stage: the policy answers prompts, annotators rank the answers in Argilla, rankings become pairs.
 
-    responses.jsonl     what the policy answered, before anyone judged it
+    responses.jsonl     what the policy answered, before anyone ranked it
     queue.jsonl         the records that annotators get: the chosen comparisons, duplicates and gold
     comparisons.jsonl   the same with every annotator's answer, exactly as given; replaced at every pull
     preferences.jsonl   the pairs that can be told apart, weighted by how far their annotators can be relied on
@@ -30,11 +30,11 @@ from accord.records import Comparison, Prompt, Response, read_jsonl, write_jsonl
 from accord.rows import Rows, open_data
 from accord.runs import DataFile, Run, Runs, Source
 from accord.sampling.shared import SharedSampler
+from feedback.annotation import files_of, have_annotated, planned
 from feedback.argilla.people import configured_team
 from feedback.asking.prompts import read_prompts
 from feedback.asking.select import select_by_uncertainty, select_length_balanced, select_random
 from feedback.config import FeedbackConfig, Selection
-from feedback.judging import files_of, have_judged, planned
 
 ScoreResponses = Callable[[Sequence[Comparison]], list[list[float]]]
 """Gives every response of every comparison a score."""
@@ -50,7 +50,7 @@ def gather_preferences(
     score: ScoreResponses | None = None,
     prompts: Rows | None = None,
 ) -> Run:
-    """Sample answers of `policy`, have them judged, and turn the judgements into preferences.
+    """Sample answers of `policy`, have them annotated, and turn the rankings into preferences.
 
     Args:
         config: see `FeedbackConfig`.
@@ -83,7 +83,7 @@ def gather_preferences(
         count = min(config.max_comparisons or len(sampled), len(sampled))
         select = partial(_selected, config.selection, sampled, count, config.seed, score)
         queue = planned(config, run, team, select)
-        have_judged(config, runs, run, team, queue, wait)
+        have_annotated(config, runs, run, team, queue, wait)
     return run
 
 

@@ -1,6 +1,6 @@
-"""Judgements as choices between the answers to one prompt: what the loss of `reward.loss` is computed on.
+"""Pairs and rankings as choices between the answers to one prompt: what the loss of `reward.loss` is computed on.
 
-A group is a prompt with its answers, each of which is computed once however many judgements name it. From pairs, a
+A group is a prompt with its answers, each of which is computed once however many of them name it. From pairs, a
 group's choices are between two answers; from rankings, they are the annotators' successive choices of the best.
 """
 

@@ -1,4 +1,4 @@
-"""Judgements read, split by prompt, and as token ids. The split is used by DPO and PPO, too, so all see one."""
+"""Pairs and rankings read, split by prompt, and as token ids. The split is used by DPO and PPO, too, so all see one."""
 
 import hashlib
 import math
@@ -39,7 +39,7 @@ class PreferenceData:
 
 
 def read_preference_data(source: Run | DataFile, with_reliability: bool = False) -> PreferenceData:
-    """The judgements of a feedback run, of a file of preferences, or of a file of comparisons.
+    """What a feedback run, a file of preferences or a file of comparisons holds.
 
     Args:
         source: the run or file.

@@ -1,4 +1,4 @@
-"""The held-out judgements with the trained model's scores: what a report card is made from."""
+"""The held-out pairs and rankings with the trained model's scores: what a report card is made from."""
 
 import json
 from collections.abc import Iterable, Sequence

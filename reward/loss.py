@@ -1,4 +1,4 @@
-"""The loss of a reward model: judgements as choices, each of them a multinomial logit.
+"""The loss of a reward model: pairs and rankings as choices, each of them a multinomial logit.
 
 A choice is of one alternative among T. The logit of an alternative is linear in the scores of the k answers to the
 prompt: coefficients @ scores + offset.

@@ -1,4 +1,4 @@
-"""The reward model: learns from judgements which of several answers people prefer.
+"""The reward model: learns from rankings which of several answers people prefer.
 
 TRL's trainer does the training. What is ours: rankings with ties beside pairs, both by how far their annotators can be
 relied on; a prompt computed once for all its answers; ensembles; rows tokenised by `accord.chat`, so that the score is
@@ -105,15 +105,15 @@ def train_reward_model(
 
         # load
         tokenizer = load_tokenizer(base)
-        judgements = read_preference_data(preferences, with_reliability=config.loss == "plackett_luce")
-        kept, too_long = drop_too_long(tokenizer, judgements.pairs, config.max_sequence_tokens)
+        given = read_preference_data(preferences, with_reliability=config.loss == "plackett_luce")
+        kept, too_long = drop_too_long(tokenizer, given.pairs, config.max_sequence_tokens)
         comparisons, long_comparisons = drop_long_comparisons(
-            tokenizer, judgements.comparisons, config.max_sequence_tokens
+            tokenizer, given.comparisons, config.max_sequence_tokens
         )
         demonstrations, long_demonstrations = _demonstrations(config, tokenizer)
         dropped = {
             "too_long": too_long, "comparisons_too_long": long_comparisons,
-            "demonstrations_too_long": long_demonstrations, **judgements.dropped,
+            "demonstrations_too_long": long_demonstrations, **given.dropped,
         }  # fmt: skip
         train, heldout = split_by_prompt(kept, config.heldout_fraction)
         name = preferences.id if isinstance(preferences, Run) else str(preferences.path)
@@ -128,7 +128,7 @@ def train_reward_model(
         set_heads(model, torch.zeros(config.heads, model.score.in_features))
         initialise_heads(model.score, config.seed)
         groups, heldout_groups = (
-            _groups(config, judgements, pairs, part)
+            _groups(config, given, pairs, part)
             for pairs, part in ((train, compared), (heldout, compared_heldout))
         )
         if not groups or not heldout_groups:
@@ -190,7 +190,7 @@ def train_reward_model(
 
 
 def check_enough(name: str, train: list[Preference], heldout: list[Preference], config: RewardConfig) -> None:
-    """Refuse what no model can be fitted to, or be judged by.
+    """Refuse what no model can be fitted to, or be measured by.
 
     Raises:
         DataError: too few pairs, always the same two answers, or each pair contradicted by another.
@@ -225,7 +225,7 @@ def _intervals(config: RewardConfig) -> str:
 
 
 def _groups(
-    config: RewardConfig, judgements: PreferenceData, pairs: list[Preference], comparisons: list[Comparison]
+    config: RewardConfig, given: PreferenceData, pairs: list[Preference], comparisons: list[Comparison]
 ) -> list[PromptChoices]:
     """What the loss is computed on.
 
@@ -234,9 +234,9 @@ def _groups(
     """
     if config.loss == "bradley_terry":
         return choices_from_pairs(pairs, config.margin_coefficient)
-    if judgements.reliability is None:
+    if given.reliability is None:
         raise DataError(NO_RANKINGS)
-    return choices_from_rankings(comparisons, judgements.comparisons, judgements.reliability)
+    return choices_from_rankings(comparisons, given.comparisons, given.reliability)
 
 
 def _save(

@@ -146,7 +146,7 @@ def push(config: Path, overrides: tuple[str, ...]) -> None:
 @feedback.command(short_help="Pull answers and make preferences of them.")
 @CONFIG
 @OVERRIDES
-@click.option("--wait", is_flag=True, help="Stay until everything is judged.")
+@click.option("--wait", is_flag=True, help="Stay until everything is annotated.")
 def pull(config: Path, overrides: tuple[str, ...], wait: bool) -> None:
     """Pull answers and make preferences of them; exit code 75 while annotators have not finished."""
     _feedback(config, overrides, wait)
@@ -168,22 +168,22 @@ def _feedback(config: Path, overrides: tuple[str, ...], wait: bool) -> None:
     "--random-share", default=0.5, show_default=True,
     help="Of them, the share drawn by chance; the others got worst or are most uncertain.",
 )  # fmt: skip
-@click.option("--wait", is_flag=True, help="Stay until everything is judged.")
+@click.option("--wait", is_flag=True, help="Stay until everything is annotated.")
 def review(
     evaluation: str, config: Path, overrides: tuple[str, ...], items: int, random_share: float, wait: bool
 ) -> None:
     """Have the people of a configuration compare an evaluation's answers, blind; exit code 75 until they have.
 
-    EVALUATION is the run's id. Who judges, how many a record, and where, is what CONFIG's feedback section says.
+    EVALUATION is the run's id. Who annotates, how many a record, and where, is what CONFIG's feedback section says.
     """
     from pydantic import ValidationError
 
     from accord.records import describe
     from eval.review.ask import review as have_reviewed
-    from feedback.config import JudgingConfig, ReviewConfig
+    from feedback.config import AnnotationConfig, ReviewConfig
 
     section = _feedback_config(config, overrides)
-    people = {name: getattr(section, name) for name in JudgingConfig.model_fields if name != "task"}
+    people = {name: getattr(section, name) for name in AnnotationConfig.model_fields if name != "task"}
     try:
         settings = ReviewConfig(items=items, random_share=random_share, **people)
     except ValidationError as error:
@@ -201,10 +201,10 @@ def status(run: str, as_json: bool) -> None:
     from dataclasses import asdict
 
     from accord.records import Comparison, read_jsonl
+    from feedback.annotation import ADJUDICATION
     from feedback.argilla.access import open_argilla
     from feedback.argilla.collect import status as look
     from feedback.config import FeedbackConfig, ReviewConfig
-    from feedback.judging import ADJUDICATION
 
     runs = runs_of_command()
     found = runs.load(run)
@@ -224,8 +224,8 @@ def status(run: str, as_json: bool) -> None:
         click.echo(json.dumps({"run": found.id, "queues": states}, indent=2))
         return
     for name, state in states.items():
-        judged = state["records"] - state["records_waiting"]
-        click.echo(f"{name}: {judged} of {state['records']} records judged")
+        annotated = state["records"] - state["records_waiting"]
+        click.echo(f"{name}: {annotated} of {state['records']} records annotated")
         for annotator, counts in state["answers"].items():
             click.echo(f"  {annotator}: " + ", ".join(f"{count} {kind}" for kind, count in counts.items()))
 
@@ -258,7 +258,7 @@ def agreement(run: str, as_json: bool) -> None:
 )
 @click.option("--names", is_flag=True, help="Keep annotators' names, in place of pseudonyms.")
 def export(run: str, output: Path, names: bool) -> None:
-    """Write a finished feedback run as a data set: preferences for TRL, every judgement, and a data card."""
+    """Write a finished feedback run as a data set: preferences for TRL, every ranking, and a data card."""
     from feedback.export import export_data_set
 
     runs = runs_of_command()

@@ -26,10 +26,10 @@ from accord.errors import UsageError
 from accord.records import Comparison, Response, read_jsonl, write_jsonl
 from accord.runs import Run, Runs, Source
 from eval.rows import MeasuredAnswer, Sample
+from feedback.annotation import files_of, have_annotated, planned
 from feedback.argilla.people import configured_team
 from feedback.asking.select import select_random
 from feedback.config import ReviewConfig
-from feedback.judging import files_of, have_judged, planned
 
 ITEMS = "items.jsonl"
 ROLES = ("baseline", "candidate")
@@ -46,7 +46,7 @@ def review(config: ReviewConfig, runs: Runs, evaluation: Run, wait: bool = False
     """Have people compare answers of a finished evaluation, and make preferences of what they say.
 
     Args:
-        config: how many items, how many of them by chance, and who judges them where.
+        config: how many items, how many of them by chance, and who annotates them where.
         runs: where the run is kept.
         evaluation: the evaluation; its files are checked against their hashes first.
         wait: look again until people have answered, instead of leaving.
@@ -80,7 +80,7 @@ def review(config: ReviewConfig, runs: Runs, evaluation: Run, wait: bool = False
                 f"both models of {evaluation.id} said the same to every prompt; there is nothing to review"
             )
         parts = Counter(item.part for item in items)
-        have_judged(
+        have_annotated(
             config, runs, run, team, planned(config, run, team, lambda: asked), wait,
             {"items": len(items), **{f"items_{part}": parts[part] for part in ("same", "chosen", "drawn", "unasked")}},
         )  # fmt: skip

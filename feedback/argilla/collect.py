@@ -73,7 +73,7 @@ def push(
     Args:
         client: the server.
         dataset_name: the dataset, created when it does not exist.
-        comparisons: what to judge.
+        comparisons: what to annotate.
         min_submitted: the number of annotators wanted for each record that is not assigned to anybody.
         task: what annotators are asked; `criteria` are those of ratings.
         guidelines: the page's guidelines, below what the task asks; None for accord's own.
@@ -83,7 +83,7 @@ def push(
     """
     responses = check_rankable(comparisons)
     if task == "pairwise" and responses != 2:
-        raise AccordError(f"a pairwise choice is between 2 responses; these comparisons have {responses}")
+        raise AccordError(f"a pairwise comparison is between 2 responses; these comparisons have {responses}")
     new = {
         "name": dataset_name,
         "guidelines": guidelines_of(task, guidelines),

@@ -23,7 +23,7 @@ from accord.errors import DataError, UsageError
 from accord.records import describe
 from feedback.argilla.client import WORKSPACE, Client, new_password, workspace_of
 from feedback.argilla.simulate import SIMULATED_ANNOTATORS
-from feedback.config import JudgingConfig
+from feedback.config import AnnotationConfig
 
 
 class Person(Config):
@@ -96,7 +96,7 @@ def team_of(users: Path | None, names: Sequence[str], adjudicators: Sequence[str
     )
 
 
-def configured_team(config: JudgingConfig) -> Team:
+def configured_team(config: AnnotationConfig) -> Team:
     """Who judges.
 
     Raises:

@@ -30,7 +30,7 @@ import httpx
 from accord.progress import progress
 from accord.records import Message
 from feedback.argilla.client import WORKSPACE, Client, Json, RefusedError, log_in, request, workspace_of
-from feedback.argilla.tasks import CHOICE, RANKING, as_read
+from feedback.argilla.tasks import PAIRWISE, RANKING, as_read
 from feedback.utility import utility
 
 RECORDS_PER_PAGE = 10  # what the web page asks for at a time
@@ -96,7 +96,7 @@ def ranks_with_ties(values: Sequence[float], threshold: float) -> list[int]:
 def assigned(
     annotators: Sequence[SimulatedAnnotator], record_id: str, annotators_per_record: int, seed: int
 ) -> list[str]:
-    """The usernames of those who answer a record: a random choice, always the same for one record and seed."""
+    """The usernames of those who answer a record: a random draw, always the same for one record and seed."""
     names = [annotator.username for annotator in annotators]
     return _random(seed, "assignment", record_id).sample(names, min(annotators_per_record, len(names)))
 
@@ -118,7 +118,7 @@ def answer_as_simulated(
             answers those of its own workspace.
         annotators: who answers, at the same time, each in its own session.
         annotators_per_record: how many of them answer each record that is not assigned; None for all.
-        seed: of the choice of annotators and of their noise.
+        seed: of the draw of annotators and of their noise.
 
     Raises:
         AccordError: there is no such dataset, or the server fails.
@@ -171,7 +171,7 @@ def answer_as_simulated(
                     break
         return answers
 
-    what = f"simulated annotators judge '{dataset_name}'"
+    what = f"simulated annotators answer '{dataset_name}'"
     with progress(what, total) as show, ThreadPoolExecutor(len(queues)) as pool:
         futures = [pool.submit(answer_queue, *queue, show) for queue in queues]
         try:
@@ -226,8 +226,8 @@ def _answer(
 def answers_from(felt: Sequence[float], questions: set[str]) -> dict[str, Any]:
     """What an annotator who finds the displayed responses so good answers to the required questions, by name.
 
-    Values within 0.02 of the best one of a group tie with it in a ranking; a choice is slight up to a difference of
-    0.1 and strong from 0.3; a rating is 1 + 4 x the value, rounded, between 1 and 5.
+    Values within 0.02 of the best one of a group tie with it in a ranking; one of two is slightly better up to a
+    difference of 0.1 and much better from 0.3; a rating is 1 + 4 x the value, rounded, between 1 and 5.
     """
     values: dict[str, Any] = {}
     for name in questions:
@@ -236,7 +236,7 @@ def answers_from(felt: Sequence[float], questions: set[str]) -> dict[str, Any]:
             values[name] = [
                 {"value": f"response_{place}", "rank": rank} for place, rank in enumerate(ranks, start=1)
             ]
-        elif name == CHOICE:
+        elif name == PAIRWISE:
             difference = felt[0] - felt[1]
             size = sum(abs(difference) > threshold for threshold in (0.1, 0.3))
             strength = ("slightly_better", "better", "much_better")[size]

@@ -10,7 +10,7 @@ The page posts a ranking as one rank for each displayed position; equal ranks ar
 
     {"ranking": {"value": [{"value": "response_1", "rank": 2}, {"value": "response_2", "rank": 1}]}}
 
-Besides rankings there are choices between two responses and ratings from 1 to 5; each task also takes flags for
+Besides rankings there are comparisons of two responses and ratings from 1 to 5; each task also takes flags for
 harmful responses and a reason, both optional.
 
 Annotators are blind: no model name, score or suggestion is sent to the server at all, and a record's external id
@@ -31,10 +31,10 @@ FEWEST_RESPONSES = 2
 MOST_RESPONSES = 8
 EMPTY_RESPONSE = "(this response is empty)"
 
-RANKING, CHOICE, HARMFUL, REASON = "ranking", "choice", "harmful", "reason"
+RANKING, PAIRWISE, HARMFUL, REASON = "ranking", "choice", "harmful", "reason"
 """Names of the questions; a rating's is `rating_<criterion>_<position>`."""
 
-CHOICES = {
+PAIRWISE_ANSWERS = {
     "first_much_better": ("Response 1 is much better", [1, 2], 3),
     "first_better": ("Response 1 is better", [1, 2], 2),
     "first_slightly_better": ("Response 1 is slightly better", [1, 2], 1),
@@ -124,9 +124,9 @@ def questions_of(task: TaskKind, responses: int, criteria: tuple[str, ...] = ())
         title = "Rank the responses: 1 is best, equally good ones share a rank"
         asked = [_question(RANKING, title, {"type": "ranking", "options": named})]
     elif task == "pairwise":
-        options = [{"value": value, "text": text} for value, (text, _, _) in CHOICES.items()]
+        options = [{"value": value, "text": text} for value, (text, _, _) in PAIRWISE_ANSWERS.items()]
         settings = {"type": "label_selection", "options": options, "visible_options": len(options)}
-        asked = [_question(CHOICE, "Which response is better?", settings)]
+        asked = [_question(PAIRWISE, "Which response is better?", settings)]
     else:
         settings = {"type": "rating", "options": [{"value": value} for value in range(1, 6)]}
         asked = [
@@ -207,8 +207,8 @@ def ranking_from_page(
     ranks: list[int | None] = [None] * len(order)
     strength: int | None = None
     ratings: list[dict[str, int]] | None = None
-    if CHOICE in given:
-        _, by_position, strength = CHOICES[given[CHOICE]]
+    if PAIRWISE in given:
+        _, by_position, strength = PAIRWISE_ANSWERS[given[PAIRWISE]]
         for index, rank in zip(order, by_position, strict=True):
             ranks[index] = rank
     for item in given.get(RANKING) or []:

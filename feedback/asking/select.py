@@ -22,7 +22,7 @@ from accord.records import Comparison
 LENGTH_BINS = (25, 50, 100, 200, 400, 800)
 """Characters between a comparison's longest and shortest response: the bins' borders."""
 LEAST_SHARE = 0.1
-"""No comparison's probability is below this share of what it would be by an even choice."""
+"""No comparison's probability is below this share of what it would be by an even draw."""
 
 Scores = Sequence[float] | Sequence[Sequence[float]]
 """Of one comparison: a score a response, or for each response a score a member of an ensemble."""
@@ -64,13 +64,13 @@ def select_by_uncertainty(
     The uncertainty of a pair is 4 p (1 - p), mean over the pairs of a comparison. From one score a response, p is
     sigmoid(difference), Bradley and Terry's. From an ensemble, p is the chance that a new member would order the pair
     so: Phi(mean / standard deviation of the members' differences). None is chosen with less than `LEAST_SHARE` of an
-    even choice's probability.
+    even draw's probability.
 
     Args:
-        comparisons: to choose from.
+        comparisons: to draw from.
         count: how many.
         scores: for each comparison its responses' scores; lists of equal length, for an ensemble of two or more.
-        seed: of the choice.
+        seed: of the draw.
 
     Raises:
         UsageError: as `select_random`, or scores that do not fit the comparisons.

@@ -198,7 +198,7 @@ def _seen(mistake: Mistake, pair: ScoredPair) -> str:
         if neither:
             parts[-1] += f", {neither:,} called it a tie"
     elif pair.annotators is not None:
-        parts.append(f"judged by {counted(pair.annotators, 'annotator')}")
+        parts.append(f"ranked by {counted(pair.annotators, 'annotator')}")
         if pair.agreement is not None:
             parts[-1] += f", of whom {pair.agreement:.0%} preferred the first answer"
     if pair.margin is not None:

@@ -27,6 +27,7 @@ from accord.runs import Run, Runs
 from eval.review.adjudicated import adjudicated, preferred_shares
 from eval.review.ask import ReviewItem, choose, review
 from eval.rows import Judgement, MeasuredAnswer, Sample
+from feedback.annotation import conclude
 from feedback.argilla.access import argilla_home
 from feedback.argilla.client import Client, connect, log_in, request
 from feedback.argilla.server import process
@@ -35,7 +36,6 @@ from feedback.asking.plan import Checks, plan
 from feedback.config import FeedbackConfig, ReviewConfig
 from feedback.export import export_data_set
 from feedback.join import join_feedback
-from feedback.judging import conclude
 
 ROOT = Path(__file__).parents[2]
 MODELS = ("sft-0123456789ab", "dpo-ba9876543210")
@@ -404,7 +404,7 @@ def test_a_review_that_is_killed_between_push_and_pull_goes_on(
     log = (tmp_path / "log").open("w")
     first = subprocess.Popen([*command, "--wait"], stdout=log, env=environment)
     try:
-        while "judge the answers in your browser" not in (said := (tmp_path / "log").read_text()):
+        while "rank the answers in your browser" not in (said := (tmp_path / "log").read_text()):
             assert first.poll() is None, said
             time.sleep(0.2)
     finally:
@@ -483,7 +483,7 @@ def test_joined_judgements_keep_whose_they_are_and_are_weighed_together(runs: Ru
     # the formula of simulated annotators measures nothing where people judge
     assert not any("mean_utility" in run.metrics for run in (one, other, joined))
     assert join_feedback(runs, [one, other]).record == joined.record
-    with pytest.raises(UsageError, match=f"joins the judgements of {one.id}, {other.id}; export each"):
+    with pytest.raises(UsageError, match=f"joins the rankings of {one.id}, {other.id}; export each"):
         export_data_set(joined, runs, runs.root / "data")
 
 

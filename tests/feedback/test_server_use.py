@@ -13,12 +13,12 @@ from feedback_helpers import comparison, free_port
 
 from accord.errors import WaitingForAnnotatorsError
 from accord.runs import Run, Runs
+from feedback.annotation import have_annotated, planned
 from feedback.argilla.access import argilla_home, open_argilla
 from feedback.argilla.people import configured_team
 from feedback.argilla.server import process
 from feedback.argilla.server.process import Server
 from feedback.config import FeedbackConfig
-from feedback.judging import have_judged, planned
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
@@ -38,7 +38,7 @@ def feedback_run(runs: Runs, **settings: object) -> Run:
     with runs.begin("feedback", config, {}) as run:
         team = configured_team(config)
         queue = planned(config, run, team, lambda: [comparison(i, ANSWERS) for i in range(2)])
-        have_judged(config, runs, run, team, queue, wait=False)
+        have_annotated(config, runs, run, team, queue, wait=False)
     return run
 
 

@@ -126,7 +126,7 @@ def test_they_answer_everything_once_and_only_what_is_missing(
         assert careful_ranks[1] > 1
     empty = {ranking.annotator: ranking.status for ranking in pulled[12].rankings}
     assert empty["simulated_careful"] == "discarded"
-    assert "simulated annotators judge 'simulated': 39 answers given" in capsys.readouterr().out
+    assert "simulated annotators answer 'simulated': 39 answers given" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -3,7 +3,7 @@
 import pytest
 from feedback_helpers import comparison
 
-from feedback.argilla.tasks import CHOICES, order_of, questions_of, ranking_from_page, record_of
+from feedback.argilla.tasks import PAIRWISE_ANSWERS, order_of, questions_of, ranking_from_page, record_of
 
 TEXTS = ["Alpha.", "Beta.", "Gamma."]
 SHOWN = comparison(1, TEXTS).model_copy(update={"display_order": [2, 0, 1]})  # Gamma, Alpha, Beta
@@ -78,9 +78,9 @@ def test_ratings_order_by_their_sums() -> None:
 
 
 def test_every_choice_has_its_mirror() -> None:
-    for value, (_, ranks, strength) in CHOICES.items():
+    for value, (_, ranks, strength) in PAIRWISE_ANSWERS.items():
         if value.startswith("first"):
-            _, mirrored, same = CHOICES[value.replace("first", "second")]
+            _, mirrored, same = PAIRWISE_ANSWERS[value.replace("first", "second")]
             assert (mirrored, same) == (ranks[::-1], strength)
 
 

@@ -13,11 +13,11 @@ import pytest
 from accord.config import Config
 from accord.records import Comparison, Message, Ranking, Response, read_jsonl, write_jsonl
 from accord.runs import DataFile, Run, Runs
+from feedback.annotation import conclude
 from feedback.belief import kept
 from feedback.belief.kept import RELIABILITY, fitted, read_reliability
 from feedback.belief.preferences import pairwise_preferences
 from feedback.belief.reliability import Reliability, fit_reliability
-from feedback.judging import conclude
 from reward import data
 from reward.choices import PromptChoices, choices_from_rankings
 from reward.data import read_preference_data

@@ -272,7 +272,7 @@ def test_a_file_of_three_pairs_has_a_page(tmp_path: Path) -> None:
     for part in ("ensemble", "people", "best-of-n", "previous"):
         assert f'id="{part}"' not in text and f"#{part}" not in text
     assert text.count('<article class="card mistake">') == 1 and "line 3" in text
-    assert "judged by 3 annotators, of whom" in text
+    assert "ranked by 3 annotators, of whom" in text
 
 
 def test_simulated_annotators_are_called_so(tmp_path: Path) -> None:

@@ -1,9 +1,11 @@
-"""From planned records to a finished feedback run: push, wait for people, pull, settle disagreements, make preferences.
+"""What the feedback stage and reviews have in common: plan records, push, wait for people, pull, settle, conclude.
 
-    have_judged(config, runs, run, queue, wait=False)
+    team = configured_team(config)
+    queue = planned(config, run, team, select)
+    have_annotated(config, runs, run, team, queue, wait=False)
 
-Both the feedback stage and reviews end with this. What was pulled is kept at every pull, so a kill, or weeks of waiting
-for annotators, lose nothing.
+These three unpack the settings that both have in common; what they call takes values. What was pulled is kept at every
+pull, so a kill, or weeks of waiting for annotators, lose nothing.
 """
 
 import json
@@ -29,7 +31,7 @@ from feedback.asking.plan import Checks, plan
 from feedback.belief.agreement import Agreement, measure_agreement
 from feedback.belief.kept import RELIABILITY, fitted
 from feedback.belief.preferences import needs_adjudication, pairwise_preferences
-from feedback.config import JudgingConfig
+from feedback.config import AnnotationConfig
 from feedback.page.report import figures, write_report
 from feedback.utility import SIMULATED, utility
 
@@ -41,14 +43,14 @@ ADJUDICATION = "-adjudication"
 # --- what both entries begin and end with
 
 
-def files_of(config: JudgingConfig) -> dict[str, Source]:
-    """The files that the judging reads, by role."""
+def files_of(config: AnnotationConfig) -> dict[str, Source]:
+    """The files that annotating reads, by role."""
     files = {"gold": config.gold, "guidelines": config.guidelines}
     return {role: DataFile(data_path(file)) for role, file in files.items() if file}
 
 
 def planned(
-    config: JudgingConfig, run: Run, team: Team, select: Callable[[], Sequence[Comparison]]
+    config: AnnotationConfig, run: Run, team: Team, select: Callable[[], Sequence[Comparison]]
 ) -> list[Comparison]:
     """The records that annotators get: as they were planned before, or of the comparisons that `select` gives.
 
@@ -65,8 +67,8 @@ def planned(
     return read_jsonl(path, Comparison)
 
 
-def have_judged(
-    config: JudgingConfig,
+def have_annotated(
+    config: AnnotationConfig,
     runs: Runs,
     run: Run,
     team: Team,
@@ -74,13 +76,13 @@ def have_judged(
     wait: bool,
     more: Mapping[str, Any] | None = None,
 ) -> None:
-    """Have the planned records judged, and finish the run with what follows from the judgements.
+    """Have the planned records annotated, and finish the run with what follows from the answers.
 
     Args:
-        config: who judges, how, and where.
+        config: who annotates, how, and where.
         runs: where the run is kept.
         run: the run, begun.
-        team: who judges, by name.
+        team: who annotates, by name.
         queue: the records, as `planned` gives them.
         wait: look again until people have answered, instead of leaving.
         more: further figures of the run.
@@ -103,11 +105,11 @@ def have_judged(
                 asking = _Asking(client, task, wait=wait)
                 _show_passwords(set_up_people(client, team, config.assignment == "balanced"))
             try:
-                judged = _judged(asking, run, queue, team.adjudicators)
+                annotated = _annotated(asking, run, queue, team.adjudicators)
             except WaitingForAnnotatorsError:
                 _measured(run, read_jsonl(run.path / "comparisons.jsonl", Comparison), config.seed)
                 raise
-        conclude(run, judged, config.annotators, config.seed, more)
+        conclude(run, annotated, config.annotators, config.seed, more)
         is_over = True
     finally:
         if is_ours and is_over:
@@ -115,33 +117,33 @@ def have_judged(
 
 
 def conclude(
-    run: Run, judged: list[Comparison], kind: str, seed: int, more: Mapping[str, Any] | None = None
+    run: Run, annotated: list[Comparison], kind: str, seed: int, more: Mapping[str, Any] | None = None
 ) -> None:
-    """Make preferences of finished judgements, and finish the run.
+    """Make preferences of finished annotation, and finish the run.
 
     Args:
         run: the run, begun.
-        judged: every comparison with its rankings.
+        annotated: every comparison with its rankings.
         kind: of the annotators, "human" or "simulated".
         seed: of the resampling behind the agreement's intervals.
         more: further figures of the run.
     """
-    agreement, preferences, pairs = _measured(run, judged, seed)
+    agreement, preferences, pairs = _measured(run, annotated, seed)
     write_jsonl(run.path / "preferences.jsonl", preferences)
     run.finish(
-        {**_figures(kind, judged, agreement, preferences, pairs), **(more or {})},
+        {**_figures(kind, annotated, agreement, preferences, pairs), **(more or {})},
         {f"pairs_{reason}": count for reason, count in pairs.items() if reason != "kept"},
     )
 
 
 def _measured(
-    run: Run, judged: list[Comparison], seed: int
+    run: Run, annotated: list[Comparison], seed: int
 ) -> tuple[Agreement, list[Preference], dict[str, int]]:
     """What the answers so far say of annotators and pairs; keeps it as agreement.json and as a page."""
-    reliability = fitted(run.path / RELIABILITY, judged)
-    preferences, pairs = pairwise_preferences(judged, reliability)
-    agreement = measure_agreement(judged, reliability, seed)
-    evidence = (judged, agreement, reliability, preferences, pairs)
+    reliability = fitted(run.path / RELIABILITY, annotated)
+    preferences, pairs = pairwise_preferences(annotated, reliability)
+    agreement = measure_agreement(annotated, reliability, seed)
+    evidence = (annotated, agreement, reliability, preferences, pairs)
     found = json.dumps(figures(*evidence), indent=1, allow_nan=False) + "\n"
     write_atomically(run.path / "agreement.json", found)
     write_report(run.path / "report.html", *evidence, title=f"Feedback · {run.id}")
@@ -177,24 +179,24 @@ def _show_passwords(passwords: Mapping[str, str]) -> None:
         click.echo(f"feedback:   user {name}   password {password}   (shown this once)")
 
 
-def _judged(
+def _annotated(
     asking: _Asking, run: Run, queue: list[Comparison], adjudicators: Sequence[str]
 ) -> list[Comparison]:
     """The records with every answer, once everybody has answered, and with what adjudicators say to them."""
     path = run.path / "comparisons.jsonl"
     click.echo(
-        f"feedback: {len(queue)} records to judge, {len(queue[0].responses)} answers each, "
+        f"feedback: {len(queue)} records to annotate, {len(queue[0].responses)} answers each, "
         f"{sum(each.is_probe for each in queue)} of them to check attention"
     )
-    judged = _answered(asking, run.id, queue, path)
+    annotated = _answered(asking, run.id, queue, path)
     if not adjudicators:
-        return judged
+        return annotated
 
     path = run.path / "adjudication.jsonl"
     if path.exists():
         contested = read_jsonl(path, Comparison)
     else:
-        by_id = {each.id: each for each in judged}
+        by_id = {each.id: each for each in annotated}
         contested = [
             by_id[id_].model_copy(
                 update={
@@ -203,10 +205,10 @@ def _judged(
                     "display_order": list(reversed(by_id[id_].display_order or [])),
                 }
             )
-            for i, id_ in enumerate(needs_adjudication(judged, fitted(run.path / RELIABILITY, judged)))
+            for i, id_ in enumerate(needs_adjudication(annotated, fitted(run.path / RELIABILITY, annotated)))
         ]
         if not contested:
-            return judged
+            return annotated
         write_jsonl(path, contested)
     click.echo(
         f"feedback: annotators disagree on {len(contested)} records, which {' and '.join(adjudicators)} "
@@ -216,11 +218,12 @@ def _judged(
         each.id: [ranking.model_copy(update={"adjudicates": True}) for ranking in each.rankings]
         for each in _answered(asking, run.id + ADJUDICATION, contested, path)
     }
-    judged = [
-        each.model_copy(update={"rankings": [*each.rankings, *settled.get(each.id, [])]}) for each in judged
+    annotated = [
+        each.model_copy(update={"rankings": [*each.rankings, *settled.get(each.id, [])]})
+        for each in annotated
     ]
-    write_jsonl(run.path / "comparisons.jsonl", judged)
-    return judged
+    write_jsonl(run.path / "comparisons.jsonl", annotated)
+    return annotated
 
 
 def _answered(asking: _Asking, dataset_name: str, records: list[Comparison], path: Path) -> list[Comparison]:
@@ -250,7 +253,7 @@ def _answered(asking: _Asking, dataset_name: str, records: list[Comparison], pat
     if waiting:
         raise WaitingForAnnotatorsError(
             f"{waiting} records wait for annotators at {client.url}; run the same command again when they are "
-            "judged (the page stays up until then; `accord feedback stop` ends it)"
+            "annotated (the page stays up until then; `accord feedback stop` ends it)"
         )
     return answered
 
@@ -260,14 +263,14 @@ def _wait_for_people(client: Client, dataset_name: str, records: list[Comparison
     waiting = status(client, dataset_name, records).records_waiting
     if not waiting:
         return 0
-    click.echo(f"feedback: judge the answers in your browser at {client.url}")
+    click.echo(f"feedback: rank the answers in your browser at {client.url}")
     try:
         while wait and waiting:
             began = time.monotonic()
             now = status(client, dataset_name, records)
             if now.records_waiting != waiting:
                 waiting = now.records_waiting
-                click.echo(f"feedback: {now.records - waiting} of {now.records} records are judged")
+                click.echo(f"feedback: {now.records - waiting} of {now.records} records are annotated")
             time.sleep(max(SECONDS_BETWEEN_LOOKS, 10 * (time.monotonic() - began)))
     except KeyboardInterrupt:
         click.echo("")
