@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from accord import models
 from accord.errors import DataError, SyncError, UsageError
 from accord.models import Model
-from accord.sampling import SamplingConfig, shared
+from accord.sampling import SamplingConfig, shared, vllm_engine
 from accord.sampling.log_probabilities import token_log_probabilities
 from accord.sampling.shared import SharedSampler
 from accord.sampling.transformers_sampler import TransformersSampler
@@ -171,7 +171,8 @@ def test_requests_that_cannot_be_answered_are_refused(sampler: TransformersSampl
 
 
 def test_vllm_asked_for_and_not_installed(monkeypatch: pytest.MonkeyPatch, tiny_models: list[Model]) -> None:
-    monkeypatch.setattr(shared, "vllm_is_installed", lambda: False)
+    for module in (shared, vllm_engine):
+        monkeypatch.setattr(module, "vllm_is_installed", lambda: False)
     with pytest.raises(UsageError, match=r"sampling\.engine=transformers"):
         SharedSampler(SamplingConfig(engine="vllm")).use(tiny_models[0])
     with SharedSampler(SamplingConfig(engine="auto")) as automatic:
