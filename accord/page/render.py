@@ -34,6 +34,24 @@ def render(folder: Path, template: str, values: Mapping[str, Any], script: str =
         values: what it may use; a name that is missing is an error.
         script: JavaScript for the page, allowed by its hash.
     """
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = "; ".join(
+        (
+            "default-src 'none'", "style-src 'unsafe-inline'", "img-src data:", "base-uri 'none'",
+            "form-action 'none'", f"script-src 'sha256-{digest}'" if script else "script-src 'none'",
+        )
+    )  # fmt: skip
+    page = (
+        _environment(folder)
+        .get_template(template)
+        .render(**values, script=Markup(script), content_security_policy=policy)
+    )
+    return "\n".join(line.rstrip() for line in page.splitlines() if line.strip()) + "\n"
+
+
+@functools.cache
+def _environment(folder: Path) -> Environment:
+    """Compiles each template once a process, which takes longer than a page does."""
     environment = Environment(
         loader=ChoiceLoader([FileSystemLoader(folder), FileSystemLoader(TEMPLATES)]),
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
@@ -42,17 +60,7 @@ def render(folder: Path, template: str, values: Mapping[str, Any], script: str =
         number=number, signed=functools.partial(number, signed=True), percent=percent, label=label,
         figure_label=figure_label, day=day, yaml=as_yaml,
     )  # fmt: skip
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    policy = "; ".join(
-        (
-            "default-src 'none'", "style-src 'unsafe-inline'", "img-src data:", "base-uri 'none'",
-            "form-action 'none'", f"script-src 'sha256-{digest}'" if script else "script-src 'none'",
-        )
-    )  # fmt: skip
-    page = environment.get_template(template).render(
-        **values, script=Markup(script), content_security_policy=policy
-    )
-    return "\n".join(line.rstrip() for line in page.splitlines() if line.strip()) + "\n"
+    return environment
 
 
 def run_page(run: Run, runs: Runs) -> str:

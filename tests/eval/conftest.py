@@ -1,5 +1,6 @@
 """The evaluation's tests share made-up rounds, one for each verdict."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,15 @@ def failed_round(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Runs]:
     return make_round(tmp_path_factory.mktemp("failed"), utility_change=-0.1)
 
 
+@pytest.fixture(scope="session")
+def made_to_pass(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Runs]:
+    return make_round(tmp_path_factory.mktemp("passed"), utility_change=0.1)
+
+
 @pytest.fixture
-def passed_round(tmp_path: Path) -> tuple[Run, Runs]:
-    return make_round(tmp_path, utility_change=0.1)
+def passed_round(made_to_pass: tuple[Run, Runs], tmp_path: Path) -> tuple[Run, Runs]:
+    """A copy for a test that changes it; only the file of prompts is not its own."""
+    run, runs = made_to_pass
+    shutil.copytree(runs.root, tmp_path / "runs")
+    copy = Runs(tmp_path / "runs")
+    return copy.load(run.id), copy

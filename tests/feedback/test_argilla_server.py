@@ -24,7 +24,7 @@ from accord.errors import AccordError
 from feedback.argilla.client import Client, RefusedError, connect, log_in
 from feedback.argilla.collect import push
 from feedback.argilla.server import process
-from feedback.argilla.server.process import INSIDE, Server, start, stop
+from feedback.argilla.server.process import INSIDE, Server, revive, start, stop
 
 pytestmark = pytest.mark.slow
 
@@ -34,6 +34,10 @@ def test_a_second_start_finds_the_running_server(server: Server) -> None:
     assert again == server
     assert psutil.Process(server.pid).ppid() != 0
     assert os.getsid(server.pid) == server.pid  # its own session: it survives the program that started it
+
+
+def test_revive_leaves_a_living_server_alone(server: Server) -> None:
+    assert revive(server) == server
 
 
 def test_secrets_are_in_private_files_and_in_no_repr(server: Server) -> None:

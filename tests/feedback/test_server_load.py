@@ -196,7 +196,3 @@ def test_nothing_acknowledged_is_lost_by_kill_9(server: Server) -> None:
     statuses = check(client, dataset_id, annotators)
     assert statuses == {"completed": RECORDS}
     progress_is(client, dataset_id, statuses)
-
-
-def test_revive_leaves_a_living_server_alone(server: Server) -> None:
-    assert revive(server) == server
