@@ -25,7 +25,7 @@ demo: setup ## one whole round on the bundled model, to the gate's verdict
 test: ## everything the tests need, browser included, then all tests
 	@$(PYTHON) -m accord.bootstrap --test
 	$(RUN)/accord eval install-suites
-	$(RUN)/python -m pytest -n auto --dist loadgroup --no-loadscope-reorder --durations 20
+	$(RUN)/python -m pytest -n auto --dist loadfile --durations 20
 
 lint: setup ## ruff: rules and formatting
 	$(RUN)/ruff check .

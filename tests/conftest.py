@@ -1,15 +1,10 @@
-"""Fixtures for all tests, and how `make test` spreads them over the cores.
-
-Models are either the real bundled one or a tiny random one; nothing needs a hub.
-
-With `-n` (pytest-xdist) the tests of a file run one after the other in one process, and so do those of one
-`xdist_group` and those on the Argilla that tests/feedback shares, since servers and engines take long to start.
-"""
+"""Fixtures for all tests. Models are either the real bundled one or a tiny random one; nothing needs a hub."""
 
 import os
 import shutil
 import signal
-import sys
+
+import spread
 
 # A shell that starts tests in the background has SIGINT ignored in all that they start.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
@@ -19,63 +14,30 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
-# One of several processes has its share of the cores: more threads than cores wait for one another.
+# Under pytest-xdist each process has its share of the cores: more threads than cores wait for one another. `vllm serve`
+# would take all cores nevertheless, and pin its threads to them.
 if "PYTEST_XDIST_WORKER" in os.environ:
-    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    share = max(1, cores // int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))
-    os.environ.setdefault("OMP_NUM_THREADS", str(share))
-    os.environ.setdefault(
-        "VLLM_CPU_OMP_THREADS_BIND", "nobind"
-    )  # `vllm serve` would take all cores, and pin to them
+    threads = max(1, spread.cores() // int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
 
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 import shapes  # noqa: F401  (what is imported after it has its shapes checked)
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
+from spread import (  # noqa: F401  (hooks)
+    pytest_collection_modifyitems,
+    pytest_xdist_auto_num_workers,
+    pytest_xdist_make_scheduler,
+)
 
 from accord import bundled
 from accord.models import Model, resolve
 from accord.records import Demonstration, Message, Preference, write_jsonl
 from accord.runs import Runs
-
-LONGEST_FIRST = ("tests/test_round.py", "argilla", "vllm")
-"""The groups of tests that are begun first, so that no process is left alone with one of them at the end."""
-GIGABYTES_EACH = 7
-"""Of memory for one of several test processes: a trainer, and a sampler's engine or a whole round beside it."""
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_auto_num_workers() -> int:
-    """What `-n auto` means: as many as there are cores and memory for."""
-    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    return max(1, min(cores, int(psutil.virtual_memory().total / 1e9 / GIGABYTES_EACH)))
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Put every test into its group, and begin with the long ones."""
-    if not hasattr(config, "workerinput"):
-        return
-    groups = {item: group_of(item) for item in items}
-    for item, group in groups.items():
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(group))
-    items.sort(key=lambda item: LONGEST_FIRST.index(groups[item]) if groups[item] in LONGEST_FIRST else 99)
-
-
-def group_of(item: pytest.Item) -> str:
-    """The group that a test is marked with; that of the Argilla that tests/feedback shares; or its file."""
-    if mark := item.get_closest_marker("xdist_group"):
-        return str(mark.args[0])
-    assert isinstance(item, pytest.Function)
-    has_own_server = hasattr(item.module, "server")
-    if item.path.parent.name == "feedback" and "server" in item.fixturenames and not has_own_server:
-        return "argilla"
-    return item.nodeid.split("::")[0]
 
 
 @pytest.fixture(scope="session", autouse=True)

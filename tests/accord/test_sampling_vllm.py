@@ -34,7 +34,6 @@ from accord.sampling.vllm_engine import VLLMSampler, vllm_is_installed
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.xdist_group("vllm"),
     pytest.mark.skipif(not vllm_is_installed(), reason="vLLM is not installed"),
 ]
 

@@ -26,7 +26,6 @@ from rl.policy_gradient.rollout import PolicySampler
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.xdist_group("vllm"),
     pytest.mark.skipif(not vllm_is_installed(), reason="vLLM is not installed"),
 ]
 

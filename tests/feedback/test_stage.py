@@ -36,7 +36,7 @@ def prompts(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.fixture(params=["embedded", pytest.param("remote", marks=pytest.mark.xdist_group("argilla"))])
+@pytest.fixture(params=["embedded", "remote"])
 def place(
     request: pytest.FixtureRequest, runs: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[dict[str, Any]]:

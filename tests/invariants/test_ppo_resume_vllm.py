@@ -23,7 +23,6 @@ from accord.training import last_whole_checkpoint
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.xdist_group("vllm"),
     pytest.mark.skipif(not vllm_is_installed(), reason="vLLM is not installed"),
     pytest.mark.usefixtures("one_thread"),
 ]

@@ -25,7 +25,6 @@ from reward.scorers import scorer_of
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.xdist_group("vllm"),
     pytest.mark.skipif(not vllm_is_installed(), reason="vLLM is not installed"),
 ]
 
