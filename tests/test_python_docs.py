@@ -20,10 +20,16 @@ NOTEBOOK = ROOT / "docs/a-round-in-python.ipynb"
 def run_program(code: str, folder: Path) -> str:
     """What it prints; its working folder is `folder`, and accord is this checkout's."""
     (folder / "program.py").write_text(code)
+    # Threads that wait asleep: other tests use the same cores.
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_WAIT_POLICY": "PASSIVE"}
     done = subprocess.run(
-        [sys.executable, "program.py"], cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True, text=True, timeout=850,
-    )  # fmt: skip
+        [sys.executable, "program.py"],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=850,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
