@@ -185,7 +185,7 @@ def test_references_that_name_nothing(runs: Runs, rewards: Path, tiny_model: Mod
         "bundled:nothing": "is not bundled",
         str(rewards): "names no function; write .*rewards_of_scorers.py:function",
         f"{rewards}:absent": "has no 'absent'",
-        "no_such_module:f": "cannot be loaded",
+        "no_such_module:f": "there is no module no_such_module with",
         "judge:": "is no judge",
         "vllm:http://127.0.0.1:8000": "names no reward model; write vllm:http://127.0.0.1:8000#run:<id>",
         "vllm:127.0.0.1:8000#run:reward-0": "is no URL",

@@ -88,7 +88,7 @@ def test_a_round_runs_an_algorithm_from_a_user_s_file(
     with pytest.raises(UsageError, match="run `accord round`, or change the algorithm"):
         run_round(config, runs, until="ppo")
     with pytest.raises(
-        UsageError, match="no stage 'kto'; name one of sft, feedback, reward, imitation, eval"
+        UsageError, match="no stage 'kto'; name one of sft, feedback, reward, eval, imitation"
     ):
         run_round(config, runs, until="kto")
 
