@@ -1,6 +1,7 @@
 """Sampling with transformers, scoring, verification and the shared sampler, on models of a few thousand weights."""
 
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -185,11 +186,14 @@ def tiny_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Model]:
 
     class Tokenizer:
         eos_token_id = EOS
+        added_tokens_decoder: ClassVar[dict[int, object]] = {}
+        all_special_tokens: tuple[str, ...] = ()
 
-        def apply_chat_template(
-            self, messages: list[dict[str, str]], **options: object
-        ) -> dict[str, list[int]]:
-            return {"input_ids": [1, 4 + len(messages[0]["content"]) % 10]}
+        def apply_chat_template(self, messages: list[dict[str, str]], **options: object) -> str:
+            return messages[0]["content"]
+
+        def __call__(self, text: str, **options: object) -> dict[str, list[object]]:
+            return {"input_ids": [1, 4 + len(text) % 10], "offset_mapping": [(0, 0), (0, len(text))]}
 
     monkeypatch.setattr(shared, "load_tokenizer", lambda model: Tokenizer())
     found = []
