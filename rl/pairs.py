@@ -13,8 +13,7 @@ def encode_pairs(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Preference])
     """Rows as `prompt_ids`, and `chosen_ids` and `rejected_ids` without the prompt, for DPOTrainer's collator.
 
     An answer that the token limit cut off has no EOS: the policy never chose to end there, and if that EOS were
-    learned as rejected, the policy would learn not to end at all. Where an answer's first token merges with the end
-    of the prompt, the answer starts at that token.
+    learned as rejected, the policy would learn not to end at all.
     """
     encoded = []
     for row in rows:

@@ -101,16 +101,16 @@ def test_the_trainer_sees_the_tokens_of_accord_chat(
     assert seen == expected
 
 
-def test_an_answer_that_merges_with_the_prompt_s_end_starts_at_the_merge(bundled_model: Model) -> None:
-    """SmolLM2 has a token for two line breaks, and the prompt ends with one."""
+def test_an_answer_does_not_merge_with_the_prompt_s_end(bundled_model: Model) -> None:
+    """SmolLM2 has tokens for several line breaks, and the prompt ends with one: what is sampled never merges with it."""
     tokenizer = load_tokenizer(bundled_model)
     row = Preference(
         prompt=[Message(role="user", content="List")], chosen=answer("\n\nOne."), rejected=answer("Two.")
     )
     (encoded,) = encode_pairs(tokenizer, [row])
-    assert tokenizer.decode(encoded["prompt_ids"]).endswith("<|im_start|>assistant")
-    assert tokenizer.decode(encoded["chosen_ids"]) == "\n\n\nOne.<|im_end|>"
-    assert tokenizer.decode(encoded["rejected_ids"]) == "\nTwo.<|im_end|>"
+    assert tokenizer.decode(encoded["prompt_ids"]).endswith("<|im_start|>assistant\n")
+    assert tokenizer.decode(encoded["chosen_ids"]) == "\n\nOne.<|im_end|>"
+    assert tokenizer.decode(encoded["rejected_ids"]) == "Two.<|im_end|>"
 
 
 def test_the_split_is_the_reward_model_s(tiny_model: Model, preferences: Path, runs: Runs) -> None:
