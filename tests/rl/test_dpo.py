@@ -102,7 +102,7 @@ def test_the_trainer_sees_the_tokens_of_accord_chat(
 
 
 def test_an_answer_does_not_merge_with_the_prompt_s_end(bundled_model: Model) -> None:
-    """SmolLM2 has tokens for several line breaks, and the prompt ends with one: what is sampled never merges with it."""
+    """SmolLM2 has tokens for several line breaks, and the prompt ends with one, which is sampled after as it is."""
     tokenizer = load_tokenizer(bundled_model)
     row = Preference(
         prompt=[Message(role="user", content="List")], chosen=answer("\n\nOne."), rejected=answer("Two.")
