@@ -14,8 +14,12 @@ SCREENS = (360, 768, 1280)
 
 def open_offline(chromium: webdriver.Chrome, page: Path) -> None:
     """Open a file; the console must stay silent, and nothing but the file be asked for."""
-    address = page.resolve().as_uri()
-    chromium.get(address)
+    chromium.get(
+        "about:blank"
+    )  # other tests use the same Chromium, and what their pages wrote is not this one's
+    for log in ("browser", "performance"):
+        chromium.get_log(log)
+    chromium.get(page.resolve().as_uri())
     stayed_offline(chromium)
 
 
