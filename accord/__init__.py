@@ -18,7 +18,7 @@ _NAMES = {
     "accord.config": "LoraConfig load_config",
     "accord.errors": "AccordError DataError SamplerGoneError SyncError TamperedError UsageError "
     "WaitingForAnnotatorsError",
-    "accord.models": "Model resolve",
+    "accord.models.references": "Model resolve",
     "accord.records": "Comparison Demonstration Message Preference Prompt read_jsonl write_jsonl",
     "accord.round": "run_round",
     "accord.round_config": "RoundConfig",
@@ -56,8 +56,8 @@ if TYPE_CHECKING:
     from accord.errors import TamperedError as TamperedError
     from accord.errors import UsageError as UsageError
     from accord.errors import WaitingForAnnotatorsError as WaitingForAnnotatorsError
-    from accord.models import Model as Model
-    from accord.models import resolve as resolve
+    from accord.models.references import Model as Model
+    from accord.models.references import resolve as resolve
     from accord.records import Comparison as Comparison
     from accord.records import Demonstration as Demonstration
     from accord.records import Message as Message

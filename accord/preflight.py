@@ -19,7 +19,8 @@ from accord import parallel
 from accord.bundled import data_path
 from accord.config import Config
 from accord.errors import AccordError, DataError, TamperedError, UsageError
-from accord.models import Model, load_tokenizer, locate, resolve
+from accord.models.loading import load_tokenizer
+from accord.models.references import Model, locate, resolve
 from accord.records import (
     Comparison,
     Demonstration,
@@ -476,7 +477,7 @@ def _look_at_weights(config: RoundConfig, runs: Runs, sections: Sequence[str], f
     for name in sections:
         lora = getattr(getattr(config, name), "lora", None)
         if model and lora and (lora.top_layers is not None or lora.quantize_base):
-            from accord.models import peft_config
+            from accord.models.adapters import peft_config
             from accord.training import quantization
 
             with faults.of(f"{name}.lora"):

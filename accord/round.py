@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from accord.chat import answer
-from accord.models import Model, resolve
+from accord.models.references import Model, resolve
 from accord.preflight import check_round, finished_feedback
 from accord.records import Comparison
 from accord.round_config import RoundConfig, StageName

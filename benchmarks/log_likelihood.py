@@ -40,7 +40,8 @@ from helpers.result import mean_ratio, print_result
 
 from accord import bundled
 from accord.chat import start_of_text
-from accord.models import load_policy, load_tokenizer, resolve
+from accord.models.loading import load_policy, load_tokenizer
+from accord.models.references import resolve
 from accord.runs import Runs
 from eval.likelihood.cache import log_likelihoods_once
 from eval.likelihood.log_likelihood import Item, log_likelihoods

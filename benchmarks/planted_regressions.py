@@ -30,7 +30,8 @@ from statsmodels.stats.proportion import proportion_confint
 
 from accord import bundled
 from accord.chat import start_of_text
-from accord.models import Model, load_policy, load_tokenizer, resolve
+from accord.models.loading import load_policy, load_tokenizer
+from accord.models.references import Model, resolve
 from accord.records import Demonstration, Prompt, read_jsonl, write_jsonl
 from accord.runs import Runs
 from accord.sampling.config import SamplingConfig

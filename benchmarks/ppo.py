@@ -118,7 +118,7 @@ def main() -> None:
 
 def run_accord(folder: Path, arguments: argparse.Namespace) -> dict[str, float]:
     """The stage itself, as a round runs it."""
-    from accord.models import resolve
+    from accord.models.references import resolve
     from accord.runs import DataFile, Runs
     from accord.sampling.config import SamplingConfig
     from accord.sampling.shared import SharedSampler

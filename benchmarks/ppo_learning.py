@@ -114,7 +114,7 @@ def judged(run: dict[str, Any]) -> dict[str, float]:
 
 def run_accord(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """A seed: the stage itself, as a round runs it."""
-    from accord.models import resolve
+    from accord.models.references import resolve
     from accord.records import Message, Preference, read_jsonl, write_jsonl
     from accord.records import Prompt as PromptRecord
     from accord.runs import DataFile, Runs

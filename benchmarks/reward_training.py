@@ -54,7 +54,9 @@ def train_with_accord(shape: str, folder: Path) -> float:
 
     from accord import bundled
     from accord.config import LoraConfig
-    from accord.models import load_reward_model, load_tokenizer, peft_config, resolve
+    from accord.models.adapters import peft_config
+    from accord.models.loading import load_reward_model, load_tokenizer
+    from accord.models.references import resolve
     from accord.runs import Runs
     from reward.choices import choices_from_pairs
     from reward.data import encode_choices
@@ -78,7 +80,9 @@ def train_with_trl(shape: str, folder: Path) -> float:
 
     from accord import bundled
     from accord.config import LoraConfig
-    from accord.models import load_tokenizer, peft_config, resolve
+    from accord.models.adapters import peft_config
+    from accord.models.loading import load_tokenizer
+    from accord.models.references import resolve
     from accord.records import messages_as_dicts
     from accord.runs import Runs
 
@@ -112,7 +116,8 @@ def score_with(what: str, folder: Path) -> float:
 
     from accord import bundled
     from accord.chat import encode_conversation
-    from accord.models import load_reward_model, load_tokenizer, resolve
+    from accord.models.loading import load_reward_model, load_tokenizer
+    from accord.models.references import resolve
     from accord.runs import Runs
     from reward.score import score_ids_by_head, set_heads
 

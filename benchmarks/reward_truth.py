@@ -27,7 +27,8 @@ from scipy.stats import spearmanr
 from accord import bundled
 from accord.chat import answer
 from accord.config import LoraConfig
-from accord.models import Model, load_tokenizer, resolve
+from accord.models.loading import load_tokenizer
+from accord.models.references import Model, resolve
 from accord.preload import restart_with_libraries
 from accord.records import Comparison, Preference, write_jsonl
 from accord.runs import DataFile, Runs

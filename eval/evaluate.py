@@ -20,7 +20,7 @@ import click
 
 from accord.bundled import data_path
 from accord.errors import UsageError
-from accord.models import Model
+from accord.models.references import Model
 from accord.records import Row, read_jsonl, write_jsonl
 from accord.rows import Rows, open_data
 from accord.runs import DataFile, Run, Runs, Source

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from accord.bundled import data_path
 from accord.errors import AccordError, TamperedError, UsageError
-from accord.models import Model, resolve
+from accord.models.references import Model, resolve
 from accord.records import content_id, describe, write_atomically
 from accord.runs import Run, Runs, file_digest
 from eval.config import LmEval

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from transformers import PreTrainedTokenizerBase
 
 from accord.chat import encode_conversation, encode_prompt
-from accord.models import Model
+from accord.models.references import Model
 from accord.records import Comparison, Message, Preference, conversation_id
 from accord.runs import Runs
 from reward.choices import answers_of

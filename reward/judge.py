@@ -25,7 +25,7 @@ from pathlib import Path
 from statistics import mean
 
 from accord.errors import AccordError, UsageError
-from accord.models import Model, resolve
+from accord.models.references import Model, resolve
 from accord.records import Message, content_id
 from accord.runs import Runs
 from reward.endpoint import Endpoint
@@ -218,7 +218,7 @@ def judge_of(
         reference: see above.
         runs: where `run:...` is looked for.
         questions_at_a_time: computed as one batch, or sent to the server together.
-        find: finds models; with `accord.models.locate`, all is looked at but the weights.
+        find: finds models; with `accord.models.references.locate`, all is looked at but the weights.
 
     Raises:
         UsageError: it names no judge, or the rubric cannot be read.

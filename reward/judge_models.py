@@ -11,7 +11,8 @@ from typing import Any
 
 from accord.chat import encode_prompt
 from accord.errors import AccordError, DataError, UsageError
-from accord.models import Model, load_policy
+from accord.models.loading import load_policy
+from accord.models.references import Model
 from accord.progress import progress
 from accord.records import Message
 from reward.endpoint import Endpoint

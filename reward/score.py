@@ -17,7 +17,8 @@ from transformers import PreTrainedTokenizerBase
 
 from accord.chat import encode_conversation
 from accord.errors import DataError
-from accord.models import Model, load_reward_model, load_tokenizer
+from accord.models.loading import load_reward_model, load_tokenizer
+from accord.models.references import Model
 from accord.progress import progress
 from accord.records import Message
 

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from accord.errors import AccordError, UsageError
-from accord.models import Model, load_tokenizer, resolve
+from accord.models.loading import load_tokenizer
+from accord.models.references import Model, resolve
 from accord.records import Message
 from accord.runs import Runs
 from reward.endpoint import Endpoint
@@ -69,7 +70,7 @@ def scorer_of(
         reference: see above.
         runs: where `run:...` is looked for.
         conversations_at_a_time: computed as one batch, or sent to a server together.
-        find: finds models; with `accord.models.locate`, all is looked at but the weights.
+        find: finds models; with `accord.models.references.locate`, all is looked at but the weights.
 
     Raises:
         UsageError: it names nothing that scores.

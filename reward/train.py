@@ -23,7 +23,9 @@ from accord.bundled import data_path
 from accord.chat import encode_conversation
 from accord.config import check_trainer_arguments
 from accord.errors import DataError
-from accord.models import Model, load_reward_model, load_tokenizer, peft_config
+from accord.models.adapters import peft_config
+from accord.models.loading import load_reward_model, load_tokenizer
+from accord.models.references import Model
 from accord.records import (
     Comparison,
     Demonstration,

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from accord.errors import UsageError
 
 if TYPE_CHECKING:
-    from accord.models import Model
+    from accord.models.references import Model
     from accord.runs import DataFile, Run, Runs
     from accord.sampling.shared import SharedSampler
     from rl.config import AlgorithmConfig, DPOConfig, OnlineConfig, PPOConfig

@@ -18,7 +18,9 @@ from trl import DPOTrainer
 
 from accord.config import check_trainer_arguments
 from accord.errors import DataError
-from accord.models import Model, load_policy, load_tokenizer, peft_config
+from accord.models.adapters import peft_config
+from accord.models.loading import load_policy, load_tokenizer
+from accord.models.references import Model
 from accord.progress import progress
 from accord.records import Preference, content_id, read_jsonl
 from accord.rows import Judgements, open_judgements

@@ -21,7 +21,8 @@ import torch
 from accord import parallel
 from accord.bundled import data_path
 from accord.errors import UsageError
-from accord.models import Model, load_policy, load_tokenizer
+from accord.models.loading import load_policy, load_tokenizer
+from accord.models.references import Model
 from accord.rows import Judgements, Rows, open_data, open_judgements
 from accord.runs import DataFile, Run, Runs, Source, file_of
 from accord.sampling.shared import SharedSampler

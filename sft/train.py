@@ -14,7 +14,9 @@ from trl import SFTTrainer
 
 from accord.bundled import data_path
 from accord.config import check_trainer_arguments
-from accord.models import Model, load_policy, load_tokenizer, peft_config
+from accord.models.adapters import peft_config
+from accord.models.loading import load_policy, load_tokenizer
+from accord.models.references import Model
 from accord.rows import Rows, open_data
 from accord.runs import DataFile, Run, Runs, Source
 from accord.training import (

@@ -35,7 +35,7 @@ from spread import (  # noqa: F401  (hooks)
 )
 
 from accord import bundled
-from accord.models import Model, resolve
+from accord.models.references import Model, resolve
 from accord.records import Demonstration, Message, Preference, write_jsonl
 from accord.runs import Runs
 
@@ -112,7 +112,7 @@ def small_model(tiny_model: Model, tmp_path_factory: pytest.TempPathFactory) -> 
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from accord.models import load_tokenizer
+    from accord.models.loading import load_tokenizer
 
     folder = tmp_path_factory.mktemp("small-model")
     torch.manual_seed(0)

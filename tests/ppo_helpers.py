@@ -12,7 +12,8 @@ import torch
 
 from accord import parallel
 from accord.errors import AccordError, SamplerGoneError
-from accord.models import Model, load_reward_model, load_tokenizer, resolve
+from accord.models.loading import load_reward_model, load_tokenizer
+from accord.models.references import Model, resolve
 from accord.records import Message, Prompt, write_jsonl
 from accord.runs import DataFile, Run, Runs
 from accord.sampling.config import SamplingConfig

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import yaml
 
-from accord.models import Model, load_tokenizer, resolve
+from accord.models.loading import load_tokenizer
+from accord.models.references import Model, resolve
 from accord.records import Demonstration, Prompt, read_jsonl
 from accord.round_config import RoundConfig
 from accord.rows import open_data

@@ -14,7 +14,7 @@ from typing import Any
 import transformers
 from transformers import TrainerCallback
 
-from accord.models import Model
+from accord.models.references import Model
 from accord.runs import DataFile, Run, Runs
 
 TIMES = ("_runtime", "_per_second", "step_time")

@@ -149,7 +149,7 @@ def gate(
 ) -> None:
     """Compare any two models by pre-declared margins: PASS, FAIL or INCONCLUSIVE."""
     from accord.config import load_config
-    from accord.models import resolve
+    from accord.models.references import resolve
     from accord.sampling.config import SamplingConfig
     from accord.sampling.shared import SharedSampler
     from eval.config import EvalConfig

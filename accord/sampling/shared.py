@@ -9,7 +9,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from accord.chat import encode_prompt
-from accord.models import Model, load_policy, load_tokenizer
+from accord.models.loading import load_policy, load_tokenizer
+from accord.models.references import Model
 from accord.records import Message
 from accord.sampling.config import SamplingConfig
 from accord.sampling.protocol import Sampler

@@ -35,7 +35,8 @@ def in_a_process(
 
 def prepare(folder: Path, layout: str, top_layers: int | None = None) -> None:
     """A reward model (untrained head), and for a shared base the run with its adapter; and a pair to hold out."""
-    from accord.models import load_reward_model, load_tokenizer, resolve
+    from accord.models.loading import load_reward_model, load_tokenizer
+    from accord.models.references import resolve
     from accord.records import Message, Preference, write_jsonl
     from accord.runs import DataFile, Runs
     from reward.config import RewardConfig

@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict
 
 from accord.bundled import data_path
 from accord.errors import AccordError, DataError
-from accord.models import Model
+from accord.models.references import Model
 from accord.runs import Run, Runs, file_digest
 from eval.checks.overlap import How, TrainingText, find_overlaps, rank
 from eval.rows import Sample, SuiteItem

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING
 import click
 from pydantic import BaseModel, ConfigDict
 
-from accord.models import WEIGHT_AND_TOKENIZER_FILES, Model, load_policy, load_tokenizer
+from accord.models.loading import load_policy, load_tokenizer
+from accord.models.references import WEIGHT_AND_TOKENIZER_FILES, Model
 from accord.records import content_id, write_atomically
 from accord.runs import file_digest
 from eval.likelihood.log_likelihood import LIKELIHOOD_VERSION, Item, LogLikelihood, log_likelihoods

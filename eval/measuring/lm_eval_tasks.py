@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from accord.errors import UsageError
-from accord.models import Model, load_policy
+from accord.models.loading import load_policy
+from accord.models.references import Model
 from eval.measuring.lm_eval_samples import LoggedSample, samples_of
 
 if TYPE_CHECKING:

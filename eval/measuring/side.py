@@ -4,7 +4,8 @@ import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from accord.models import Model, load_tokenizer
+from accord.models.loading import load_tokenizer
+from accord.models.references import Model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from accord.chat import answer, decode_response, encode_prompt
-from accord.models import Model, load_policy
+from accord.models.loading import load_policy
+from accord.models.references import Model
 from accord.records import Message
 from accord.sampling.shared import SharedSampler
 from eval.config import Sampling

@@ -20,7 +20,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from accord.errors import AccordError, TamperedError, UsageError
-from accord.models import Model
+from accord.models.references import Model
 from accord.records import content_id, describe, write_atomically
 from accord.runs import Run, RunRecord, Runs, file_digest
 from eval.checks.audit import Audit

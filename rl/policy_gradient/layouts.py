@@ -10,7 +10,9 @@ from transformers import PreTrainedTokenizerBase
 
 from accord.config import LoraConfig
 from accord.errors import UsageError
-from accord.models import Model, check_same_tokens, load_policy, load_reward_model, peft_config
+from accord.models.adapters import peft_config
+from accord.models.loading import check_same_tokens, load_policy, load_reward_model
+from accord.models.references import Model
 from accord.packing import body_of
 from reward.score import Ensemble, load_heads, reward_shift
 from rl.policy_gradient.actors import Actors

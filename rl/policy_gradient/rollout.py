@@ -15,7 +15,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from accord.errors import SamplerGoneError, SyncError
-from accord.models import Model
+from accord.models.references import Model
 from accord.sampling.protocol import Completion, Sampler
 from accord.sampling.shared import SharedSampler
 from accord.sampling.verify import Bound

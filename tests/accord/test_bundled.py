@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from accord import bundled
 from accord.errors import UsageError
-from accord.models import Model, load_policy, load_tokenizer
+from accord.models.loading import load_policy, load_tokenizer
+from accord.models.references import Model
 
 pytestmark = pytest.mark.slow
 

@@ -7,7 +7,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 from accord import bundled
 from accord.chat import answer, decode_response, encode_conversation, encode_prompt, prepare_tokenizer
 from accord.errors import DataError, UsageError
-from accord.models import Model, load_tokenizer
+from accord.models.loading import load_tokenizer
+from accord.models.references import Model
 from accord.records import Demonstration, Message, messages_as_dicts, read_jsonl
 from sft.data import encode_demonstrations
 

@@ -184,9 +184,9 @@ def test_what_runs_inside_argilla_imports_nothing_of_ours() -> None:
     ("module", "source", "wrong"),
     [
         ("sft.train", "from reward.score import score", ["reward.score", "reward.score.score"]),
-        ("accord.models", "def f():\n    import sft.train", ["sft.train"]),
-        ("accord.models", "from accord import cli", ["accord.cli"]),
-        ("accord.models", "from . import round", ["accord.round"]),
+        ("accord.chat", "def f():\n    import sft.train", ["sft.train"]),
+        ("accord.chat", "from accord import cli", ["accord.cli"]),
+        ("accord.chat", "from . import round", ["accord.round"]),
         ("rl.dpo", "from accord import bundled, Runs", ["accord.Runs"]),
         (
             "eval.verdict.gate",

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from accord import bundled
 from accord.config import Config
 from accord.errors import TamperedError, UsageError
-from accord.models import Model, load_policy, load_reward_model, load_tokenizer, locate, resolve
+from accord.models.loading import load_policy, load_reward_model, load_tokenizer
+from accord.models.references import Model, locate, resolve
 from accord.runs import Run, Runs
 
 ROOT = Path(__file__).parents[2]

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from accord.errors import AccordError, DataError, UsageError
-from accord.models import Model, resolve
+from accord.models.references import Model, resolve
 from accord.preflight import check_round
 from accord.records import write_jsonl
 from accord.round import run_round

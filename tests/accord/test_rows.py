@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from accord.config import load_config
 from accord.errors import AccordError, DataError, UsageError
-from accord.models import Model, resolve
+from accord.models.references import Model, resolve
 from accord.records import Comparison, Demonstration, Message, Preference, Prompt, read_jsonl
 from accord.round_config import RoundConfig
 from accord.rows import check_reader, keep_rows, open_data, open_judgements

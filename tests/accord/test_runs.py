@@ -13,7 +13,7 @@ import pytest
 
 from accord.config import Config
 from accord.errors import AccordError, DataError, TamperedError, UsageError, WaitingForAnnotatorsError
-from accord.models import resolve
+from accord.models.references import resolve
 from accord.runs import DataFile, Run, Runs, Source, file_digest
 
 ROOT = Path(__file__).parents[2]

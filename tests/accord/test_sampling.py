@@ -8,9 +8,9 @@ import torch
 from scipy import stats
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from accord import models
 from accord.errors import DataError, SyncError, UsageError
-from accord.models import Model
+from accord.models import loading
+from accord.models.references import Model
 from accord.sampling import SamplingConfig, shared, vllm_engine
 from accord.sampling.log_probabilities import token_log_probabilities
 from accord.sampling.shared import SharedSampler
@@ -212,11 +212,11 @@ def test_the_shared_sampler_starts_once_and_changes_weights(tiny_models: list[Mo
         assert sampler.sync_count == 0
         assert sharing.use(second) is sampler
         assert sampler.sync_count == 1
-        verify(sampler, models.load_policy(second), [[1, 5]], FLOAT32_BOUND)
+        verify(sampler, loading.load_policy(second), [[1, 5]], FLOAT32_BOUND)
         # A trainer that syncs its own weights makes the sampler forget which model it has.
-        sampler.sync(models.load_policy(first))
+        sampler.sync(loading.load_policy(first))
         assert sharing.use(second) is sampler
-        verify(sampler, models.load_policy(second), [[1, 5]], FLOAT32_BOUND)
+        verify(sampler, loading.load_policy(second), [[1, 5]], FLOAT32_BOUND)
         assert sharing.use(deeper) is not sampler
 
 

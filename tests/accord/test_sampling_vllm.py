@@ -20,10 +20,10 @@ import torch
 from scipy import stats
 from transformers import PreTrainedModel
 
-from accord import models
 from accord.chat import encode_prompt
 from accord.errors import AccordError, SyncError
-from accord.models import Model
+from accord.models import loading
+from accord.models.references import Model
 from accord.preload import libraries
 from accord.records import Message
 from accord.sampling import SamplingConfig
@@ -64,7 +64,7 @@ def sampler(shared: SharedSampler, bundled_model: Model) -> VLLMSampler:
 
 @pytest.fixture(scope="module")
 def policy(bundled_model: Model) -> PreTrainedModel:
-    return models.load_policy(bundled_model)
+    return loading.load_policy(bundled_model)
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def perturbed(policy: PreTrainedModel) -> PreTrainedModel:
 
 @pytest.fixture(scope="module")
 def prompts(bundled_model: Model) -> list[list[int]]:
-    tokenizer = models.load_tokenizer(bundled_model)
+    tokenizer = loading.load_tokenizer(bundled_model)
     return [encode_prompt(tokenizer, [Message(role="user", content=question)]) for question in QUESTIONS]
 
 
@@ -135,7 +135,7 @@ def test_an_answer_ends_with_its_first_eos_or_has_the_greatest_length(
     sampler: VLLMSampler, bundled_model: Model, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The end of a sentence stands in for EOS, which this model seldom comes to within so few tokens.
-    (stop,) = models.load_tokenizer(bundled_model).encode(".")
+    (stop,) = loading.load_tokenizer(bundled_model).encode(".")
     monkeypatch.setattr(sampler, "eos_token_id", stop)
     answers = sampler.sample(prompts * 4, range(20), 24)
     assert {answer.finish for answer in answers} == {"eos", "length"}
@@ -208,7 +208,7 @@ def test_little_memory_and_long_prompts_change_nothing_and_a_dead_engine_is_an_e
     assert [sampler.sample([prompts[i]], [i], 60)[0].token_ids for i in (0, 17, 39)] == [
         together[i].token_ids for i in (0, 17, 39)
     ]
-    verify(sampler, models.load_policy(small_model), prompts, FLOAT32_BOUND)
+    verify(sampler, loading.load_policy(small_model), prompts, FLOAT32_BOUND)
     os.kill(sampler.process.pid, signal.SIGKILL)
     with pytest.raises(AccordError, match=r"ended while it was needed.*sampling\.engine=transformers"):
         sampler.sample([[5, 6]], [1], 4)

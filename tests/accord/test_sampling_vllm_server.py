@@ -14,9 +14,9 @@ import torch
 from transformers import PreTrainedModel
 from vllm_serving import Server, end, serve
 
-from accord import models
 from accord.errors import AccordError, SamplerGoneError, UsageError
-from accord.models import Model
+from accord.models import loading
+from accord.models.references import Model
 from accord.sampling import SamplingConfig, vllm_server
 from accord.sampling.shared import SharedSampler
 from accord.sampling.verify import FLOAT32_BOUND, verify
@@ -65,7 +65,7 @@ def config(server: Server, tmp_path: Path) -> SamplingConfig:
 
 @pytest.fixture
 def policy(small_model: Model) -> PreTrainedModel:
-    return models.load_policy(small_model)
+    return loading.load_policy(small_model)
 
 
 @pytest.fixture

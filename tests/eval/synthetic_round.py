@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from accord.config import Config
-from accord.models import Model
+from accord.models.references import Model
 from accord.records import read_jsonl, write_jsonl
 from accord.runs import DataFile, Run, Runs, Source
 from eval.conclude import Evidence, conclude

@@ -12,7 +12,8 @@ from test_evaluate import FakeSampler, prompts  # noqa: F401  (a fixture)
 from accord.bundled import config_path
 from accord.config import load_config
 from accord.errors import UsageError
-from accord.models import Model, load_tokenizer, resolve
+from accord.models.loading import load_tokenizer
+from accord.models.references import Model, resolve
 from accord.records import read_jsonl
 from accord.round import run_round
 from accord.round_config import RoundConfig

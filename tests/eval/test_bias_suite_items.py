@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from accord.chat import encode_prompt
-from accord.models import Model, load_policy, load_tokenizer
+from accord.models.loading import load_policy, load_tokenizer
+from accord.models.references import Model
 from accord.records import read_jsonl
 from eval.likelihood.log_likelihood import log_likelihoods
 from eval.suites.kind import ByLikelihood

@@ -10,7 +10,7 @@ import pytest
 
 from accord.config import Config
 from accord.errors import DataError
-from accord.models import Model
+from accord.models.references import Model
 from accord.records import write_jsonl
 from accord.runs import DataFile, Run, Runs, Source
 from eval.checks.contamination import Contamination, SuiteOverlap, blocks, contamination, training_data

@@ -11,7 +11,8 @@ from huggingface_hub import ModelCard
 
 from accord.chat import decode_response
 from accord.errors import DataError, UsageError
-from accord.models import Model, load_tokenizer
+from accord.models.loading import load_tokenizer
+from accord.models.references import Model
 from accord.records import Message, content_id, read_jsonl
 from accord.runs import Runs
 from accord.sampling import Completion

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from accord.errors import DataError, UsageError
-from accord.models import Model, load_policy, load_tokenizer
+from accord.models.loading import load_policy, load_tokenizer
+from accord.models.references import Model
 from eval.likelihood.log_likelihood import Item, log_likelihoods
 from eval.measuring.lm_eval_samples import Paired, pair_samples, read_samples, samples_of
 from eval.measuring.lm_eval_tasks import run_task

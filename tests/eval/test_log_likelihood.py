@@ -12,7 +12,8 @@ import torch
 
 from accord.chat import start_of_text
 from accord.errors import DataError
-from accord.models import Model, load_policy, load_tokenizer
+from accord.models.loading import load_policy, load_tokenizer
+from accord.models.references import Model
 from eval.likelihood.cache import log_likelihoods_once
 from eval.likelihood.log_likelihood import Item, LogLikelihood, encode, log_likelihoods
 from eval.likelihood.token_trees import reads_trees

@@ -9,7 +9,8 @@ import pytest
 from test_evaluate import FakeSampler
 
 from accord.errors import AccordError, DataError, TamperedError, UsageError
-from accord.models import Model, load_tokenizer
+from accord.models.loading import load_tokenizer
+from accord.models.references import Model
 from accord.records import read_jsonl
 from accord.runs import DataFile, Run, Runs
 from eval.config import EvalConfig

@@ -17,7 +17,7 @@ from synthetic_round import make_round, model
 
 from accord.cli.main import main
 from accord.errors import AccordError, TamperedError, UsageError
-from accord.models import Model, resolve
+from accord.models.references import Model, resolve
 from accord.page.words import number, percent
 from accord.records import read_jsonl
 from accord.runs import DataFile, Run, Runs, file_digest

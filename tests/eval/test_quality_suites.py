@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from accord.errors import DataError, UsageError
-from accord.models import Model, load_policy, load_tokenizer
+from accord.models.loading import load_policy, load_tokenizer
+from accord.models.references import Model
 from accord.records import Message, Row, read_jsonl
 from eval.likelihood.log_likelihood import LogLikelihood, log_likelihoods
 from eval.suites.kind import Ratio, Reply

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from accord.errors import UsageError
-from accord.models import Model
+from accord.models.references import Model
 from accord.records import Ranking, read_jsonl, write_jsonl
 from accord.runs import Run, Runs
 from eval.config import EvalConfig

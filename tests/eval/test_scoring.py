@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from accord.chat import start_of_text
-from accord.models import Model, load_policy, load_tokenizer
+from accord.models.loading import load_policy, load_tokenizer
+from accord.models.references import Model
 from eval.likelihood.log_likelihood import Item, log_likelihoods
 from eval.suites.suite import find_suite, read_items
 

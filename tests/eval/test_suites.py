@@ -13,7 +13,8 @@ import pytest
 import yaml
 
 from accord.errors import AccordError, DataError, UsageError
-from accord.models import Model, load_policy
+from accord.models.loading import load_policy
+from accord.models.references import Model
 from eval.config import EvalConfig
 from eval.likelihood.log_likelihood import LogLikelihood
 from eval.measuring.side import Side

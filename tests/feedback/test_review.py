@@ -19,7 +19,7 @@ from feedback_helpers import comparison, free_port
 from accord.bundled import data_path
 from accord.config import Config
 from accord.errors import TamperedError, UsageError, WaitingForAnnotatorsError
-from accord.models import Model
+from accord.models.references import Model
 from accord.records import Comparison, Message, Preference, Prompt, Ranking, read_jsonl, write_jsonl
 from accord.round import run_round
 from accord.round_config import RoundConfig

@@ -13,7 +13,8 @@ from feedback_helpers import free_port
 from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer
 
 from accord.errors import UsageError, WaitingForAnnotatorsError
-from accord.models import Model, load_policy, load_reward_model, load_tokenizer
+from accord.models.loading import load_policy, load_reward_model, load_tokenizer
+from accord.models.references import Model
 from accord.records import Comparison, Message, Preference, Prompt, read_jsonl, write_jsonl
 from accord.runs import Runs
 from accord.sampling.config import SamplingConfig

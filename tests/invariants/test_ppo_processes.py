@@ -15,7 +15,7 @@ from torch.testing import assert_close
 from training_helpers import assert_same, rows_without_times
 
 from accord.config import load_config
-from accord.models import Model
+from accord.models.references import Model
 from accord.round import run_round
 from accord.round_config import RoundConfig
 from accord.runs import Run, Runs

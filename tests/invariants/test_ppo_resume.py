@@ -11,7 +11,7 @@ from ppo_helpers import make_prompts, make_reward_model, run_ppo, run_ppo_and_be
 from safetensors.torch import load_file
 from training_helpers import assert_same
 
-from accord.models import Model
+from accord.models.references import Model
 from accord.runs import Runs
 from accord.training import last_whole_checkpoint
 

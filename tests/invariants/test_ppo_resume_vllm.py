@@ -15,7 +15,7 @@ import pytest
 from ppo_helpers import make_prompts, make_reward_model, run_ppo
 from training_helpers import assert_same
 
-from accord.models import Model
+from accord.models.references import Model
 from accord.runs import Runs
 from accord.sampling import Completion, SamplingConfig
 from accord.sampling.vllm_engine import VLLMSampler, vllm_is_installed

@@ -17,7 +17,7 @@ from training_helpers import (
 )
 
 from accord.errors import AccordError, UsageError
-from accord.models import Model
+from accord.models.references import Model
 from accord.runs import Runs
 from accord.training import last_whole_checkpoint
 
@@ -208,7 +208,7 @@ def test_the_merged_model_equals_the_base_with_its_adapter(
 ) -> None:
     import peft
 
-    from accord.models import load_policy, load_reward_model
+    from accord.models.loading import load_policy, load_reward_model
 
     data = request.getfixturevalue("demonstrations" if stage == "sft" else "preferences")
     config = {**(SFT if stage == "sft" else PAIRS), "lora": {"rank": 4, "alpha": 8}, "learning_rate": 1e-2}

@@ -16,7 +16,8 @@ from transformers import AutoTokenizer
 
 from accord.chat import answer, encode_prompt
 from accord.errors import AccordError, DataError, UsageError
-from accord.models import Model, load_policy
+from accord.models.loading import load_policy
+from accord.models.references import Model
 from accord.records import Message
 from accord.runs import Runs
 from reward import endpoint, judge

@@ -10,7 +10,8 @@ from transformers import AutoModel, AutoModelForSequenceClassification, AutoToke
 
 from accord.chat import answer, encode_conversation
 from accord.errors import DataError
-from accord.models import Model, load_tokenizer, resolve
+from accord.models.loading import load_tokenizer
+from accord.models.references import Model, resolve
 from accord.packing import Packed, hidden_states
 from accord.records import Message, Preference, read_jsonl, write_jsonl
 from accord.runs import Run, Runs

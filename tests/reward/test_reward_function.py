@@ -10,7 +10,7 @@ import pytest
 from ppo_helpers import make_prompts, make_reward_model, run_ppo
 
 from accord.errors import AccordError, UsageError
-from accord.models import Model
+from accord.models.references import Model
 from accord.records import Message
 from accord.runs import Runs
 from reward.function import load_reward_function

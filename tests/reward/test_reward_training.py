@@ -13,7 +13,7 @@ from training_helpers import assert_same, every_trainer_calls, run_stage, run_st
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from accord.errors import DataError
-from accord.models import Model, resolve
+from accord.models.references import Model, resolve
 from accord.records import (
     Comparison,
     Demonstration,
@@ -138,7 +138,7 @@ def test_an_ensemble_s_model_is_the_mean_of_its_heads(
     assert [row.chosen_scores for row in rows] == [pytest.approx(each, abs=1e-5) for each in by_head]
     with torch.inference_mode():
         from accord.chat import encode_conversation
-        from accord.models import load_tokenizer
+        from accord.models.loading import load_tokenizer
 
         ids = encode_conversation(load_tokenizer(found), texts[0]).input_ids
         alone = float(model.eval()(torch.tensor([ids])).logits)

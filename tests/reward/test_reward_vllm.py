@@ -15,7 +15,8 @@ from vllm_serving import serve
 
 from accord.chat import answer, encode_conversation
 from accord.errors import AccordError
-from accord.models import Model, load_tokenizer, resolve
+from accord.models.loading import load_tokenizer
+from accord.models.references import Model, resolve
 from accord.records import Message
 from accord.runs import Runs
 from accord.sampling.vllm_engine import vllm_is_installed

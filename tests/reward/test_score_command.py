@@ -14,7 +14,7 @@ from ppo_helpers import make_reward_model
 from accord.chat import answer
 from accord.cli.main import main
 from accord.config import Config
-from accord.models import Model
+from accord.models.references import Model
 from accord.records import Demonstration, Message, Preference, read_jsonl, write_jsonl
 from accord.runs import Runs
 from reward.judge import judge_of

@@ -11,7 +11,8 @@ from ppo_helpers import make_prompts, make_reward_model, run_ppo
 
 from accord.chat import answer
 from accord.errors import AccordError, DataError, UsageError
-from accord.models import Model, load_tokenizer
+from accord.models.loading import load_tokenizer
+from accord.models.references import Model
 from accord.records import Message, read_jsonl, write_jsonl
 from accord.runs import Runs
 from accord.sampling import Completion

@@ -25,7 +25,7 @@ def train(config: ImitationConfig, inputs: Inputs) -> Run:
     import torch
 
     from accord.chat import encode_conversation, encode_prompt
-    from accord.models import load_policy, load_tokenizer
+    from accord.models.loading import load_policy, load_tokenizer
     from accord.records import Preference, read_jsonl
     from accord.training import save_model
 

@@ -14,7 +14,8 @@ from training_helpers import run_stage
 from accord.chat import encode_conversation
 from accord.config import LoraConfig
 from accord.errors import UsageError
-from accord.models import Model, load_policy, load_reward_model, load_tokenizer, resolve
+from accord.models.loading import load_policy, load_reward_model, load_tokenizer
+from accord.models.references import Model, resolve
 from accord.records import Message
 from accord.runs import Runs
 from reward.score import combine, disagreement, save_heads, score, score_by_head

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from accord.config import load_config
 from accord.errors import UsageError
-from accord.models import Model
+from accord.models.references import Model
 from accord.page.render import run_page
 from accord.round import run_round
 from accord.round_config import RoundConfig

@@ -13,7 +13,8 @@ from training_helpers import run_stage
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from accord.chat import answer, encode_prompt
-from accord.models import Model, load_policy, load_tokenizer
+from accord.models.loading import load_policy, load_tokenizer
+from accord.models.references import Model
 from accord.records import Message, Preference, write_jsonl
 from accord.runs import Runs
 from accord.sampling.log_probabilities import token_log_probabilities

@@ -9,7 +9,8 @@ import pytest
 
 import rl.data
 from accord.chat import answer, encode_prompt
-from accord.models import Model, load_tokenizer
+from accord.models.loading import load_tokenizer
+from accord.models.references import Model
 from accord.records import Message, Preference, Prompt, conversation_id, read_jsonl, write_jsonl
 from reward.data import split_by_prompt
 from rl.data import load_data

@@ -8,7 +8,8 @@ from training_helpers import every_trainer_calls, run_stage
 
 from accord.chat import answer, encode_conversation, encode_prompt
 from accord.errors import DataError
-from accord.models import Model, load_policy, load_tokenizer
+from accord.models.loading import load_policy, load_tokenizer
+from accord.models.references import Model
 from accord.records import Message, Preference, read_jsonl, write_jsonl
 from accord.runs import Runs
 from reward.data import split_by_prompt

@@ -16,7 +16,8 @@ from transformers import LlamaForCausalLM
 from trl import DPOTrainer
 
 from accord.errors import UsageError
-from accord.models import Model, load_policy, load_tokenizer
+from accord.models.loading import load_policy, load_tokenizer
+from accord.models.references import Model
 from accord.records import Preference, read_jsonl, write_jsonl
 from accord.runs import Runs
 from reward.data import split_by_prompt

@@ -16,7 +16,8 @@ from transformers import PreTrainedTokenizerFast
 import rl.online
 from accord.chat import encode_conversation, encode_prompt
 from accord.errors import AccordError, DataError, UsageError
-from accord.models import Model, load_reward_model, load_tokenizer, resolve
+from accord.models.loading import load_reward_model, load_tokenizer
+from accord.models.references import Model, resolve
 from accord.records import Message, Preference, Prompt, read_jsonl, write_jsonl
 from accord.runs import DataFile, Run, Runs
 from reward.data import split_by_prompt

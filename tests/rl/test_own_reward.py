@@ -12,7 +12,8 @@ from ppo_helpers import SAMPLING, make_reward_model
 from trl import GRPOTrainer, RLOOTrainer
 
 from accord.errors import AccordError, DataError
-from accord.models import Model, load_tokenizer
+from accord.models.loading import load_tokenizer
+from accord.models.references import Model
 from accord.records import Preference, read_jsonl, write_jsonl
 from accord.runs import DataFile, Run, Runs
 from accord.sampling.shared import SharedSampler

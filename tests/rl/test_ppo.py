@@ -19,7 +19,8 @@ from training_helpers import run_stage
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from accord.errors import AccordError, DataError, SamplerGoneError, SyncError, UsageError
-from accord.models import Model, load_policy, load_tokenizer, resolve
+from accord.models.loading import load_policy, load_tokenizer
+from accord.models.references import Model, resolve
 from accord.records import Demonstration, Message, Preference, Prompt, read_jsonl, write_jsonl
 from accord.runs import DataFile, Run, Runs
 from accord.sampling.config import SamplingConfig
@@ -141,7 +142,7 @@ def test_the_first_update_s_figures_are_those_of_the_answers(
         score(reward_model, [r.messages for r in read_jsonl(demonstrations, Demonstration)])
     )
     assert abs(shift) > 0.01
-    from accord.models import load_reward_model
+    from accord.models.loading import load_reward_model
 
     scorer: Any = load_reward_model(reward_model).eval()
     raw = []

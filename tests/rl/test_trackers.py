@@ -11,7 +11,7 @@ from accelerate.tracking import GeneralTracker
 from ppo_helpers import make_prompts, make_reward_model, run_ppo
 
 from accord.errors import UsageError
-from accord.models import Model
+from accord.models.references import Model
 from accord.runs import Runs
 from rl.config import PPOConfig
 from rl.trackers import check_trackers

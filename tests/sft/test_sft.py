@@ -10,7 +10,8 @@ from transformers import PreTrainedTokenizerBase
 
 from accord import bundled
 from accord.errors import DataError, UsageError
-from accord.models import Model, load_policy, load_tokenizer
+from accord.models.loading import load_policy, load_tokenizer
+from accord.models.references import Model
 from accord.records import Demonstration, Message, read_jsonl, write_jsonl
 from accord.runs import Run, Runs
 from sft.config import SFTConfig
