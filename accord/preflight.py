@@ -12,6 +12,7 @@ What only the doing of a stage needs, such as a server, is not asked for where a
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from accord.records import (
     Prompt,
     conversation_id,
     holds_comparisons,
+    question_id,
     read_jsonl,
     read_text,
 )
@@ -77,9 +79,9 @@ def check_round(config: RoundConfig, runs: Runs, until: StageName = "eval") -> N
         DataError: data files are wrong, and nothing else is.
         AccordError: whatever else is wrong. The message of several has a line for each.
     """
-    config = open_data(config, runs)
     sections = _sections(config, until)
     faults = _Faults()
+    config = open_data(config, runs, keep_fault=partial(faults.keep_unreadable, sections))
     with faults.of("model"):
         locate(config.model, runs)
     if config.sft and "sft" in sections:
@@ -121,6 +123,8 @@ class _Faults:
 
     def __init__(self) -> None:
         self.found: list[tuple[str, AccordError]] = []
+        self.unreadable: set[str] = set()
+        """The keys of files that cannot be read."""
 
     @contextmanager
     def of(self, key: str) -> Iterator[None]:
@@ -128,7 +132,14 @@ class _Faults:
         try:
             yield
         except AccordError as error:
+            if key not in self.unreadable:
+                self.found.append((key, error))
+
+    def keep_unreadable(self, sections: Sequence[str], key: str, error: AccordError) -> None:
+        """Keeps what is wrong with a file that a stage reads; nothing more is said of it then."""
+        if key.partition(".")[0] in (*sections, "preferences"):
             self.found.append((key, error))
+            self.unreadable.add(key)
 
     def report(self) -> None:
         """Raise all that was found as one error."""
@@ -507,9 +518,9 @@ def _look_at_amounts(config: RoundConfig, runs: Runs, sections: Sequence[str], f
         heldout: set[str] = set()
         if pairs:
             heldout = {
-                conversation_id(row.prompt) for row in split_by_prompt(pairs, config.rl.heldout_fraction)[1]
+                question_id(row.prompt) for row in split_by_prompt(pairs, config.rl.heldout_fraction)[1]
             }
         with faults.of("rl.prompts"):
             rows = _read(config.rl.prompts, Prompt)
-            left = sum(conversation_id(row.prompt) not in heldout for row in rows)
+            left = sum(question_id(row.prompt) not in heldout for row in rows)
             config.rl.check_enough_prompts(left, data_path(config.rl.prompts))
