@@ -218,7 +218,13 @@ def encode_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: Sequence[Message
     Raises:
         DataError: the template refuses the prompt.
     """
-    return _tokenize(tokenizer, _render(tokenizer, prompt, add_generation_prompt=True)).ids
+    rendered = _render(tokenizer, prompt, add_generation_prompt=True)
+    begins = []
+    for i, message in enumerate(prompt):
+        if message.role == "assistant":
+            before = _until_answer(tokenizer, rendered.text, prompt[:i])
+            begins += [len(before)] * rendered.text.startswith(before)
+    return _tokenize(tokenizer, rendered, begins).ids
 
 
 def _render(
@@ -292,30 +298,40 @@ def _check_nothing_is_left_out(text: str, messages: Sequence[dict[str, Any]], to
         DataError: with what it leaves out.
     """
 
-    def is_there(words: Any) -> bool:
+    def end_of(words: Any, begin: int = 0) -> int | None:
+        """Where the words end that the template wrote first behind a place, as they are or as JSON has them."""
         words = str(words).strip()
-        return words in text or json.dumps(words, ensure_ascii=False)[1:-1] in text
+        forms = (words, json.dumps(words, ensure_ascii=False)[1:-1])
+        ends = [at + len(form) for form in forms if (at := text.find(form, begin)) >= 0]
+        return min(ends, default=None)
 
     for tool in tools or []:
-        if not is_there(name := tool.get("function", tool).get("name", "")):
+        if end_of(name := tool.get("function", tool).get("name", "")) is None:
             raise DataError(
                 f"the model's chat template leaves out the tools (of which one is '{name}'); use a model whose "
                 "template knows them, or take the column tools away"
             )
+    at = 0
     for i, message in enumerate(messages):
+        if message["role"] == "system":  # some templates write it before the last question
+            if end_of(message["content"]) is None:
+                raise DataError("the model's chat template leaves out what the system message says")
+            continue
         for call in message.get("tool_calls", []):
-            if not is_there(name := call["function"]["name"]):
+            if end_of(name := call["function"]["name"], at) is None:
                 raise DataError(
                     f"the model's chat template leaves out calls of tools (messages.{i} calls '{name}'); use a model "
                     "whose template knows them, or leave such rows out"
                 )
-        if not is_there(message["content"]):
+        end = end_of(message["content"], at)
+        if end is None:
             raise DataError(
                 f"the model's chat template leaves out what messages.{i} says ({message['role']}: "
                 f"{message['content'][:40]!r})"
             )
+        at = end
     thought = messages[-1].get("reasoning_content") if messages else None
-    if thought and not is_there(thought):
+    if thought and end_of(thought) is None:
         raise DataError(
             "the model's chat template leaves out the thinking part (reasoning_content) of the last answer; set "
             "sft.thinking: cut, or use a model whose template knows it"

@@ -132,7 +132,7 @@ def examine(
 
     Args:
         reading: the file.
-        tokenizer: of the model that shall learn from it. Lengths are then in tokens, and rows that its chat template refuses
+        tokenizer: of the model that shall learn from it. Lengths are then in tokens, and rows that its template refuses
             move from `reading.rows` to `reading.faulty`.
         max_tokens: the longest row that a stage would take.
     """

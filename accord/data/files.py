@@ -246,6 +246,8 @@ def _why_not_had(error: Exception) -> str:
         return (
             "this data set is a program that would run here, which accord does not do; give a converted copy"
         )
+    if "split" in said.lower() or "BuilderConfig" in said:
+        return said
     if constants.HF_HUB_OFFLINE or "offline" in said.lower():
         return "HF_HUB_OFFLINE says not to ask the hub, and this was not downloaded before; unset it, or give a file"
     if isinstance(error, datasets.exceptions.DatasetNotFoundError):
@@ -253,8 +255,6 @@ def _why_not_had(error: Exception) -> str:
             "the hub has no data set of this name, or it is for those who log in (`hf auth login`), or the hub "
             "cannot be reached; check the spelling and the network"
         )
-    if "split" in said.lower() or "BuilderConfig" in said:
-        return said
     return (
         f"it could not be had from the hub ({type(error).__name__}: {said}); run this again, or give a file"
     )

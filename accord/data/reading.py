@@ -102,7 +102,7 @@ class _Reader:
         except ValueError as error:
             self.refuse(raw, [(str(error), re.sub(r"'[^']*'", "'...'", str(error)))])
         else:
-            id_ = getattr(row, "id", None) if not isinstance(row, Preference) else None
+            id_ = row.id if isinstance(row, Prompt | Comparison) else None
             if id_ is not None and (earlier := self.ids.setdefault(id_, raw.place)) != raw.place:
                 message = f"id: '{id_}' stands in {earlier}, too; give every row its own"
                 self.refuse(raw, [(message, "an id that stands twice")])
@@ -189,8 +189,8 @@ def _is_comparison(columns: Mapping[str, Any]) -> bool:
 
 
 def _is_own(columns: Mapping[str, Any], row_type: type[Row]) -> bool:
-    """Whether a row has the columns that one of accord's must have, or seems to mean them."""
-    return any(
+    """Whether a row has the columns that one of accord's must have."""
+    return all(
         name in columns
         for name, field in row_type.model_fields.items()
         if field.is_required() and name != "id"
