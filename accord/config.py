@@ -6,12 +6,12 @@ A key that nothing reads is an error, at every level, because a typo that is ign
 import dataclasses
 import difflib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, ValidationError
 from pydantic_core import PydanticCustomError, core_schema
 
 from accord.errors import UsageError
@@ -34,7 +34,8 @@ class Config(BaseModel):
 class ChosenBy:
     """Marks a section whose class follows from one of its keys: `Annotated[Base, ChosenBy("kind", find, "plain")]`.
 
-    Unlike a tagged union, it asks for the class when a section is read: classes may come from a user's file.
+    Unlike a tagged union, it asks for the class when a section is read: classes may come from a user's file. Where the
+    annotation is `Base | None`, there may be no section.
     """
 
     key: str
@@ -42,13 +43,15 @@ class ChosenBy:
     """From the value of the key to the class; raises UsageError, which then is said of the key."""
     default: Any
     """The value where the key is left out."""
+    known: Callable[[], Iterable[str]] = tuple
+    """The values that are known without a user's file, for editors."""
 
     def class_of(self, section: Mapping[str, Any]) -> type[BaseModel]:
         """The class of a section that was written as a mapping."""
         return self.find(section.get(self.key, self.default))
 
     def __get_pydantic_core_schema__(self, source: type[BaseModel], handler: Any) -> core_schema.CoreSchema:
-        def read(section: Any) -> BaseModel:
+        def read(section: Any) -> BaseModel | None:
             if isinstance(section, source):
                 return section
             if not isinstance(section, Mapping):
@@ -60,16 +63,31 @@ class ChosenBy:
                 place = (self.key,)
                 found = section.get(self.key, self.default)
                 raise ValidationError.from_exception_data(
-                    source.__name__, [{"type": said, "loc": place, "input": found}]
+                    self.key, [{"type": said, "loc": place, "input": found}]
                 ) from error
             return chosen.model_validate(section)
 
-        def written(section: BaseModel, info: Any) -> dict[str, Any]:
-            return section.model_dump(mode=info.mode)
+        def written(section: BaseModel | None, info: Any) -> dict[str, Any] | None:
+            return None if section is None else section.model_dump(mode=info.mode)
 
         return core_schema.no_info_plain_validator_function(
             read, serialization=core_schema.plain_serializer_function_ser_schema(written, info_arg=True)
         )
+
+    def __get_pydantic_json_schema__(self, _: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        """An object whose other keys follow from the one that chooses; all of them are open for a user's own class."""
+        known = list(self.known())
+        chosen = [
+            {
+                "if": {"properties": {self.key: {"const": value}}}
+                | ({} if value == self.default else {"required": [self.key]}),
+                "then": handler(self.find(value).__pydantic_core_schema__),
+            }
+            for value in known
+        ]
+        key = {"anyOf": [{"enum": known}, {"type": "string", "pattern": ":"}], "default": self.default}
+        section = {"type": "object", "properties": {self.key: key}, "allOf": chosen}
+        return {"anyOf": [section, {"type": "null"}]}
 
 
 class LoraConfig(Config):
@@ -174,7 +192,12 @@ def _describe(error: ValidationError, config_type: type[BaseModel], values: Any)
 def _known_keys(config_type: Any, place: Sequence[Any], values: Any) -> list[str]:
     """What may stand at a place of a configuration that was written as these values."""
     for key in place:
-        values = values[key]
+        if not isinstance(key, int):
+            values = values.get(key) if isinstance(values, Mapping) else None
+        elif isinstance(values, Sequence) and not isinstance(
+            values, str
+        ):  # else a list of one, written without
+            values = values[key]
         if isinstance(key, str):  # a number is the place in a list, whose items are all of one class
             config_type = _section(config_type, key, values)
     return list(getattr(config_type, "model_fields", {}))

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from rl.config import AlgorithmConfig, DPOConfig, OnlineConfig, PPOConfig
 
 
+PREFERENCES, REWARD = "preferences", "reward"
+
+
 @dataclass(frozen=True)
 class Inputs:
     """What a round has when it comes to its policy; an algorithm takes of it what it needs."""
@@ -31,10 +34,10 @@ class Inputs:
     """Where the algorithm's run is kept."""
     policy: "Model"
     """What is optimised; the reference, too."""
-    reward_model: "Model"
-    """Trained from this policy on these preferences."""
-    preferences: "Run | DataFile"
-    """`accord.runs.file_of(preferences, "preferences.jsonl")` is the file."""
+    reward_model: "Model | None"
+    """Trained from this policy on these preferences; None where the round has none, and the algorithm needs none."""
+    preferences: "Run | DataFile | None"
+    """`accord.runs.file_of(preferences, "preferences.jsonl")` is the file; None as for the reward model."""
     sampler: "SharedSampler"
     """The round's."""
 
@@ -53,6 +56,8 @@ class Algorithm:
     """From an instance of that class, train and return the finished run, whose `model/` is the new policy."""
     check: Callable[[Any], None] = lambda config: None
     """Look at such an instance before anything starts; raises UsageError for what can be known to fail."""
+    needs: Callable[[Any], tuple[str, ...]] = lambda config: (PREFERENCES,)
+    """What such an instance cannot do without: "preferences", "reward" (a reward model)."""
 
 
 def _config_of_dpo() -> "type[AlgorithmConfig]":
@@ -64,6 +69,7 @@ def _config_of_dpo() -> "type[AlgorithmConfig]":
 def _train_dpo(config: "DPOConfig", inputs: Inputs) -> "Run":
     from rl.dpo import train_dpo
 
+    assert inputs.preferences is not None
     return train_dpo(config, inputs.runs, inputs.policy, inputs.preferences)
 
 
@@ -82,6 +88,7 @@ def _config_of_ppo() -> "type[AlgorithmConfig]":
 def _train_ppo(config: "PPOConfig", inputs: Inputs) -> "Run":
     from rl.ppo import train_ppo
 
+    assert inputs.reward_model is not None and inputs.preferences is not None
     return train_ppo(
         config, inputs.runs, inputs.policy, inputs.reward_model, inputs.preferences, inputs.sampler
     )
@@ -103,6 +110,7 @@ def _config_of_online() -> "type[AlgorithmConfig]":
 def _train_online(config: "OnlineConfig", inputs: Inputs) -> "Run":
     from rl.online import train_online
 
+    assert inputs.preferences is not None
     return train_online(config, inputs.runs, inputs.policy, inputs.reward_model, inputs.preferences)
 
 
@@ -111,6 +119,10 @@ def _check_online(config: "OnlineConfig") -> None:
 
     check_arguments(config)
     _check_reward_function(config.reward_function)
+
+
+def _needs_of_online(config: "OnlineConfig") -> tuple[str, ...]:
+    return (PREFERENCES,) if config.reward_function else (PREFERENCES, REWARD)
 
 
 def _check_reward_function(reference: str | None) -> None:
@@ -128,9 +140,12 @@ ALGORITHMS = {
         Algorithm(
             "dpo", "Optimise the policy on the round's preferences", _config_of_dpo, _train_dpo, _check_dpo
         ),
-        Algorithm("ppo", _OF_SCORES, _config_of_ppo, _train_ppo, _check_ppo),
-        Algorithm("rloo", _OF_SCORES, _config_of_online, _train_online, _check_online),
-        Algorithm("grpo", _OF_SCORES, _config_of_online, _train_online, _check_online),
+        # the critic starts from the reward model, whatever gives the scores
+        Algorithm(
+            "ppo", _OF_SCORES, _config_of_ppo, _train_ppo, _check_ppo, lambda config: (PREFERENCES, REWARD)
+        ),
+        Algorithm("rloo", _OF_SCORES, _config_of_online, _train_online, _check_online, _needs_of_online),
+        Algorithm("grpo", _OF_SCORES, _config_of_online, _train_online, _check_online, _needs_of_online),
     )
 }
 OTHER_STAGES = ("sft", "feedback", "reward", "eval")
