@@ -119,6 +119,23 @@ class Preference(Row):
         return self
 
 
+class UnpairedFeedback(Row):
+    """One answer to a prompt, and whether it is desirable; as TRL names the columns of its unpaired preferences."""
+
+    prompt: list[Message] = Field(min_length=1)
+    completion: list[Message] = Field(min_length=1)
+    label: bool
+    truncated: bool | None = None
+    """Whether the answer was cut off before its EOS, as for a `Preference`."""
+    id: str | None = None
+
+    @model_validator(mode="after")
+    def _ends_with_assistant(self) -> Self:
+        if self.completion[-1].role != "assistant":
+            raise ValueError("completion: the last message must be the assistant's")
+        return self
+
+
 class Response(BaseModel):
     """One answer of a policy, as it was sampled."""
 

@@ -19,7 +19,7 @@ from accord.training_config import TrainingConfig
 from eval.config import EvalConfig, Margin
 from feedback.config import FeedbackConfig
 from reward.config import RewardConfig
-from rl.config import DPOConfig, OnlineConfig, PPOConfig
+from rl.config import DPOConfig, KTOConfig, OnlineConfig, PPOConfig
 from sft.config import SFTConfig, WeightedFile
 
 PAGE = Path(__file__).parent / "configuration.md"
@@ -27,10 +27,10 @@ PAGE = Path(__file__).parent / "configuration.md"
 INTRODUCTION = """\
 # Configuration
 
-One YAML file a round; [`configs/demo.yaml`](../configs/demo.yaml) is the one to start from. Its top level holds
-`model` (a model reference), the sections `sampling`, `sft` (left out: the base model is aligned as it is), `feedback`
-or `preferences` (a file in its place), `reward`, `rl` and `eval`. On the command line a setting is
-`rl.learning_rate=1e-6`. A key that nothing reads, or that stands twice, is an error. Data files inside the package are
+One YAML file a round; `accord init` writes one to start from, [`configs/demo.yaml`](../configs/demo.yaml) is a whole
+one. Its top level holds `model` (a model reference), `sampling`, and a section for each stage that is to be run: `sft`
+(left out: the base model is aligned as it is), `feedback` or `preferences` (a file in its place), `reward`, `rl` and
+`eval`. On the command line a setting is `rl.learning_rate=1e-6`. A key that nothing reads, or that stands twice, is an error. Data files inside the package are
 `bundled:demo/prompts.train.jsonl` and the like; other paths are relative to the working folder.
 
 This page is written by `docs/make_configuration.py`.
@@ -44,7 +44,7 @@ SECTIONS: list[tuple[str, type[BaseModel], str, set[str]]] = [
         "Settings of every training stage",
         TrainingConfig,
         "`sft`, `reward` and `rl` (but for PPO) have these. A row is a conversation for `sft`, a prompt with all its "
-        "answers for `reward`, a pair for DPO, an answer for RLOO and GRPO.",
+        "answers for `reward`, a pair for DPO, an answer for KTO, RLOO and GRPO.",
         set(),
     ),
     ("lora", LoraConfig, "`lora:` of a training stage.", set()),
@@ -57,6 +57,12 @@ SECTIONS: list[tuple[str, type[BaseModel], str, set[str]]] = [
         DPOConfig,
         f"What `rl` is where it names no algorithm; see {OTHERS}. {AND_TRAINING}",
         TRAINING - {"learning_rate"},
+    ),
+    (
+        "rl with algorithm: kto",
+        KTOConfig,
+        f"See {OTHERS}. {AND_TRAINING}",
+        TRAINING - {"learning_rate", "rows_per_update", "rows_per_pass"},
     ),
     ("rl with algorithm: ppo", PPOConfig, "See [optimise-with-ppo.md](optimise-with-ppo.md).", set()),
     (

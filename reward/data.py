@@ -17,6 +17,7 @@ from accord.records import (
     Message,
     Preference,
     Prompt,
+    UnpairedFeedback,
     conversation_id,
     holds_comparisons,
     read_jsonl,
@@ -72,7 +73,7 @@ def read_preference_data(source: Run | DataFile, with_reliability: bool = False)
     )
 
 
-PromptedT = TypeVar("PromptedT", Preference, Prompt)
+PromptedT = TypeVar("PromptedT", Preference, Prompt, UnpairedFeedback)
 
 
 def split_by_prompt(

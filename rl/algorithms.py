@@ -2,7 +2,7 @@
 
 The command line reads this table to print its help, so each row imports what it needs when it is used.
 
-    dpo, ppo, rloo, grpo                 the rows of `ALGORITHMS`
+    dpo, kto, ppo, rloo, grpo            the rows of `ALGORITHMS`
     my_algorithms.py:BEST_OF_N           an `Algorithm` in a file of the user's; also module:NAME
 
 A new algorithm is a configuration (a subclass of `rl.config.AlgorithmConfig`) and a function that trains, in a file of
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from accord.models.references import Model
     from accord.runs import DataFile, Run, Runs
     from accord.sampling.shared import SharedSampler
-    from rl.config import AlgorithmConfig, DPOConfig, OnlineConfig, PPOConfig
+    from rl.config import AlgorithmConfig, DPOConfig, KTOConfig, OnlineConfig, PPOConfig
 
 
 PREFERENCES, REWARD = "preferences", "reward"
@@ -77,6 +77,28 @@ def _check_dpo(config: "DPOConfig") -> None:
     from rl.dpo import check_arguments
 
     check_arguments(config.trainer)
+
+
+def _config_of_kto() -> "type[AlgorithmConfig]":
+    from rl.config import KTOConfig
+
+    return KTOConfig
+
+
+def _train_kto(config: "KTOConfig", inputs: Inputs) -> "Run":
+    from rl.kto import train_kto
+
+    return train_kto(config, inputs.runs, inputs.policy, inputs.preferences)
+
+
+def _check_kto(config: "KTOConfig") -> None:
+    from rl.kto import check_arguments
+
+    check_arguments(config.trainer)
+
+
+def _needs_of_kto(config: "KTOConfig") -> tuple[str, ...]:
+    return () if config.feedback else (PREFERENCES,)
 
 
 def _config_of_ppo() -> "type[AlgorithmConfig]":
@@ -140,6 +162,14 @@ ALGORITHMS = {
         Algorithm(
             "dpo", "Optimise the policy on the round's preferences", _config_of_dpo, _train_dpo, _check_dpo
         ),
+        Algorithm(
+            "kto",
+            "Optimise the policy on answers that are desirable or not",
+            _config_of_kto,
+            _train_kto,
+            _check_kto,
+            _needs_of_kto,
+        ),
         # the critic starts from the reward model, whatever gives the scores
         Algorithm(
             "ppo", _OF_SCORES, _config_of_ppo, _train_ppo, _check_ppo, lambda config: (PREFERENCES, REWARD)
@@ -162,7 +192,7 @@ def algorithm_named(reference: Any) -> Algorithm:
     if isinstance(reference, str) and reference in ALGORITHMS:
         return ALGORITHMS[reference]
     if not isinstance(reference, str) or ":" not in reference:
-        raise UsageError(f"must be one of {', '.join(ALGORITHMS)}, or file.py:NAME for one of your own")
+        raise UsageError(f"must be one of {', '.join(ALGORITHMS)}, or file.py:NAME for your own")
     from accord import user_code
 
     found = user_code.load(user_code.locate(reference, "algorithm"), "algorithm")

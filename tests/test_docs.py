@@ -75,7 +75,7 @@ def test_examples_of_optimisation_are_valid(example: str) -> None:
 
 def test_every_algorithm_has_an_example() -> None:
     named = {yaml.safe_load(example)["rl"]["algorithm"] for example in EXAMPLES}
-    assert named == {"dpo", "ppo", "rloo", "grpo"}
+    assert named == {"dpo", "kto", "ppo", "rloo", "grpo"}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

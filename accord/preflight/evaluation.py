@@ -85,4 +85,6 @@ def annotators_of(config: RoundConfig, runs: Runs) -> set[Annotators]:
         found.add(config.feedback.annotators)
     elif config.preferences and not config.preferences.startswith("run:"):
         found.add("unknown")
+    if getattr(config.rl, "feedback", None):  # labels in a file
+        found.add("unknown")
     return found

@@ -10,6 +10,7 @@ from accord.records import Comparison, Preference, conversation_id, holds_compar
 from accord.round_config import RoundConfig
 from accord.runs import Run, Runs
 from reward.config import NO_RANKINGS
+from rl.config import NO_RATINGS
 
 
 def look_at_preferences(
@@ -26,14 +27,17 @@ def look_at_preferences(
             check_unseen(finished_feedback(config.preferences, runs), prompts or {})
         return
     path = data_path(config.preferences)
+    by_ratings = "rl" in sections and getattr(config.rl, "labels", None) == "ratings"
     with faults.of("preferences"):
         if not holds_comparisons(path):
             read_jsonl(path, Preference)
+            if by_ratings:
+                raise DataError(f"{path}: {NO_RATINGS}")
             if config.reward and "reward" in sections and config.reward.loss == "plackett_luce":
                 raise DataError(NO_RANKINGS)
             return
         read_jsonl(path, Comparison)
-        if config.rl and "rl" in sections:
+        if config.rl and "rl" in sections and not by_ratings:
             raise DataError(
                 f"{path}: holds comparisons, which a reward model learns from; {config.rl.algorithm} reads pairs of a "
                 "chosen and a rejected answer, so give a file of those, or a finished feedback run"

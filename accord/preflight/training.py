@@ -6,13 +6,13 @@ from accord import parallel
 from accord.errors import UsageError
 from accord.models.references import locate
 from accord.preflight.shared import Faults, ask_scoring_server, is_finished, read_rows
-from accord.records import Demonstration, Prompt
+from accord.records import Demonstration, Prompt, UnpairedFeedback
 from accord.round_config import RoundConfig
 from accord.runs import Runs
 from accord.training_config import TrainingConfig
 from reward.scorers import scorer_of
 from rl.algorithms import ALGORITHMS, algorithm_named
-from rl.config import DPOConfig, OnlineConfig, PPOConfig
+from rl.config import DPOConfig, KTOConfig, OnlineConfig, PPOConfig
 
 
 def look_at_algorithm(config: RoundConfig, runs: Runs, faults: Faults) -> None:
@@ -27,6 +27,9 @@ def look_at_algorithm(config: RoundConfig, runs: Runs, faults: Faults) -> None:
     if demonstrations := getattr(section, "demonstrations", None):
         with faults.of("rl.demonstrations"):
             read_rows(demonstrations, Demonstration)
+    if feedback := getattr(section, "feedback", None):
+        with faults.of("rl.feedback"):
+            read_rows(feedback, UnpairedFeedback)
     if function := getattr(section, "reward_function", None):
         with faults.of("rl.reward_function"):
             scorer = scorer_of(function, runs, find=locate)
@@ -77,6 +80,10 @@ def _check_trainer(name: str, section: TrainingConfig) -> None:
         import rl.dpo
 
         check, target = rl.dpo.check_arguments, rl.dpo.TrlDPOConfig
+    elif isinstance(section, KTOConfig):
+        import rl.kto
+
+        check, target = rl.kto.check_arguments, rl.kto.TrlKTOConfig
     else:
         return
     from accord.training import build_arguments, trainer_arguments

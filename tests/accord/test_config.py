@@ -171,8 +171,8 @@ def test_a_wrong_whole_is_one_sentence_without_the_whole(tmp_path: Path) -> None
     ("override", "sentence"),
     [
         (
-            "rl={algorithm: kto}",
-            "'rl.algorithm': must be one of dpo, ppo, rloo, grpo, or file.py:NAME for one of your own, found 'kto'",
+            "rl={algorithm: sarsa}",
+            "'rl.algorithm': must be one of dpo, kto, ppo, rloo, grpo, or file.py:NAME for your own, found 'sarsa'",
         ),
         ("rl={algorithm: grpo, prompts: x, epoch: 3}", "unknown key 'rl.epoch'; did you mean 'epochs'?"),
         (
