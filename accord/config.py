@@ -3,9 +3,13 @@
 A key that nothing reads is an error, at every level, because a typo that is ignored costs a training run.
 """
 
+import ast
 import dataclasses
 import difflib
+import inspect
+import itertools
 import re
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -28,6 +32,39 @@ class Config(BaseModel):
     """Settings that name files of rows, and what their rows are; from Python, rows can be passed in their place."""
     needed_files: ClassVar[tuple[str, ...]] = ()
     """Those of them without which there is nothing to read; a configuration file must name them."""
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        """With what each setting means, and the files that must be named."""
+        schema = handler(core)
+        own = handler.resolve_ref_schema(schema)
+        for name, meaning in setting_docs(cls).items():
+            if name in own["properties"]:
+                own["properties"][name]["description"] = meaning
+        if needed := [*own.get("required", ()), *cls.needed_files]:
+            own["required"] = list(dict.fromkeys(needed))
+        return schema
+
+
+def setting_docs(config: type[BaseModel]) -> dict[str, str]:
+    """The text under each setting of a class, by its name."""
+    found: dict[str, str] = {}
+    for each in reversed(config.__mro__):
+        if not issubclass(each, BaseModel) or each is BaseModel:
+            continue
+        try:
+            statement = ast.parse(textwrap.dedent(inspect.getsource(each))).body[0]
+        except OSError:  # a class that was typed in
+            continue
+        assert isinstance(statement, ast.ClassDef)
+        for line, after in itertools.pairwise(statement.body):
+            if (
+                isinstance(line, ast.AnnAssign)
+                and isinstance(line.target, ast.Name)
+                and isinstance(after, ast.Expr)
+            ):
+                found[line.target.id] = " ".join(ast.literal_eval(after.value).split())
+    return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +118,8 @@ class ChosenBy:
             {
                 "if": {"properties": {self.key: {"const": value}}}
                 | ({} if value == self.default else {"required": [self.key]}),
-                "then": handler(self.find(value).__pydantic_core_schema__),
+                # inside a union, the class's own changes to its schema count
+                "then": handler(core_schema.union_schema([self.find(value).__pydantic_core_schema__])),
             }
             for value in known
         ]

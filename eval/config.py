@@ -150,7 +150,7 @@ class EvalConfig(Config):
             names[name] = reference
         return suites
 
-    @field_validator("gate", mode="before")
+    @field_validator("gate", mode="before", json_schema_input_type=dict[str, Margin | None])
     @classmethod
     def _without_nulls(cls, gate: Any) -> Any:
         if not isinstance(gate, dict | None):

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from accord import __version__, parallel
+from accord.cli.config import config_group, init
 from accord.cli.eval import evaluation, finish_with_verdict
 from accord.cli.feedback import feedback
 from accord.cli.keys import keys
@@ -74,6 +75,10 @@ def main(ctx: click.Context, runs_root: Path, traceback: bool) -> None:
 
 
 # --- rounds and stages
+
+
+main.add_command(init)
+main.add_command(config_group)
 
 
 @main.command(short_help="Run one whole round on the bundled model, in about 20 minutes.")
