@@ -20,6 +20,12 @@ MISSING = {
     "eval": "add one with the margins of eval.gate, or compare two models with `accord gate`",
 }
 """What to do where a section is not there."""
+WHY_REWARD = {
+    "ppo": "its critic starts from the reward model, whatever gives the scores",
+    "rloo": "it optimises the reward model's scores, where there is no rl.reward_function",
+    "grpo": "it optimises the reward model's scores, where there is no rl.reward_function",
+}
+"""What an algorithm needs a reward model for."""
 
 
 def stages_until(config: RoundConfig, until: StageName | None) -> list[str]:
@@ -53,9 +59,9 @@ def stages_until(config: RoundConfig, until: StageName | None) -> list[str]:
         found.remove("feedback")
     if "reward" in needs and config.reward is None:
         assert algorithm is not None
+        why = WHY_REWARD.get(algorithm.name, "its algorithm takes one")
         raise UsageError(
-            f"this configuration has no reward section, which `{command}` needs for {algorithm.name}; "
-            f"{MISSING['reward']}"
+            f"this configuration has no reward section, which `{command}` needs: {why}; {MISSING['reward']}"
         )
     if not has_preferences(config) and ("reward" in found or "preferences" in needs):
         raise UsageError(

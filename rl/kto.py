@@ -181,7 +181,7 @@ class _Trainer(KTOTrainer):
         """The rows with `ref_logps` of their answer and `ref_KL_logps` of the other one [rows], in nats."""
 
         def compute(rows: Sequence[Any]) -> tuple[list[float], list[float]]:
-            batch = self._prepare_inputs(self.data_collator(rows))
+            batch = self._prepare_inputs(self.data_collator(list(rows)))
             own, other = self.compute_ref_log_probs(self.model, batch)
             return own.tolist(), other.tolist()
 
@@ -192,8 +192,12 @@ class _Trainer(KTOTrainer):
         own_column, other_column = (list(column) for column in zip(*found, strict=True))
         return dataset.add_column("ref_logps", own_column).add_column("ref_KL_logps", other_column)
 
+    def _mode(self) -> str:
+        model: Any = self.model
+        return "train" if model.training else "eval"
+
     def _compute_loss(self, model: Any, inputs: Any, return_outputs: bool) -> Any:
-        rows = self._rows["train" if self.model.training else "eval"]
+        rows = self._rows[self._mode()]
         desirable = int(inputs["label"].sum())
         for kind, count in (("chosen", desirable), ("rejected", len(inputs["label"]) - desirable)):
             if count:  # as TRL adds its figures
@@ -202,7 +206,7 @@ class _Trainer(KTOTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """As TRL does it, with means over rows."""
-        mode = "train" if self.model.training else "eval"
+        mode = self._mode()
         figures: Any = self._metrics[mode]
         for kind, counts in self._rows[mode].items():
             for name in (f"rewards/{kind}", f"logps/{kind}"):

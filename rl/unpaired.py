@@ -93,7 +93,7 @@ def spread_out(rows: Sequence[UnpairedFeedback], seed: int) -> list[UnpairedFeed
     chance.shuffle(shuffled)
     ids = [conversation_id(row.prompt) for row in shuffled]
     counts, starts, seen = Counter(ids), {id_: chance.random() for id_ in dict.fromkeys(ids)}, Counter[str]()
-    placed = []
+    placed: list[tuple[float, int, UnpairedFeedback]] = []
     for id_, row in zip(ids, shuffled, strict=True):
         placed.append(((seen[id_] + starts[id_]) / counts[id_], len(placed), row))
         seen[id_] += 1

@@ -68,9 +68,9 @@ def test_what_a_command_runs(sections: dict[str, Any], until: str | None, stages
         ({"rl": DPO}, "dpo", "`accord dpo` needs preferences, and this configuration names none; set `preferences`"),
         ({"reward": {}}, None, "`accord round` needs preferences, and this configuration names none"),
         ({"preferences": "p", "rl": {"algorithm": "ppo", "prompts": "x"}}, "ppo",
-         "has no reward section, which `accord ppo` needs for ppo; add one"),
+         "has no reward section, which `accord ppo` needs: its critic starts from the reward model, whatever"),
         ({"preferences": "p", "rl": {"algorithm": "rloo", "prompts": "x"}}, None,
-         "has no reward section, which `accord round` needs for rloo; add one"),
+         "has no reward section, which `accord round` needs: it optimises the reward model's scores, where there is"),
         ({"eval": GATE}, None, "compares a new policy with the one before it, and this configuration makes none; add"),
     ],
 )  # fmt: skip
