@@ -226,6 +226,26 @@ def _words(turns: Iterable[Message]) -> list[str]:
     return [f"{turn.role}: {turn.text.strip()}" for turn in turns]
 
 
+class UnpairedFeedback(Row):
+    """One answer to a prompt, and whether it is desirable; as TRL names the columns of its unpaired preferences."""
+
+    prompt: list[Message] = Field(min_length=1)
+    completion: list[Message] = Field(min_length=1)
+    label: bool
+    truncated: bool | None = None
+    """Whether the answer was cut off before its EOS, as for a `Preference`."""
+    id: Id | None = None
+
+    @model_validator(mode="after")
+    def _ends_with_assistant(self) -> Self:
+        for i in (0, -1):
+            if self.completion[i].role != "assistant":
+                raise ValueError(
+                    f"completion: must begin and end with the assistant, found '{self.completion[i].role}'"
+                )
+        return self
+
+
 class Response(BaseModel):
     """One answer of a policy, as it was sampled."""
 
@@ -309,7 +329,7 @@ def without_reasoning(message: Message) -> Message:
 
 
 @contextmanager
-def placed(row: Row) -> Iterator[None]:
+def said_of(row: Row) -> Iterator[None]:
     """Within it, what is wrong is said of the row's file and line."""
     try:
         yield

@@ -17,11 +17,12 @@ from accord.records import (
     Message,
     Preference,
     Prompt,
+    UnpairedFeedback,
     conversation_id,
     holds_comparisons,
-    placed,
     question_id,
     read_jsonl,
+    said_of,
 )
 from accord.runs import DataFile, Run
 from feedback.belief.kept import RELIABILITY, read_reliability
@@ -74,7 +75,7 @@ def read_preference_data(source: Run | DataFile, with_reliability: bool = False)
     )
 
 
-PromptedT = TypeVar("PromptedT", Preference, Prompt)
+PromptedT = TypeVar("PromptedT", Preference, Prompt, UnpairedFeedback)
 
 
 def split_by_prompt(
@@ -111,7 +112,7 @@ def usable_pairs(
     dropped = {"too_long": 0, "equal_once_encoded": 0, "weight_zero": 0}
     kept = []
     for row in rows:
-        with placed(row):
+        with said_of(row):
             chosen, rejected = (
                 encode_conversation(tokenizer, [*row.prompt, *answer]).input_ids
                 for answer in (row.chosen, row.rejected)
@@ -133,7 +134,7 @@ def drop_long_comparisons(
     """The same for comparisons, of which every response must fit."""
     kept = []
     for comparison in comparisons:
-        with placed(comparison):
+        with said_of(comparison):
             lengths = [
                 len(encode_conversation(tokenizer, [*comparison.prompt, *answer]).input_ids)
                 for answer in answers_of(comparison)

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from accord.chat import encode_prompt
 from accord.errors import DataError
-from accord.records import Message, Preference, Prompt, placed, question_id, read_jsonl
+from accord.records import Message, Preference, Prompt, question_id, read_jsonl, said_of
 from reward.data import split_by_prompt, usable_pairs
 from rl.pairs import encode_pairs
 
@@ -89,7 +89,7 @@ def load_data(
 
     def encode(row: Preference | Prompt) -> EncodedPrompt:
         columns = _columns(row)
-        with placed(row):
+        with said_of(row):
             ids = encode_prompt(tokenizer, row.prompt)
         return EncodedPrompt(ids, row.prompt, {name: columns.get(name) for name in names})
 

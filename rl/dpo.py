@@ -21,8 +21,7 @@ from accord.errors import DataError
 from accord.models.adapters import peft_config
 from accord.models.loading import load_policy, load_tokenizer
 from accord.models.references import Model
-from accord.progress import progress
-from accord.records import Preference, content_id, read_jsonl
+from accord.records import Preference, read_jsonl
 from accord.rows import Judgements, open_judgements
 from accord.runs import Run, Runs, file_of
 from accord.training import (
@@ -48,8 +47,6 @@ OURS = (
     "precompute_ref_log_probs", "precompute_ref_batch_size",
 )  # fmt: skip
 check_arguments = functools.partial(check_trainer_arguments, "rl.trainer", target=TrlDPOConfig, ours=OURS)
-REFERENCES = "reference-log-probabilities"
-"""The folder, below that of the runs, that keeps them; it may be deleted at any time."""
 
 
 def train_dpo(config: DPOConfig, runs: Runs, policy: Model, preferences: Judgements) -> Run:
@@ -84,7 +81,7 @@ def train_dpo(config: DPOConfig, runs: Runs, policy: Model, preferences: Judgeme
         made_by = [policy.digest, str(base_dtype(config)), arguments["bf16"], quantized]
         trainer = _Trainer(
             made_by=made_by,
-            references=runs.root / REFERENCES,
+            references=runs.root / reference_cache.FOLDER,
             model=load_policy(policy, base_dtype(config), **quantization(config.lora)),
             args=build_arguments("rl", TrlDPOConfig, arguments),
             train_dataset=encode_pairs(tokenizer, train),
@@ -134,19 +131,16 @@ class _Trainer(DPOTrainer):
 
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
         """The pairs with the columns `ref_chosen_logps` and `ref_rejected_logps` [pairs], in nats."""
-        rows = list(dataset)
-        identity = content_id([self._made_by, self.ld_alpha, batch_size, rows], 64)
-        path = self._references / f"{identity[:12]}.json"
-        found = reference_cache.read(path, identity, len(rows))
-        if found is None:
-            found = []
-            with progress(f"dpo: reference log-probabilities ({name})", len(rows)) as update:
-                for start in range(0, len(rows), batch_size):
-                    batch = self._prepare_inputs(self.data_collator(rows[start : start + batch_size]))
-                    chosen, rejected = self.compute_ref_log_probs(self.model, batch)
-                    found += zip(chosen.tolist(), rejected.tolist(), strict=True)
-                    update(len(found))
-            reference_cache.write(path, identity, found)
+
+        def compute(rows: Any) -> tuple[list[float], list[float]]:
+            batch = self._prepare_inputs(self.data_collator(rows))
+            chosen, rejected = self.compute_ref_log_probs(self.model, batch)
+            return chosen.tolist(), rejected.tolist()
+
+        found = reference_cache.kept_or_computed(
+            self._references, [self._made_by, self.ld_alpha], list(dataset), batch_size,
+            f"dpo: reference log-probabilities ({name})", compute,
+        )  # fmt: skip
         chosen_column, rejected_column = (list(column) for column in zip(*found, strict=True))
         return dataset.add_column("ref_chosen_logps", chosen_column).add_column(
             "ref_rejected_logps", rejected_column

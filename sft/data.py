@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from accord.chat import encode_conversation
 from accord.errors import DataError
-from accord.records import Demonstration, conversation_id, placed, read_jsonl, without_reasoning
+from accord.records import Demonstration, conversation_id, read_jsonl, said_of, without_reasoning
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def encode_demonstrations(
     encoded = []
     for row in rows:
         messages = [without_reasoning(turn) for turn in row.messages] if thinking == "cut" else row.messages
-        with placed(row):
+        with said_of(row):
             encoded.append(encode_conversation(tokenizer, messages, learns_thinking=thinking == "learn"))
     kept = [row for row in encoded if len(row.input_ids) <= max_sequence_tokens]
     if not kept:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from accord.data.check import Report
     from accord.data.reading import Reading
 
-KINDS = ("demonstrations", "prompts", "preferences", "comparisons")
+KINDS = ("demonstrations", "prompts", "preferences", "comparisons", "feedback")
 
 
 def _reading_options(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -23,6 +23,7 @@ from accord.records import (
     Preference,
     Prompt,
     Row,
+    UnpairedFeedback,
     conversation_id,
     question_id,
 )
@@ -109,7 +110,7 @@ def kind_of_rows(reference: str, columns: Mapping[str, str]) -> type[Row]:
 
 
 def _kind_of(columns: Mapping[str, Any], raw: RawRow) -> type[Row] | None:
-    for row_type in (Preference, Comparison, Demonstration, Prompt):
+    for row_type in (Preference, Comparison, UnpairedFeedback, Demonstration, Prompt):
         try:
             found = recognise(columns, row_type)
             if found is None:
@@ -162,6 +163,8 @@ def conversations(row: Row) -> list[Sequence[Message]]:
         return [row.prompt]
     if isinstance(row, Preference):
         return [[*row.prompt, *row.chosen], [*row.prompt, *row.rejected]]
+    if isinstance(row, UnpairedFeedback):
+        return [[*row.prompt, *row.completion]]
     if isinstance(row, Comparison):
         from accord.chat import answer
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from accord.data.turns import Turn, from_text, history_of, is_turns, parsed, tools_of, turns_of
 from accord.errors import UsageError
-from accord.records import Comparison, Demonstration, Preference, Prompt, Row, content_id
+from accord.records import Comparison, Demonstration, Preference, Prompt, Row, UnpairedFeedback, content_id
 
 TURNS = ("messages", "conversations", "conversation", "dialogue", "dialog", "chat", "turns")
 ASKED = ("prompt", "instruction", "question", "query")
@@ -22,15 +22,13 @@ SCORES = ("scores", "overall_scores", "ratings")
 SYSTEM = ("system", "system_prompt")
 PARTS = (
     "messages", "prompt", "input", "completion", "text", "system", "history", "tools", "chosen", "rejected",
-    "responses", "ranks", "scores", "id",
+    "responses", "ranks", "scores", "label", "id",
 )  # fmt: skip
 """What `columns` may name: the part that a column is."""
 PLURALS: dict[type[Row], str] = {
-    Demonstration: "demonstrations",
-    Prompt: "prompts",
-    Preference: "preferences",
-    Comparison: "comparisons",
-}
+    Demonstration: "demonstrations", Prompt: "prompts", Preference: "preferences", Comparison: "comparisons",
+    UnpairedFeedback: "feedback",
+}  # fmt: skip
 
 Columns = Mapping[str, Any]
 
@@ -79,6 +77,8 @@ def recognise(row: Columns, wanted: type[Row]) -> Convention | None:
         return _preferences(row)
     if wanted is Comparison:
         return _comparisons(row)
+    if wanted is UnpairedFeedback:
+        return _unpaired(row)
     return _conversations(row, wanted)
 
 
@@ -213,6 +213,24 @@ def _answer(value: Any, column: str) -> list[Turn]:
     if not isinstance(value, str):
         raise ValueError(f"{column}: is {type(value).__name__}, not text or turns")
     return turns_of([{"role": "assistant", "content": value}])
+
+
+def _unpaired(row: Columns) -> Convention | None:
+    found = _dialogue(row)
+    if found is None or not found.has_answers or "label" not in row:
+        return None
+
+    def convert(columns: Columns) -> dict[str, Any]:
+        *prompt, completion = found.turns(columns)
+        label = columns.get("label")
+        if str(label).lower() not in ("true", "false", "1", "0"):
+            raise ValueError(
+                f"label: is {label!r}; true says that the answer is desirable, false that it is not"
+            )
+        return {"prompt": prompt, "completion": [completion], "label": str(label).lower() in ("true", "1")}
+
+    name = f"{found.name.partition(' (')[0]} with a label ({', '.join([*sorted(found.used), 'label'])})"
+    return Convention(name, found.used | {"label"}, convert, UnpairedFeedback)
 
 
 # --- preferences

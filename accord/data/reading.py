@@ -11,7 +11,16 @@ from accord.data.config import DataConfig
 from accord.data.conventions import PLURALS, AmbiguousError, Convention, mapped, recognise
 from accord.data.files import Fault, RawRow, is_json_lines, raw_rows
 from accord.errors import DataError
-from accord.records import Comparison, Demonstration, Message, Preference, Prompt, Row, describe_all
+from accord.records import (
+    Comparison,
+    Demonstration,
+    Message,
+    Preference,
+    Prompt,
+    Row,
+    UnpairedFeedback,
+    describe_all,
+)
 
 OWN = "accord's own form"
 INLINE_THINKING = re.compile(r"\s*<think>")
@@ -224,6 +233,7 @@ def _unknown(columns: Mapping[str, Any], wanted: type[Row]) -> str:
         Demonstration: '{"messages": [...]}, or a prompt and a completion', Prompt: '{"prompt": [...]}',
         Preference: '{"prompt": [...], "chosen": [...], "rejected": [...]}',
         Comparison: '{"prompt": [...], "responses": [...], "ranks": [...]}',
+        UnpairedFeedback: '{"prompt": [...], "completion": [...], "label": true}',
     }[wanted]  # fmt: skip
     if isinstance(columns.get("text"), str):
         return (

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from accord.chat import encode_conversation, encode_prompt
 from accord.data.check import conversations
 from accord.errors import DataError
-from accord.records import Message, Prompt, Row, placed, without_reasoning
+from accord.records import Message, Prompt, Row, said_of, without_reasoning
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -30,7 +30,7 @@ def check_template_takes(
             if patterns[pattern] > 1:
                 continue
             try:
-                with placed(row):
+                with said_of(row):
                     if isinstance(row, Prompt):
                         encode_prompt(tokenizer, said)
                     else:

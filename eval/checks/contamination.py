@@ -276,7 +276,7 @@ def _turns(line: str, path: Path, number: int) -> tuple[str, ...]:
         row = json.loads(line)
         turns = [
             each["content"]
-            for name in ("prompt", "messages", "chosen", "rejected")
+            for name in ("prompt", "messages", "chosen", "rejected", "completion")
             for each in row.get(name) or ()
         ]
         turns += [each["text"] for each in row.get("responses") or ()]

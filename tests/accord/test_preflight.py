@@ -466,12 +466,12 @@ def test_the_exit_code_is_that_of_what_is_wrong(runs: Runs, good: dict[str, Any]
         (
             "sft",
             {"sft": None},
-            "this configuration has no sft section: without one, the model itself is aligned",
+            "this configuration has no sft section, which `accord sft` needs; add one with sft.demonstrations",
         ),
         (
             "feedback",
             {},
-            "this configuration has no feedback section: its preferences come from `preferences`",
+            "this configuration has no feedback section, which `accord feedback pull` needs; its preferences come",
         ),
         ("dpo", {}, "this configuration says rl.algorithm: ppo; run `accord ppo`, or change the algorithm"),
     ],
