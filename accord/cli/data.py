@@ -40,7 +40,7 @@ def data() -> None:
     """Look at files of rows before anything learns from them, and turn them into accord's own form."""
 
 
-@data.command()
+@data.command(short_help="Report all faults of files, and what they hold.")
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
 @_reading_options
 @click.option("--model", metavar="REF", help="Whose chat template and tokens are tried on every row.")
@@ -91,7 +91,7 @@ def check(
         click.get_current_context().exit(1)
 
 
-@data.command()
+@data.command(short_help="Write a file's rows in accord's own form.")
 @click.argument("file")
 @click.option(
     "--output", required=True, type=click.Path(path_type=Path), help="Where the rows go, as JSON Lines."

@@ -95,8 +95,10 @@ def kind_of_rows(reference: str, columns: Mapping[str, str]) -> type[Row]:
     """
     from accord.data.conventions import mapped
 
+    unreadable: Fault | None = None
     for raw in raw_rows(reference):
         if isinstance(raw, Fault):
+            unreadable = unreadable or raw
             continue
         found = _kind_of(mapped(raw.columns, columns, reference), raw)
         if found is None:
@@ -106,7 +108,9 @@ def kind_of_rows(reference: str, columns: Mapping[str, str]) -> type[Row]:
                 "with --columns (docs/bring-your-data.md)"
             )
         return found
-    raise DataError(f"{reference}: holds no row that can be read")
+    if unreadable:
+        raise DataError(f"{unreadable.place}: {unreadable.message}")
+    raise DataError(f"{reference}: holds no rows")
 
 
 def _kind_of(columns: Mapping[str, Any], raw: RawRow) -> type[Row] | None:

@@ -212,7 +212,9 @@ def _answer(value: Any, column: str) -> list[Turn]:
         raise ValueError(f"{column}: there is no answer")
     if not isinstance(value, str):
         raise ValueError(f"{column}: is {type(value).__name__}, not text or turns")
-    return turns_of([{"role": "assistant", "content": value}])
+    return turns_of(
+        [{"role": "assistant", "content": value or " "}]
+    )  # as `chat.answer`: an empty one is a blank
 
 
 def _unpaired(row: Columns) -> Convention | None:
