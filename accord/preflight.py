@@ -19,7 +19,7 @@ from accord import parallel
 from accord.bundled import data_path
 from accord.config import Config
 from accord.errors import AccordError, DataError, TamperedError, UsageError
-from accord.models.loading import load_tokenizer
+from accord.models.base import examine_base, look_at_base
 from accord.models.references import Model, locate, resolve
 from accord.records import (
     Comparison,
@@ -81,7 +81,7 @@ def check_round(config: RoundConfig, runs: Runs, until: StageName = "eval") -> N
     sections = _sections(config, until)
     faults = _Faults()
     with faults.of("model"):
-        locate(config.model, runs)
+        look_at_base(config.model, runs, config.chat_template)
     if config.sft and "sft" in sections:
         for file in config.sft.demonstrations:
             with faults.of("sft.demonstrations"):
@@ -237,7 +237,7 @@ def _look_at_sampling(config: RoundConfig, runs: Runs, sections: Sequence[str], 
         check_installed(config.sampling.engine)
     if config.sampling.engine == "server":
         with faults.of("sampling.server_url"):
-            _ask_sampling_server(config.sampling, locate(config.model, runs))
+            _ask_sampling_server(config.sampling, look_at_base(config.model, runs))
 
 
 def _ask_sampling_server(config: SamplingConfig, model: Model) -> None:
@@ -451,8 +451,7 @@ def _look_at_weights(config: RoundConfig, runs: Runs, sections: Sequence[str], f
     """Download and hash what is not ours, and see whether the model can be trained as the sections say."""
     model = None
     with faults.of("model"):
-        model = resolve(config.model, runs)
-        load_tokenizer(model)
+        model = examine_base(config.model, runs, config.chat_template)
     if "feedback" in sections and config.feedback and config.feedback.selection_reward_model:
         with faults.of("feedback.selection_reward_model"):
             resolve(config.feedback.selection_reward_model, runs)

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from accord.chat import answer
+from accord.models.base import prepare_base
 from accord.models.references import Model, resolve
 from accord.preflight import check_round, finished_feedback
 from accord.records import Comparison
@@ -54,7 +55,7 @@ def run_round(
 
     with SharedSampler(config.sampling, log=runs.root / "vllm.log") as sampler:
         # The base model learns the form of good answers from demonstrations.
-        policy = resolve(config.model, runs)
+        policy = prepare_base(config.model, runs, config.chat_template)
         if config.sft:
             sft_run = fine_tune(config.sft, runs, policy)
             if until == "sft":
