@@ -8,8 +8,6 @@ of which `accord runs lineage` tells like of any other.
 """
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +29,7 @@ from accord.models.weights import (
     names,
     read_settings,
     stored_dtype,
+    without_load_report,
 )
 from accord.runs import Runs, Source
 
@@ -86,7 +85,7 @@ def prepare_base(reference: str, runs: Runs, chat_template: str | None = None) -
     if plan.found is not plan.base:
         sources["adapter"] = plan.found
     config = BaseConfig(chat_template=chat_template, template=plan.template.text if plan.template else None)
-    with runs.begin(STAGE, config, sources, shared=True) as run, _quiet_transformers():
+    with runs.begin(STAGE, config, sources, shared=True) as run, without_load_report():
         if not run.is_done:
             if parallel.is_first():
                 _make(plan, run.path / "model")
@@ -265,15 +264,3 @@ def _grow(model: Any, tokenizer: Any, new_tokens: tuple[str, ...]) -> None:
             tensors[id(head.bias)] = head.bias
         for tensor in tensors.values():
             tensor[fresh] = tensor[:before].float().mean(dim=0).to(tensor.dtype)
-
-
-@contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    from transformers.utils import logging as libraries
-
-    level = libraries.get_verbosity()
-    libraries.set_verbosity_error()
-    try:
-        yield
-    finally:
-        libraries.set_verbosity(level)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from accord.errors import UsageError
 from accord.models.references import Model
-from accord.models.weights import check_is_policy, names, read_settings, refuse_misfits
+from accord.models.weights import check_is_policy, names, read_settings, refuse_misfits, without_load_report
 
 if TYPE_CHECKING:
     import torch
@@ -81,15 +81,16 @@ def load_policy(model: Model, dtype: "torch.dtype | None" = None, **options: Any
 
     check_is_policy(model.reference, model.folder)
     _no_bars_in_log_files()
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
-        model.folder,
-        dtype=dtype or torch.float32,
-        attn_implementation=attention_implementation(),
-        use_safetensors=True,
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,
-        **options,
-    )
+    with without_load_report():
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            model.folder,
+            dtype=dtype or torch.float32,
+            attn_implementation=attention_implementation(),
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **options,
+        )
     refuse_misfits(model.reference, loaded[0], loaded[1])
     return _with_whole_embeddings(loaded[0])
 
@@ -108,16 +109,17 @@ def load_reward_model(
     from transformers import AutoModelForSequenceClassification
 
     _no_bars_in_log_files()
-    loaded: Any = AutoModelForSequenceClassification.from_pretrained(
-        model.folder,
-        num_labels=1,
-        dtype=dtype or torch.float32,
-        attn_implementation=attention_implementation(),
-        use_safetensors=True,
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,
-        **options,
-    )
+    with without_load_report():
+        loaded: Any = AutoModelForSequenceClassification.from_pretrained(
+            model.folder,
+            num_labels=1,
+            dtype=dtype or torch.float32,
+            attn_implementation=attention_implementation(),
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **options,
+        )
     refuse_misfits(model.reference, loaded[0], loaded[1], new_head)
     return _with_whole_embeddings(loaded[0])
 

@@ -7,7 +7,8 @@ transformers itself found to fit, renamed, fused and tied weights among it (`che
 
 import json
 import struct
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -110,7 +111,7 @@ def check_files(folder: Path) -> None:
     if (folder / SINGLE).exists() and SINGLE not in shards:
         raise UsageError(
             f"model folder {folder} holds two sets of weights, {SINGLE} and those that {INDEX} names "
-            f"({names(shards)}), and one of them is old; remove that one, with its index"
+            f"({names(shards)}), and one of them is old; remove that one"
         )
     held = {shard: header(folder / shard) for shard in shards}
     if lost := [weight for weight, shard in index.items() if weight not in held[shard]]:
@@ -199,16 +200,44 @@ def check_fit(reference: str, folder: Path) -> None:
 
     check_is_policy(reference, folder)
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, device_map="meta", use_safetensors=True, ignore_mismatched_sizes=True,
-            output_loading_info=True,
-        )  # fmt: skip
+        with without_load_report(), without_bars():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=torch.float32, device_map="meta", use_safetensors=True, ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )  # fmt: skip
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         why = " ".join(str(error).split())
         raise UsageError(
             f"{reference} cannot be loaded as a language model: {why[:300]}{'...' if len(why) > 300 else ''}"
         ) from None
     refuse_misfits(reference, *loaded)
+
+
+@contextmanager
+def without_load_report() -> Iterator[None]:
+    """Keep back what transformers says of weights that do not fit: `refuse_misfits` says it."""
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """Keep transformers' progress bars back where nothing takes long."""
+    from transformers.utils import logging
+
+    had_bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if had_bars:
+            logging.enable_progress_bar()
 
 
 def refuse_misfits(
