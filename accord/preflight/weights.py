@@ -1,9 +1,10 @@
 """A look at weights and amounts, which takes a while."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from accord.bundled import data_path
-from accord.models.loading import load_tokenizer
+from accord.models.base import examine_base
 from accord.models.references import resolve
 from accord.preflight.preferences import finished_feedback
 from accord.preflight.shared import Faults, read_rows
@@ -14,13 +15,20 @@ from reward.judge_models import LocalModel
 from reward.scorers import scorer_of
 from rl.config import OnlineConfig
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
-def look_at_weights(config: RoundConfig, runs: Runs, sections: Sequence[str], faults: Faults) -> None:
-    """Download and hash what is not ours, and see whether the model can be trained as the sections say."""
-    model = None
+
+def look_at_weights(
+    config: RoundConfig, runs: Runs, sections: Sequence[str], faults: Faults
+) -> "PreTrainedTokenizerBase | None":
+    """Download and hash what is not ours, and see whether the model can be trained as the sections say.
+
+    Returns its tokenizer, with the chat template that it will have.
+    """
+    model = tokenizer = None
     with faults.of("model"):
-        model = resolve(config.model, runs)
-        load_tokenizer(model)
+        model, tokenizer = examine_base(config.model, runs, config.chat_template)
     if "feedback" in sections and config.feedback and config.feedback.selection_reward_model:
         with faults.of("feedback.selection_reward_model"):
             resolve(config.feedback.selection_reward_model, runs)
@@ -51,6 +59,7 @@ def look_at_weights(config: RoundConfig, runs: Runs, sections: Sequence[str], fa
             with faults.of(f"{name}.lora"):
                 peft_config(model, lora, "CAUSAL_LM")
                 quantization(lora)
+    return tokenizer
 
 
 def look_at_amounts(config: RoundConfig, runs: Runs, sections: Sequence[str], faults: Faults) -> None:
