@@ -4,6 +4,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from accord.errors import UsageError
+from accord.models.families import attention_for, reward_model_class
 from accord.models.references import Model
 
 if TYPE_CHECKING:
@@ -51,26 +52,31 @@ def load_policy(model: Model, dtype: "torch.dtype | None" = None, **options: Any
     return AutoModelForCausalLM.from_pretrained(
         model.folder,
         dtype=dtype or torch.float32,
-        attn_implementation=attention_implementation(),
+        attn_implementation=attention_implementation(model),
         use_safetensors=True,
         **options,
     )
 
 
 def load_reward_model(model: Model, dtype: "torch.dtype | None" = None, **options: Any) -> "PreTrainedModel":
-    """The model with a scalar head; a new head (zero bias, one row) where the model has none yet."""
+    """The model with a scalar head; a new head (zero bias, one row) where the model has none yet.
+
+    Raises:
+        UsageError: its family cannot be given one.
+    """
     import torch
-    from transformers import AutoModelForSequenceClassification
+    from transformers import AutoConfig
 
     _no_bars_in_log_files()
-    return AutoModelForSequenceClassification.from_pretrained(
+    found: PreTrainedModel = reward_model_class(AutoConfig.from_pretrained(model.folder)).from_pretrained(
         model.folder,
         num_labels=1,
         dtype=dtype or torch.float32,
-        attn_implementation=attention_implementation(),
+        attn_implementation=attention_implementation(model),
         use_safetensors=True,
         **options,
     )
+    return found
 
 
 def _no_bars_in_log_files() -> None:
@@ -81,8 +87,8 @@ def _no_bars_in_log_files() -> None:
         transformers.utils.logging.disable_progress_bar()
 
 
-def attention_implementation() -> str:
+def attention_implementation(model: Model) -> str:
     """The attention that is fastest to train with here (docs/decisions/0005-speed-on-cpu.md)."""
     import torch
 
-    return "sdpa" if torch.cuda.is_available() else "eager"
+    return attention_for(model.folder, "sdpa") if torch.cuda.is_available() else "eager"

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from accord.chat import encode_prompt
+from accord.models.families import vllm_spoils
 from accord.models.loading import load_policy, load_tokenizer
 from accord.models.references import Model
 from accord.records import Message
@@ -98,6 +99,9 @@ class SharedSampler:
     def _start(self, model: Model, tokenizer: "PreTrainedTokenizerBase") -> Sampler:
         engine = self._config.engine
         check_installed(engine)
+        if engine == "auto" and vllm_is_installed() and (reason := vllm_spoils(model.folder)):
+            logger.info("%s; answers are sampled with transformers", reason)
+            engine = "transformers"
         eos_token_id: Any = tokenizer.eos_token_id
         if engine == "server":
             from accord.sampling.vllm_server import VLLMServerSampler
