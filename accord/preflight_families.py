@@ -13,11 +13,11 @@ from typing import Any
 from accord.config import LoraConfig
 from accord.errors import AccordError, UsageError
 from accord.models.adapters import peft_config
-from accord.models.families import context_length, reward_model_class, vllm_spoils
+from accord.models.families import context_length, reward_model_class
 from accord.models.references import Model
 from accord.round_config import RoundConfig
 from accord.training import quiet_libraries
-from rl.config import PPOConfig
+from rl.config import DPOConfig, PPOConfig
 
 SMALL = {
     "vocab_size": 256, "intermediate_size": 128, "moe_intermediate_size": 32, "ffn_dim": 128, "n_inner": 128,
@@ -49,14 +49,13 @@ def family_faults(
             found.append((key, error))
 
     of_family = AutoConfig.from_pretrained(model.folder)
-    if config.sampling.engine == "vllm":
-        with fault_of("sampling.engine"):
-            if reason := vllm_spoils(model.folder):
-                raise UsageError(f"{reason}; set sampling.engine to transformers, or to auto, which takes it")
     with quiet_libraries():
         for name in sections:
             with fault_of(f"{name}.lora"):
                 _check_adapters(model, of_family, getattr(getattr(config, name), "lora", None), name)
+            if name == "sft" or (name == "rl" and isinstance(config.rl, DPOConfig)):
+                with fault_of(f"{name}.trainer"):
+                    check_balance(of_family, name, getattr(config, name).trainer)
         if "reward" in sections:
             with fault_of("reward"):
                 reward_model_class(of_family)
@@ -83,6 +82,21 @@ def _check_adapters(model: Model, of_family: Any, lora: LoraConfig | None, secti
             raise UsageError(
                 f"{section}.lora: PEFT adds no adapters to {of_family.model_type} models ({error}); train without lora"
             ) from None
+
+
+def check_balance(of_family: Any, section: str, trainer: dict[str, Any]) -> None:
+    """TRL adds to the loss what keeps experts in equal use, and reads their number under one name only.
+
+    Raises:
+        UsageError: this family has them under another.
+    """
+    text = of_family.get_text_config()
+    if hasattr(text, "output_router_logits") and not hasattr(text, "num_experts"):
+        if trainer.get("router_aux_loss_coef") != 0:
+            raise UsageError(
+                f"{section}.trainer: TRL computes no loss of the balance between experts for {of_family.model_type} "
+                "models; set router_aux_loss_coef there to 0.0"
+            )
 
 
 def _check_ppo(model: Model, of_family: Any, config: RoundConfig) -> None:

@@ -20,6 +20,7 @@ import torch
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from tiny_families import FAMILIES, make_family
 from training_helpers import run_stage
+from transformers import AutoConfig
 
 from accord.chat import answer as said
 from accord.chat import encode_conversation
@@ -30,6 +31,7 @@ from accord.models.families import decoder_layers
 from accord.models.loading import load_policy, load_reward_model, load_tokenizer
 from accord.models.references import Model, resolve
 from accord.packing import Packed, body_of, compute_packed_rows, hidden_states
+from accord.preflight_families import check_balance
 from accord.records import Demonstration, Message, Preference, write_jsonl
 from accord.runs import Runs
 from accord.sampling.config import SamplingConfig
@@ -257,15 +259,21 @@ def stages(family: Family) -> str:
         "max_sequence_tokens": 250,
     }
     training |= {"heldout_fraction": 0.3, "learning_rate": 1e-3}
-    tuned = resolve(run_stage("sft", training, family.policy, demonstrations, runs), runs)
+    note, trainer = "", {}
+    try:
+        check_balance(AutoConfig.from_pretrained(family.policy.folder), "sft", trainer)
+    except AccordError:
+        note, trainer = " without balance loss", {"router_aux_loss_coef": 0.0}
+    of_policy = training | {"trainer": trainer}
+    tuned = resolve(run_stage("sft", of_policy, family.policy, demonstrations, runs), runs)
     reward_model = resolve(run_stage("reward", training | {"minimum_pairs": 2}, tuned, pairs, runs), runs)
-    run_stage("dpo", training, tuned, pairs, runs)
+    run_stage("dpo", of_policy, tuned, pairs, runs)
     rows = [encode_conversation(family.tokenizer, each).input_ids for each in conversations]
     model: Any = load_reward_model(reward_model).eval()
     right = torch.stack(
         [states[-1] @ model.score.weight[0].detach() for states in plain_states(body_of(model), rows)]
     )
-    return figure(furthest([torch.tensor(score(reward_model, conversations))], [right]))
+    return figure(furthest([torch.tensor(score(reward_model, conversations))], [right])) + note
 
 
 def ppo(family: Family, lora: LoraConfig | None, is_shared: bool = False) -> str:

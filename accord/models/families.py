@@ -49,24 +49,6 @@ def attention_for(folder: Path, wanted: str) -> str:
     return wanted if supported and not has_cap else "eager"
 
 
-def has_experts(config: Any) -> bool:
-    """Whether a model chooses between experts for every token."""
-    settings = config.get_text_config()
-    names = ("num_experts", "num_local_experts", "n_routed_experts")
-    return any((getattr(settings, name, None) or 0) > 1 for name in names)
-
-
-def vllm_spoils(folder: Path) -> str | None:
-    """Why vLLM cannot sample from changing weights of a model on this machine; None where it can."""
-    import torch
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(folder)
-    if has_experts(config) and not torch.cuda.is_available():
-        return f"{config.model_type} models have experts, whose weights vLLM spoils on a CPU as it takes over new ones"
-    return None
-
-
 def reward_model_class(config: Any) -> Any:
     """The class of a family's models with a scalar head, `score`, on the last hidden state.
 

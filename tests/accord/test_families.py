@@ -16,7 +16,7 @@ from accord import packing
 from accord.config import LoraConfig
 from accord.errors import UsageError
 from accord.models.adapters import peft_config
-from accord.models.families import attention_for, context_length, reward_model_class, vllm_spoils
+from accord.models.families import attention_for, context_length, reward_model_class
 from accord.models.loading import load_policy, load_reward_model
 from accord.models.references import Model
 from accord.packing import compute_packed_rows, packed_attention
@@ -215,12 +215,14 @@ def test_experts_that_would_not_be_shared_are_said_before_the_round(tmp_path: Pa
     )
 
 
-def test_vllm_on_a_cpu_is_refused_for_experts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (said,) = sentences("qwen3_moe", tmp_path, sampling={"engine": "vllm"}, rl={"max_sequence_tokens": 200})
-    assert said.startswith("sampling.engine: qwen3_moe models have experts") and "transformers" in said
-    assert vllm_spoils(tmp_path)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert vllm_spoils(tmp_path) is None
+def test_a_balance_loss_that_trl_cannot_compute_is_said_before_the_round(tmp_path: Path) -> None:
+    rl: dict[str, Any] = {"algorithm": "dpo"}
+    model = make_family("granitemoehybrid", tmp_path)
+    whole = round_config().model_dump(exclude_unset=True) | {"rl": rl}
+    (found,) = family_faults(model, RoundConfig.model_validate(whole), ["rl"])
+    assert found[0] == "rl.trainer" and "set router_aux_loss_coef there to 0.0" in str(found[1])
+    rl["trainer"] = {"router_aux_loss_coef": 0.0}
+    assert not family_faults(model, RoundConfig.model_validate(whole), ["rl"])
 
 
 def test_a_model_that_cannot_be_made_tiny_is_not_tried() -> None:
