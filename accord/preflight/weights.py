@@ -52,13 +52,17 @@ def look_at_weights(
             read_entries(runs)
     for name in sections:
         lora = getattr(getattr(config, name), "lora", None)
-        if model and lora and (lora.top_layers is not None or lora.quantize_base):
-            from accord.models.adapters import peft_config
+        if lora and lora.quantize_base:
             from accord.training import quantization
 
             with faults.of(f"{name}.lora"):
-                peft_config(model, lora, "CAUSAL_LM")
                 quantization(lora)
+    if model:
+        from accord.preflight.families import family_faults
+
+        for key, error in family_faults(model, config, sections):
+            with faults.of(key):
+                raise error
     return tokenizer
 
 
