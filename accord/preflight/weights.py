@@ -9,6 +9,7 @@ from accord.preflight.preferences import finished_feedback
 from accord.preflight.shared import Faults, read_rows
 from accord.records import Preference, Prompt, conversation_id, holds_comparisons, read_jsonl
 from accord.round_config import RoundConfig
+from accord.round_plan import has_preferences
 from accord.runs import DataFile, Run, Runs
 from reward.judge_models import LocalModel
 from reward.scorers import scorer_of
@@ -84,6 +85,10 @@ def look_at_amounts(config: RoundConfig, runs: Runs, sections: Sequence[str], fa
             }
         with faults.of("rl.prompts"):
             rows = read_rows(config.rl.prompts, Prompt)
+            if not has_preferences(config):
+                from reward.data import split_by_prompt
+
+                rows = split_by_prompt(rows, config.rl.heldout_fraction)[0]
             left = sum(conversation_id(row.prompt) not in heldout for row in rows)
             config.rl.check_enough_prompts(left, data_path(config.rl.prompts))
 

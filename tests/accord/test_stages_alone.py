@@ -41,7 +41,9 @@ def config(**sections: Any) -> RoundConfig:
         ({"preferences": "p.jsonl", "reward": {}, "rl": DPO}, None, ["reward", "rl"]),
         ({"preferences": "p.jsonl", "rl": DPO, "eval": GATE}, None, ["rl", "eval"]),
         ({"preferences": "p.jsonl", "reward": {}, "rl": DPO, "eval": GATE}, "eval", ["reward", "rl", "eval"]),
+        ({"rl": GRPO}, "grpo", ["rl"]),
         ({"preferences": "p.jsonl", "rl": GRPO}, "grpo", ["rl"]),
+        ({"feedback": {"prompts": "x"}, "rl": GRPO}, "grpo", ["feedback", "rl"]),
         ({"preferences": "p.jsonl", "reward": {}, "rl": GRPO}, None, ["rl"]),
         ({"preferences": "p.jsonl", "reward": {}, "rl": GRPO, "eval": GATE}, None, ["reward", "rl", "eval"]),
         (
