@@ -10,6 +10,7 @@ from pydantic import model_validator
 
 from accord.bundled import MODEL
 from accord.config import ChosenBy, Config
+from accord.data.config import DataConfig
 from accord.records import Preference, Row
 from accord.sampling.config import SamplingConfig
 from eval.config import EvalConfig
@@ -30,6 +31,7 @@ class RoundConfig(Config):
 
     model: str = MODEL
     """The base model; the policy of an earlier round as `run:<id>`, a folder, a hub id, or the bundled one."""
+    data: DataConfig = DataConfig()
     sampling: SamplingConfig = SamplingConfig()
     sft: SFTConfig | None = None
     """Left out: the base model is the policy that is aligned."""

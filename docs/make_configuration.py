@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from accord.config import LoraConfig, setting_docs
+from accord.data.config import DataConfig
 from accord.sampling.config import SamplingConfig
 from accord.training_config import TrainingConfig
 from eval.config import EvalConfig, Margin
@@ -25,10 +26,11 @@ INTRODUCTION = """\
 # Configuration
 
 One YAML file a round; `accord init` writes one to start from, [`configs/demo.yaml`](../configs/demo.yaml) is a whole
-one. Its top level holds `model` (a model reference), `sampling`, and a section for each stage that is to be run: `sft`
-(left out: the base model is aligned as it is), `feedback` or `preferences` (a file in its place), `reward`, `rl` and
-`eval`. On the command line a setting is `rl.learning_rate=1e-6`. A key that nothing reads, or that stands twice, is an
-error. `accord config check` says all that is wrong, `accord config show` all that is set. Data files inside the package
+one. Its top level holds `model` (a model reference), `data`, `sampling`, and a section for each stage that is to be
+run: `sft` (left out: the base model is aligned as it is), `feedback` or `preferences` (a file in its place),
+`reward`, `rl` and `eval`. On the command line a setting is `rl.learning_rate=1e-6`. A key that nothing reads, or that
+stands twice, is an error. `accord config check` says all that is wrong, `accord config show` all that is set. Data
+files inside the package
 are `bundled:demo/prompts.train.jsonl` and the like; other paths are relative to the working folder.
 
 This page is written by `docs/make_configuration.py`.
@@ -37,6 +39,12 @@ TRAINING = set(TrainingConfig.model_fields)
 OTHERS = "[optimise-with-other-algorithms.md](optimise-with-other-algorithms.md)"
 AND_TRAINING = "And the settings of every training stage."
 SECTIONS: list[tuple[str, type[BaseModel], str, set[str]]] = [
+    (
+        "data",
+        DataConfig,
+        "How the files that stages name are read ([bring your data](bring-your-data.md)).",
+        set(),
+    ),
     ("sampling", SamplingConfig, "The engine that samples answers, shared by all stages of a round.", set()),
     (
         "Settings of every training stage",

@@ -36,7 +36,8 @@ from accord.training import (
     train_in_run,
     trainer_arguments,
 )
-from reward.data import drop_too_long, split_by_prompt
+from reward.choices import contradictory_pairs, repeated_pairs
+from reward.data import split_by_prompt, usable_pairs
 from rl import reference_cache
 from rl.config import DPOConfig
 from rl.pairs import encode_pairs
@@ -63,12 +64,12 @@ def train_dpo(config: DPOConfig, runs: Runs, policy: Model, preferences: Judgeme
         path = file_of(preferences, "preferences.jsonl")
         tokenizer = load_tokenizer(policy)
         rows = read_jsonl(path, Preference)
-        kept, too_long = drop_too_long(tokenizer, rows, config.max_sequence_tokens)
+        kept, dropped = usable_pairs(tokenizer, rows, config.max_sequence_tokens)
         train, heldout = split_by_prompt(kept, config.heldout_fraction)
         if not train or not heldout:
             raise DataError(
-                f"{path}: leaves {len(train)} pairs to train on and {len(heldout)} held out, {too_long} were longer "
-                "than max_sequence_tokens; collect more preferences or raise it"
+                f"{path}: leaves {len(train)} pairs to train on and {len(heldout)} held out, {dropped['too_long']} "
+                "were longer than max_sequence_tokens; collect more preferences or raise it"
             )
 
         # build
@@ -97,6 +98,8 @@ def train_dpo(config: DPOConfig, runs: Runs, policy: Model, preferences: Judgeme
         metrics = {
             "pairs": len(train),
             "heldout_pairs": len(heldout),
+            "contradictory_pairs": contradictory_pairs(kept)[0],
+            "repeated_pairs": repeated_pairs(kept),
             "updates": trainer.state.global_step,
             "first_loss": logged(trainer, "loss", first=True),
             "train_loss": mean_loss(trainer),
@@ -108,7 +111,7 @@ def train_dpo(config: DPOConfig, runs: Runs, policy: Model, preferences: Judgeme
             "heldout_rejected_log_probability_before": logged(trainer, "eval_logps/rejected", first=True),
             "heldout_rejected_log_probability": logged(trainer, "eval_logps/rejected"),
         }
-        run.finish(metrics, {"too_long": too_long})
+        run.finish(metrics, dropped)
     return run
 
 

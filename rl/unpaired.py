@@ -15,10 +15,11 @@ from accord.records import (
     Preference,
     UnpairedFeedback,
     content_id,
-    conversation_id,
     holds_comparisons,
     messages_as_dicts,
+    question_id,
     read_jsonl,
+    said_of,
 )
 from accord.runs import DataFile, Run, file_of
 from feedback.belief.labels import desirable_or_not
@@ -52,7 +53,9 @@ def read_feedback(
             rows, dropped = desirable_or_not(read_jsonl(path, Comparison))
             del dropped["desirable"], dropped["undesirable"]
         else:
-            rows = [row for pair in read_jsonl(path, Preference) for row in unpaired(pair)]
+            pairs = read_jsonl(path, Preference)
+            rows = [row for pair in pairs if pair.weight != 0 for row in unpaired(pair)]
+            dropped = {"weight_zero": 2 * sum(pair.weight == 0 for pair in pairs)}
     labels = {row.label for row in rows}
     for label, name in ((True, "desirable"), (False, "undesirable")):
         if label not in labels:
@@ -91,7 +94,7 @@ def spread_out(rows: Sequence[UnpairedFeedback], seed: int) -> list[UnpairedFeed
     chance = random.Random(seed)
     shuffled = list(rows)
     chance.shuffle(shuffled)
-    ids = [conversation_id(row.prompt) for row in shuffled]
+    ids = [question_id(row.prompt) for row in shuffled]
     counts, starts, seen = Counter(ids), {id_: chance.random() for id_ in dict.fromkeys(ids)}, Counter[str]()
     placed: list[tuple[float, int, UnpairedFeedback]] = []
     for id_, row in zip(ids, shuffled, strict=True):
@@ -104,12 +107,12 @@ def drop_too_long_answers(
     tokenizer: PreTrainedTokenizerBase, rows: Sequence[UnpairedFeedback], max_sequence_tokens: int
 ) -> tuple[list[UnpairedFeedback], int]:
     """The rows whose prompt and answer fit, and how many did not."""
-    kept = [
-        row
-        for row in rows
-        if len(encode_conversation(tokenizer, [*row.prompt, *row.completion]).input_ids)
-        <= max_sequence_tokens
-    ]
+    kept = []
+    for row in rows:
+        with said_of(row):
+            encoded = encode_conversation(tokenizer, [*row.prompt, *row.completion])
+        if len(encoded.input_ids) <= max_sequence_tokens:
+            kept.append(row)
     return kept, len(rows) - len(kept)
 
 

@@ -1,7 +1,7 @@
 """Settings of supervised fine-tuning."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -35,6 +35,9 @@ class SFTConfig(TrainingConfig):
     heldout: str | None = None
     """A demonstration file for the held-out loss; without it, `heldout_fraction` of the rows are set aside."""
     heldout_fraction: float = Field(default=0.1, ge=0, lt=1)
+    thinking: Literal["learn", "keep", "cut"] = "learn"
+    """Of thinking parts (`reasoning_content`, or `<think>` at the beginning of an answer): learn them with the answer,
+    keep them in the text and learn what comes behind, or cut them."""
     packing: bool = False
     """Several conversations in one sequence; they never see one another, and no padding is computed."""
     early_stopping_evaluations: int | None = Field(default=None, ge=1)

@@ -11,6 +11,7 @@ import click
 
 from accord import __version__, parallel
 from accord.cli.config import config_group, init
+from accord.cli.data import data
 from accord.cli.eval import evaluation, finish_with_verdict
 from accord.cli.feedback import feedback
 from accord.cli.keys import keys
@@ -208,6 +209,9 @@ def report(run: str, output: Path | None) -> None:
 
     runs = runs_of_command()
     click.echo(rebuild(runs.load(run), runs, output))
+
+
+main.add_command(data)
 
 
 # --- runs

@@ -31,6 +31,7 @@ FIGURES = {
     "training_pairs": "Pairs it was trained on",
     "prompts": "Prompts it was trained on",
     "contradictory_pairs": "Pairs whose opposite was preferred too",
+    "repeated_pairs": "Pairs that repeat an earlier one",
     "heldout_pairs": "Held-out pairs",
     "heldout_prompts": "Held-out prompts",
     "heldout_accuracy": "Held-out pairs ordered as preferred (share)",

@@ -10,10 +10,13 @@ digests) and the libraries imported that training needs anyway.
 What only the doing of a stage needs, such as a server, is not asked for where a finished run has its settings.
 """
 
+from functools import partial
+
 from accord.models.references import locate
 from accord.preflight.evaluation import annotators_of, look_at_evaluation
 from accord.preflight.feedback import look_at_feedback, look_at_sampling
 from accord.preflight.preferences import look_at_preferences
+from accord.preflight.rendering import look_at_rendering
 from accord.preflight.shared import Faults, read_rows
 from accord.preflight.training import look_at_algorithm, look_at_trainer
 from accord.preflight.weights import look_at_amounts, look_at_weights
@@ -35,9 +38,9 @@ def check_round(config: RoundConfig, runs: Runs, until: StageName | None = None)
         DataError: data files are wrong, and nothing else is.
         AccordError: whatever else is wrong. The message of several has a line for each.
     """
-    config = open_data(config, runs)
     sections = stages_until(config, until)
     faults = Faults()
+    config = open_data(config, runs, keep_fault=partial(faults.keep_unreadable, sections))
     with faults.of("model"):
         locate(config.model, runs)
     if config.sft and "sft" in sections:
@@ -73,4 +76,5 @@ def check_round(config: RoundConfig, runs: Runs, until: StageName | None = None)
 
     look_at_weights(config, runs, sections, faults)
     look_at_amounts(config, runs, sections, faults)
+    look_at_rendering(config, runs, sections, faults)
     faults.report()

@@ -1,6 +1,6 @@
 """What is wrong with a configuration, by its keys; and what the looks at its stages share."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,6 +21,8 @@ class Faults:
 
     def __init__(self) -> None:
         self.found: list[tuple[str, AccordError]] = []
+        self.unreadable: set[str] = set()
+        """The keys of files that cannot be read."""
 
     @contextmanager
     def of(self, key: str) -> Iterator[None]:
@@ -28,7 +30,14 @@ class Faults:
         try:
             yield
         except AccordError as error:
+            if key not in self.unreadable:
+                self.found.append((key, error))
+
+    def keep_unreadable(self, sections: Sequence[str], key: str, error: AccordError) -> None:
+        """Keeps what is wrong with a file that a stage reads; nothing more is said of it then."""
+        if key.partition(".")[0] in (*sections, "preferences"):
             self.found.append((key, error))
+            self.unreadable.add(key)
 
     def report(self) -> None:
         """Raise all that was found as one error."""

@@ -7,7 +7,7 @@ from accord.models.loading import load_tokenizer
 from accord.models.references import resolve
 from accord.preflight.preferences import finished_feedback
 from accord.preflight.shared import Faults, read_rows
-from accord.records import Preference, Prompt, conversation_id, holds_comparisons, read_jsonl
+from accord.records import Preference, Prompt, holds_comparisons, question_id, read_jsonl
 from accord.round_config import RoundConfig
 from accord.round_plan import has_preferences
 from accord.runs import DataFile, Run, Runs
@@ -81,7 +81,7 @@ def look_at_amounts(config: RoundConfig, runs: Runs, sections: Sequence[str], fa
             from reward.data import split_by_prompt
 
             heldout = {
-                conversation_id(row.prompt) for row in split_by_prompt(pairs, config.rl.heldout_fraction)[1]
+                question_id(row.prompt) for row in split_by_prompt(pairs, config.rl.heldout_fraction)[1]
             }
         with faults.of("rl.prompts"):
             rows = read_rows(config.rl.prompts, Prompt)
@@ -89,7 +89,7 @@ def look_at_amounts(config: RoundConfig, runs: Runs, sections: Sequence[str], fa
                 from reward.data import split_by_prompt
 
                 rows = split_by_prompt(rows, config.rl.heldout_fraction)[0]
-            left = sum(conversation_id(row.prompt) not in heldout for row in rows)
+            left = sum(question_id(row.prompt) not in heldout for row in rows)
             config.rl.check_enough_prompts(left, data_path(config.rl.prompts))
 
 

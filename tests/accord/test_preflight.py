@@ -344,7 +344,7 @@ def test_prompts_with_one_id(runs: Runs, with_people: dict[str, Any], tmp_path: 
     lines = faults_of(
         changed(with_people, {"feedback.prompts": str(tmp_path / "two.jsonl")}), runs, "feedback"
     )
-    assert any("feedback.prompts: " in line and "the id 'same' stands twice" in line for line in lines)
+    assert any("feedback.prompts: " in line and "'same' stands in" in line for line in lines)
 
 
 def test_the_key_of_a_running_argilla_is_tried(

@@ -275,7 +275,7 @@ def test_an_answer_that_is_called_both_is_counted() -> None:
         ({"label": "perhaps"}, "label: Input should be a valid boolean"),
         (
             {"completion": [{"role": "user", "content": "x"}]},
-            "completion: the last message must be the assis",
+            "completion: must begin and end with the assis",
         ),
         ({"labl": True, "label": None}, "unknown column 'labl'; did you mean 'label'"),
     ],
