@@ -11,6 +11,7 @@ from functools import partial
 
 from accord.bundled import data_path
 from accord.chat import answer
+from accord.models.base import prepare_base
 from accord.models.references import Model, resolve
 from accord.preflight import check_round
 from accord.preflight.preferences import finished_feedback
@@ -54,7 +55,7 @@ def run_round(
 
     with SharedSampler(config.sampling, log=runs.root / "vllm.log") as sampler:
         # The base model learns the form of good answers from demonstrations.
-        before = policy = resolve(config.model, runs)
+        before = policy = prepare_base(config.model, runs, config.chat_template)
         if config.sft and "sft" in stages:
             runs_made.append(fine_tune(config.sft, runs, policy))
             policy = resolve(f"run:{runs_made[-1].id}", runs)

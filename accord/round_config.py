@@ -30,7 +30,12 @@ class RoundConfig(Config):
     row_files: ClassVar[Mapping[str, type[Row]]] = {"preferences": Preference}
 
     model: str = MODEL
-    """The base model; the policy of an earlier round as `run:<id>`, a folder, a hub id, or the bundled one."""
+    """The base model; the policy of an earlier round as `run:<id>`, a folder, a hub id, or the bundled one. A
+    PEFT adapter is merged with its base."""
+    chat_template: str | None = None
+    """How conversations are written, for a base model that has no chat template: chatml, llama3, zephyr, mistral,
+    gemma, a Jinja file, or a model whose template is taken. The model gets the control tokens that it lacks, with rows
+    in its embeddings. Left out, its own."""
     data: DataConfig = DataConfig()
     sampling: SamplingConfig = SamplingConfig()
     sft: SFTConfig | None = None

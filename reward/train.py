@@ -10,6 +10,7 @@ and a report card in place of a number called accuracy.
 
 import functools
 import json
+import logging
 import math
 import statistics
 from pathlib import Path
@@ -47,6 +48,7 @@ from accord.training import (
     mean_loss,
     quantization,
     quiet_libraries,
+    save_dtype,
     save_trained_model,
     train_in_run,
     trainer_arguments,
@@ -73,6 +75,8 @@ from reward.page.report import write_report
 from reward.report_card import report_card
 from reward.score import save_heads, score, set_heads
 from reward.trainer import GroupRewardTrainer, initialise_heads
+
+logger = logging.getLogger("accord.reward")
 
 check_arguments = functools.partial(
     check_trainer_arguments,
@@ -128,7 +132,8 @@ def train_reward_model(
 
         # build
         arguments = trainer_arguments(config, run, evaluate=True)
-        model: Any = load_reward_model(base, base_dtype(config), **quantization(config.lora))
+        model: Any = load_reward_model(base, base_dtype(config), new_head=True, **quantization(config.lora))
+        logger.info("reward: %s gets a new scalar head (score.weight)", base.reference)
         set_heads(model, torch.zeros(config.heads, model.score.in_features))
         initialise_heads(model.score, config.seed)
         groups, heldout_groups = (
@@ -257,7 +262,10 @@ def _save(
     head.weight = torch.nn.Parameter(heads.mean(dim=0, keepdim=True))
     head.out_features = 1
     with quiet_libraries():  # the fresh head of the base is said to be untrained; the merge replaces it
-        save_trained_model(trainer, tokenizer, run, load_reward_model(base) if config.lora else None)
+        save_trained_model(
+            trainer, tokenizer, run, load_reward_model(base, new_head=True) if config.lora else None,
+            save_dtype(config.save_dtype, base),
+        )  # fmt: skip
     folder = run.path / "model"
     if config.heads > 1:
         save_heads(folder, heads)

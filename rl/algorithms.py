@@ -177,7 +177,7 @@ ALGORITHMS = {
         Algorithm("grpo", _OF_SCORES, _config_of_online, _train_online, _check_online, _needs_of_online),
     )
 }
-OTHER_STAGES = ("sft", "feedback", "reward", "eval")
+OTHER_STAGES = ("base", "sft", "feedback", "reward", "eval")
 DEFAULT = "dpo"
 """What `rl` is about where it does not say."""
 

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from accord.config import Config, LoraConfig
 from accord.errors import DataError
 from accord.records import Demonstration, Prompt, Row, UnpairedFeedback
-from accord.training_config import TrainingConfig
+from accord.training_config import SaveDtype, TrainingConfig
 
 NO_RATINGS = (
     "holds pairs, and rl.labels: ratings reads comparisons with annotators' ratings; give a file of those, a feedback "
@@ -187,6 +187,8 @@ class PPOConfig(AlgorithmConfig):
     """Stop after so many evaluations in a row with a higher held-out score and a worse held-out preference loss than
     the best one's: the sign that the policy exploits the reward model."""
     precision: Literal["auto", "float32", "bfloat16"] = "float32"
+    """As for the other training stages."""
+    save_dtype: SaveDtype = "auto"
     """As for the other training stages."""
     lora: LoraConfig | None = None
     """Train adapters of policy and critic instead of all weights; the reference is then the policy without its own."""

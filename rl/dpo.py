@@ -32,6 +32,7 @@ from accord.training import (
     mean_loss,
     quantization,
     quiet_libraries,
+    save_dtype,
     save_trained_model,
     train_in_run,
     trainer_arguments,
@@ -94,7 +95,10 @@ def train_dpo(config: DPOConfig, runs: Runs, policy: Model, preferences: Judgeme
         train_in_run(trainer, run, "dpo", evaluate_first=True)
 
         # save
-        save_trained_model(trainer, tokenizer, run, load_policy(policy) if config.lora else None)
+        save_trained_model(
+            trainer, tokenizer, run, load_policy(policy) if config.lora else None,
+            save_dtype(config.save_dtype, policy),
+        )  # fmt: skip
         metrics = {
             "pairs": len(train),
             "heldout_pairs": len(heldout),

@@ -35,6 +35,7 @@ from accord.training import (
     mean_loss,
     quantization,
     quiet_libraries,
+    save_dtype,
     save_trained_model,
     train_in_run,
     trainer_arguments,
@@ -124,7 +125,10 @@ def train_kto(
         train_in_run(trainer, run, "kto", evaluate_first=True)
 
         # save
-        save_trained_model(trainer, tokenizer, run, load_policy(policy) if config.lora else None)
+        save_trained_model(
+            trainer, tokenizer, run, load_policy(policy) if config.lora else None,
+            save_dtype(config.save_dtype, policy),
+        )  # fmt: skip
         last, first = functools.partial(logged, trainer), functools.partial(logged, trainer, first=True)
         metrics = {
             "desirable_rows": desirable,

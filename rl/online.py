@@ -23,6 +23,7 @@ from accord.bundled import data_path
 from accord.config import check_trainer_arguments
 from accord.errors import AccordError, UsageError
 from accord.models.adapters import peft_config
+from accord.models.families import context_length
 from accord.models.loading import check_same_tokens, load_policy, load_tokenizer
 from accord.models.references import Model
 from accord.rows import Judgements, Rows, open_data, open_judgements
@@ -34,6 +35,7 @@ from accord.training import (
     logged,
     quantization,
     quiet_libraries,
+    save_dtype,
     save_trained_model,
     train_in_run,
     trainer_arguments,
@@ -150,7 +152,10 @@ def train_online(
 
         # save
         model.generation_config = generation_config
-        save_trained_model(trainer, tokenizer, run, load_policy(policy) if config.lora else None)
+        save_trained_model(
+            trainer, tokenizer, run, load_policy(policy) if config.lora else None,
+            save_dtype(config.save_dtype, policy),
+        )  # fmt: skip
         last, first = functools.partial(logged, trainer), functools.partial(logged, trainer, first=True)
         metrics = {
             "prompts": len(data.prompts),
@@ -238,10 +243,10 @@ def reward_model_function(
     """
     check_same_tokens(tokenizer, policy, reward_model)
     model = load_scorer(reward_model)
-    if max_sequence_tokens > model.config.max_position_embeddings:
+    if max_sequence_tokens > context_length(model.config):
         raise UsageError(
             f"max_sequence_tokens ({max_sequence_tokens}) is more than the reward model {reward_model.reference} reads "
-            f"({model.config.max_position_embeddings}); lower it"
+            f"({context_length(model.config)}); lower it"
         )
 
     def reward_model_score(

@@ -27,6 +27,7 @@ from accord.training import (
     mean_loss,
     quantization,
     quiet_libraries,
+    save_dtype,
     save_trained_model,
     train_in_run,
     trainer_arguments,
@@ -109,7 +110,10 @@ def fine_tune(
         train_in_run(trainer, run, "sft", evaluate_first=evaluation is not None)
 
         # save
-        save_trained_model(trainer, tokenizer, run, load_policy(base) if config.lora else None)
+        save_trained_model(
+            trainer, tokenizer, run, load_policy(base) if config.lora else None,
+            save_dtype(config.save_dtype, base),
+        )  # fmt: skip
         metrics = {
             "demonstrations": len(train),
             "heldout_demonstrations": 0 if evaluation is None else len(evaluation),

@@ -10,6 +10,7 @@ import yaml
 from accord.runs import RunRecord
 
 STAGES = {
+    "base": "Base model",
     "sft": "Supervised fine-tuning",
     "feedback": "Feedback",
     "reward": "Reward model",

@@ -12,6 +12,7 @@ What only the doing of a stage needs, such as a server, is not asked for where a
 
 from functools import partial
 
+from accord.models.base import look_at_base
 from accord.models.references import locate
 from accord.preflight.evaluation import annotators_of, look_at_evaluation
 from accord.preflight.feedback import look_at_feedback, look_at_sampling
@@ -42,7 +43,7 @@ def check_round(config: RoundConfig, runs: Runs, until: StageName | None = None)
     faults = Faults()
     config = open_data(config, runs, keep_fault=partial(faults.keep_unreadable, sections))
     with faults.of("model"):
-        locate(config.model, runs)
+        look_at_base(config.model, runs, config.chat_template)
     if config.sft and "sft" in sections:
         for file in config.sft.demonstrations:
             with faults.of("sft.demonstrations"):
@@ -74,7 +75,8 @@ def check_round(config: RoundConfig, runs: Runs, until: StageName | None = None)
         look_at_trainer(name, getattr(config, name), faults)
     faults.report()
 
-    look_at_weights(config, runs, sections, faults)
+    tokenizer = look_at_weights(config, runs, sections, faults)
     look_at_amounts(config, runs, sections, faults)
-    look_at_rendering(config, runs, sections, faults)
+    if tokenizer:
+        look_at_rendering(config, tokenizer, sections, faults)
     faults.report()

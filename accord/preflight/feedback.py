@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from accord.bundled import data_path
 from accord.config import Config
+from accord.models.base import look_at_base
 from accord.models.references import Model, locate
 from accord.preflight.shared import Faults, is_finished
 from accord.records import read_text
@@ -63,7 +64,7 @@ def look_at_sampling(config: RoundConfig, runs: Runs, sections: Sequence[str], f
         check_installed(config.sampling.engine)
     if config.sampling.engine == "server":
         with faults.of("sampling.server_url"):
-            _ask_sampling_server(config.sampling, locate(config.model, runs))
+            _ask_sampling_server(config.sampling, look_at_base(config.model, runs))
 
 
 def _ask_sampling_server(config: SamplingConfig, model: Model) -> None:

@@ -1,24 +1,22 @@
 """Whether the model's chat template takes the rows of every file that a stage reads."""
 
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from accord.bundled import data_path
 from accord.data.rendering import check_template_takes
-from accord.models.loading import load_tokenizer
-from accord.models.references import locate
 from accord.preflight.shared import Faults
 from accord.records import Comparison, Preference, Row, holds_comparisons, read_jsonl
 from accord.round_config import RoundConfig
-from accord.runs import Runs
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
-def look_at_rendering(config: RoundConfig, runs: Runs, sections: Sequence[str], faults: Faults) -> None:
+def look_at_rendering(
+    config: RoundConfig, tokenizer: "PreTrainedTokenizerBase", sections: Sequence[str], faults: Faults
+) -> None:
     """Encode a row of each pattern of turns in each file."""
-    tokenizer = None
-    with faults.of("model"):
-        tokenizer = load_tokenizer(locate(config.model, runs))
-    if tokenizer is None:
-        return
     for key, reference, row_type in _files(config, sections):
         is_cut = bool(key.startswith("sft.") and config.sft and config.sft.thinking == "cut")
         with faults.of(key):

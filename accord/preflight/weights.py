@@ -1,9 +1,10 @@
 """A look at weights and amounts, which takes a while."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from accord.bundled import data_path
-from accord.models.loading import load_tokenizer
+from accord.models.base import examine_base
 from accord.models.references import resolve
 from accord.preflight.preferences import finished_feedback
 from accord.preflight.shared import Faults, read_rows
@@ -15,13 +16,20 @@ from reward.judge_models import LocalModel
 from reward.scorers import scorer_of
 from rl.config import KTOConfig, OnlineConfig
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
-def look_at_weights(config: RoundConfig, runs: Runs, sections: Sequence[str], faults: Faults) -> None:
-    """Download and hash what is not ours, and see whether the model can be trained as the sections say."""
-    model = None
+
+def look_at_weights(
+    config: RoundConfig, runs: Runs, sections: Sequence[str], faults: Faults
+) -> "PreTrainedTokenizerBase | None":
+    """Download and hash what is not ours, and see whether the model can be trained as the sections say.
+
+    Returns its tokenizer, with the chat template that it will have.
+    """
+    model = tokenizer = None
     with faults.of("model"):
-        model = resolve(config.model, runs)
-        load_tokenizer(model)
+        model, tokenizer = examine_base(config.model, runs, config.chat_template)
     if "feedback" in sections and config.feedback and config.feedback.selection_reward_model:
         with faults.of("feedback.selection_reward_model"):
             resolve(config.feedback.selection_reward_model, runs)
@@ -45,13 +53,18 @@ def look_at_weights(config: RoundConfig, runs: Runs, sections: Sequence[str], fa
             read_entries(runs)
     for name in sections:
         lora = getattr(getattr(config, name), "lora", None)
-        if model and lora and (lora.top_layers is not None or lora.quantize_base):
-            from accord.models.adapters import peft_config
+        if lora and lora.quantize_base:
             from accord.training import quantization
 
             with faults.of(f"{name}.lora"):
-                peft_config(model, lora, "CAUSAL_LM")
                 quantization(lora)
+    if model:
+        from accord.preflight.families import family_faults
+
+        for key, error in family_faults(model, config, sections):
+            with faults.of(key):
+                raise error
+    return tokenizer
 
 
 def look_at_amounts(config: RoundConfig, runs: Runs, sections: Sequence[str], faults: Faults) -> None:

@@ -156,7 +156,7 @@ NO_END = CHATML.replace("<|im_end|>", "")
 @pytest.mark.parametrize(
     ("attributes", "says"),
     [
-        ({"chat_template": None}, "has no chat template; put a chat_template.jinja"),
+        ({"chat_template": None}, "has no chat template; set `chat_template` to one of chatml"),
         (
             {"chat_template": NO_END},
             "ends the assistant's turns with '<|im_start|>', '<|im_start|>', no control token",

@@ -69,14 +69,30 @@ def test_a_score_depends_on_its_own_conversation_only(trained_model: Model) -> N
     assert max(together) - min(together) > 0.1  # they do differ
 
 
-@pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("rows_per_batch", [1, 16])
-def test_padding_changes_no_score(trained_model: Model, side: Any, rows_per_batch: int) -> None:
+def test_padding_changes_no_score(trained_model: Model, rows_per_batch: int) -> None:
     model = trained_model
     tokenizer = load_tokenizer(model)
     rows = [encode_conversation(tokenizer, messages).input_ids for messages in conversations()]
-    padded = score_ids_by_head(load_scorer(model), tokenizer, rows, rows_per_batch, side)
+    padded = score_ids_by_head(load_scorer(model), tokenizer, rows, rows_per_batch)
     assert [of_heads[0] for of_heads in padded] == pytest.approx(score(model, conversations()), abs=1e-5)
+
+
+def test_a_score_is_read_at_the_last_token_also_where_that_is_what_pads(trained_model: Model) -> None:
+    """As it is where a tokenizer pads with EOS: transformers' own classifier would read the token before."""
+    tokenizer = load_tokenizer(trained_model)
+    tokenizer.pad_token = tokenizer.eos_token
+    scorer = load_scorer(trained_model)
+    rows = [encode_conversation(tokenizer, messages).input_ids for messages in conversations()]
+    right = score(trained_model, conversations())
+    scorer.config.pad_token_id = tokenizer.pad_token_id
+    assert [of_heads[0] for of_heads in score_ids_by_head(scorer, tokenizer, rows)] == pytest.approx(
+        right, abs=1e-5
+    )
+    scorer.config.pad_token_id = None
+    assert [of_heads[0] for of_heads in score_ids_by_head(scorer, tokenizer, rows)] == pytest.approx(
+        right, abs=1e-5
+    )
 
 
 def test_a_score_is_the_head_at_the_last_turn_s_eos(trained_model: Model) -> None:
