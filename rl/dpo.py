@@ -68,9 +68,10 @@ def train_dpo(config: DPOConfig, runs: Runs, policy: Model, preferences: Judgeme
         kept, dropped = usable_pairs(tokenizer, rows, config.max_sequence_tokens)
         train, heldout = split_by_prompt(kept, config.heldout_fraction)
         if not train or not heldout:
+            left_out = ", ".join(f"{count} {reason}" for reason, count in dropped.items())
             raise DataError(
-                f"{path}: leaves {len(train)} pairs to train on and {len(heldout)} held out, {dropped['too_long']} "
-                "were longer than max_sequence_tokens; collect more preferences or raise it"
+                f"{path}: leaves {len(train)} pairs to train on and {len(heldout)} held out, of "
+                f"{len(rows)} ({left_out}); collect more preferences, or raise max_sequence_tokens"
             )
 
         # build

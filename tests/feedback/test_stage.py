@@ -12,7 +12,7 @@ from datasets import load_dataset
 from feedback_helpers import free_port
 from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer
 
-from accord.errors import UsageError, WaitingForAnnotatorsError
+from accord.errors import DataError, UsageError, WaitingForAnnotatorsError
 from accord.models.loading import load_policy, load_reward_model, load_tokenizer
 from accord.models.references import Model
 from accord.records import Comparison, Message, Preference, Prompt, read_jsonl, write_jsonl
@@ -280,6 +280,6 @@ def test_an_id_that_stands_twice_is_refused(tiny_model: Model, runs: Runs, tmp_p
     write_jsonl(path, [Prompt(id="same", prompt=[Message(role="user", content=text)]) for text in "ab"])
     with (
         SharedSampler(SamplingConfig(engine="transformers")) as sampler,
-        pytest.raises(UsageError, match="twice"),
+        pytest.raises(DataError, match=r"id: 'same' stands in .*:1, too"),
     ):
         gather_preferences(FeedbackConfig(prompts=str(path)), runs, tiny_model, sampler)

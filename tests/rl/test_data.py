@@ -45,6 +45,7 @@ def test_every_prompt_that_is_not_used_is_counted(tiny_model: Model, tmp_path: P
     )
     assert data.dropped == {
         "prompts_heldout": 1, "prompts_too_long": 1, "heldout_prompts_too_long": len(long), "pairs_too_long": 0,
+        "pairs_equal_once_encoded": 0, "pairs_weight_zero": 0,
     }  # fmt: skip
     assert [prompt.messages for prompt in data.prompts] == asked[:5]
     assert [prompt.ids for prompt in data.prompts] == [encode_prompt(tokenizer, each) for each in asked[:5]]
