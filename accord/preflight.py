@@ -20,6 +20,7 @@ from accord.bundled import data_path
 from accord.config import Config
 from accord.errors import AccordError, DataError, TamperedError, UsageError
 from accord.models.base import examine_base, look_at_base
+from accord.models.chat_templates import find_template
 from accord.models.references import Model, locate, resolve
 from accord.records import (
     Comparison,
@@ -81,7 +82,10 @@ def check_round(config: RoundConfig, runs: Runs, until: StageName = "eval") -> N
     sections = _sections(config, until)
     faults = _Faults()
     with faults.of("model"):
-        look_at_base(config.model, runs, config.chat_template)
+        look_at_base(config.model, runs)
+    if config.chat_template:
+        with faults.of("chat_template"):
+            find_template(config.chat_template, runs)
     if config.sft and "sft" in sections:
         for file in config.sft.demonstrations:
             with faults.of("sft.demonstrations"):

@@ -93,15 +93,13 @@ def prepare_base(reference: str, runs: Runs, chat_template: str | None = None) -
     return resolve(run, runs)
 
 
-def look_at_base(reference: str, runs: Runs, chat_template: str | None = None) -> Model:
+def look_at_base(reference: str, runs: Runs) -> Model:
     """What `prepare_base` would find, in no time; returns the model whose architecture it has.
 
     Raises:
         UsageError: as there.
     """
     found = locate(reference, runs, adapter_too=True)
-    if chat_template:
-        find_template(chat_template, runs)
     base = _base_of_adapter(found, runs, locate) if found.is_adapter else found
     check_is_policy(base.reference, base.folder)
     return base

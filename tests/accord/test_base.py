@@ -11,6 +11,7 @@ import pytest
 import tokenizers
 import torch
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from safetensors.torch import load_file, save_file
 from tokenizers import decoders, models, pre_tokenizers, processors
 from transformers import (
     AutoModelForCausalLM,
@@ -21,11 +22,15 @@ from transformers import (
 )
 
 from accord.chat import PROBE, TEMPLATES, answer, encode_conversation, encode_prompt
+from accord.config import load_config
 from accord.errors import UsageError
 from accord.models.base import examine_base, look_at_base, prepare_base
 from accord.models.loading import load_policy, load_tokenizer
 from accord.models.references import Model, resolve
+from accord.preflight import check_round
 from accord.records import Message
+from accord.round import run_round
+from accord.round_config import RoundConfig
 from accord.runs import Runs
 
 CONVERSATION = [
@@ -75,7 +80,7 @@ def test_a_model_that_needs_nothing_stays_itself(tiny_model: Model, runs: Runs) 
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_a_model_gets_a_template(gpt: Path, runs: Runs, name: str, caplog: pytest.LogCaptureFixture) -> None:
     examined = examine_base(str(gpt), runs, name)
-    assert examined.folder == look_at_base(str(gpt), runs, name).folder == gpt
+    assert examined.folder == look_at_base(str(gpt), runs).folder == gpt
     assert not runs.root.exists()
     caplog.set_level("INFO", "accord.models")
     model = prepare_base(str(gpt), runs, name)
@@ -386,8 +391,6 @@ def test_an_adapter_of_another_model(gpt: Path, tiny_model: Model, tmp_path: Pat
 
 
 def test_an_adapter_that_lost_its_weights(tiny_model: Model, tmp_path: Path, runs: Runs) -> None:
-    from safetensors.torch import load_file, save_file
-
     folder, _ = adapter_of(tiny_model.folder, tmp_path / "adapter")
     file = folder / "adapter_model.safetensors"
     weights = load_file(file)
@@ -399,9 +402,52 @@ def test_an_adapter_that_lost_its_weights(tiny_model: Model, tmp_path: Path, run
         prepare_base(str(folder), runs)
 
 
-# --- with the stages alone
+# --- in a round
 
 
-def test_a_stage_alone_may_prepare_its_base(gpt: Path, tmp_path: Path) -> None:
-    runs = Runs(tmp_path / "runs", only="sft")
-    assert prepare_base(str(gpt), runs, "chatml").run_id is not None
+ROOT = Path(__file__).parents[2]
+
+
+def round_on(model: Path, *overrides: str) -> RoundConfig:
+    return load_config(ROOT / "configs" / "tiny.yaml", RoundConfig, [f"model={model}", *overrides])
+
+
+def test_what_is_wrong_is_said_before_the_start(gpt: Path, tmp_path: Path, runs: Runs) -> None:
+    check_round(round_on(gpt, "chat_template=zephyr"), runs, "sft")
+    assert not runs.root.exists()
+    with pytest.raises(UsageError, match=r"^model .* has no chat template; set `chat_template` to one of"):
+        check_round(round_on(gpt), runs, "sft")
+    with pytest.raises(UsageError, match=r"^chat_template: 'zephir' is none of chatml"):
+        check_round(round_on(gpt, "chat_template=zephir"), runs, "sft")
+    folder, _ = adapter_of(gpt, tmp_path / "adapter", "/no/base")
+    with pytest.raises(
+        UsageError, match=r"2 things are wrong, and nothing was started:\n  model: .* is an adapter of"
+    ):
+        check_round(round_on(folder, "chat_template=a.jinja"), runs, "sft")
+    broken = tmp_path / "broken"
+    shutil.copytree(gpt, broken)
+    weights = load_file(gpt / "model.safetensors")
+    save_file(
+        {name: each for name, each in weights.items() if "layers.1" not in name}, broken / "model.safetensors"
+    )
+    with pytest.raises(
+        UsageError, match=r"^model: the weights of .* do not fit its architecture GPTNeoXForCausalLM"
+    ):
+        check_round(round_on(broken, "chat_template=zephyr"), runs, "sft")
+
+
+def test_a_round_starts_from_the_prepared_base(gpt: Path, demonstrations: Path, runs: Runs) -> None:
+    """By the stage alone; the base belongs to it."""
+    config = round_on(
+        gpt,
+        "chat_template=chatml",
+        f"sft.demonstrations=[{{path: {demonstrations}}}]",
+        "sft.max_sequence_tokens=400",
+    )
+    run = run_round(config, Runs(runs.root, only="sft"), "sft", checked=True)
+    base, tuned = runs.lineage(run)
+    assert (base.record.stage, tuned.id) == ("base", run.id)
+    assert base.record.config["chat_template"] == "chatml"
+    assert "<|im_start|>" in base.record.config["template"]
+    assert base.metrics == {"new_tokens": ["<|im_start|>", "<|im_end|>"]}
+    assert run_round(config, Runs(runs.root, only="sft"), "sft", checked=True).id == run.id
