@@ -89,7 +89,7 @@ def prepare_base(reference: str, runs: Runs, chat_template: str | None = None) -
         if not run.is_done:
             if parallel.is_first():
                 _make(plan, run.path / "model")
-            run.finish({"new_tokens": list(plan.new_tokens)})
+            run.finish({"new_tokens": len(plan.new_tokens)})
     return resolve(run, runs)
 
 

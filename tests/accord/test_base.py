@@ -229,18 +229,24 @@ def test_a_model_with_several_templates_takes_the_default(
 ) -> None:
     folder = tmp_path / "model"
     shutil.copytree(tiny_model.folder, folder)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    plain = tokenizer.chat_template
-    marked = plain.replace("{{- message", "{% generation %}{{- message").replace(
-        "-}}\n{%- endif -%}\n{%- endfor", "-}}{% endgeneration %}\n{%- endif -%}\n{%- endfor"
-    )
-    assert "generation" in marked
-    tokenizer.chat_template = {"default": plain, "tool_use": "{{ tools }}"}
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    marked = "{% generation %}" + tokenizer.chat_template + "{% endgeneration %}"
+    tokenizer.chat_template = {"default": marked, "tool_use": "{{ tools }}"}
     tokenizer.save_pretrained(folder)
     loaded = load_tokenizer(resolve(str(folder), runs))
     assert encode_prompt(loaded, CONVERSATION[:2]) == encode_prompt(
         load_tokenizer(tiny_model), CONVERSATION[:2]
     )
+    templates: Any = loaded.chat_template
+    assert templates["tool_use"] == "{{ tools }}"
+    assert "generation %}" not in templates["default"].replace("add_generation", "")
+    tokenizer.chat_template = {"rag": marked, "tool_use": marked}
+    tokenizer.save_pretrained(folder)
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    with pytest.raises(
+        UsageError, match=r"has several chat templates \(.*\) and none of them is called default"
+    ):
+        load_tokenizer(resolve(str(folder), runs))
 
 
 # --- padding
@@ -449,5 +455,5 @@ def test_a_round_starts_from_the_prepared_base(gpt: Path, demonstrations: Path, 
     assert (base.record.stage, tuned.id) == ("base", run.id)
     assert base.record.config["chat_template"] == "chatml"
     assert "<|im_start|>" in base.record.config["template"]
-    assert base.metrics == {"new_tokens": ["<|im_start|>", "<|im_end|>"]}
+    assert base.metrics == {"new_tokens": 2}
     assert run_round(config, Runs(runs.root, only="sft"), "sft", checked=True).id == run.id

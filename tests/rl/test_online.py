@@ -136,6 +136,8 @@ def test_a_run_learns_from_scores_of_the_tokens_it_sampled(
     saved = json.loads((run.path / "model" / "generation_config.json").read_text())
     assert saved.pop("transformers_version")
     assert saved == {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        assert (run.path / "model" / file).read_bytes() == (tiny_model.folder / file).read_bytes()
     resolve(f"run:{run.id}", runs)
 
 
