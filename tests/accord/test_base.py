@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -457,3 +459,25 @@ def test_a_round_starts_from_the_prepared_base(gpt: Path, demonstrations: Path, 
     assert "<|im_start|>" in base.record.config["template"]
     assert base.metrics == {"new_tokens": 2}
     assert run_round(config, Runs(runs.root, only="sft"), "sft", checked=True).id == run.id
+
+
+def test_the_gate_looks_at_both_models_first(tiny_model: Model, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny_model.folder, broken)
+    weights = load_file(broken / "model.safetensors")
+    save_file(
+        {name: each for name, each in weights.items() if "layers.1" not in name}, broken / "model.safetensors"
+    )
+    (tmp_path / "gate.yaml").write_text(
+        "prompts: bundled:demo/prompts.heldout.jsonl\ngate: {response_tokens: {direction: lower, margin: 5}}\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "accord", "--runs", str(tmp_path / "runs"), "gate", "--baseline", tiny_model.reference,
+         "--candidate", str(broken), "--config", str(tmp_path / "gate.yaml")],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.startswith(
+        f"error: the weights of {broken} do not fit its architecture LlamaForCausalLM: 9 of "
+    )
+    assert done.stderr.count("\n") == 1
