@@ -28,7 +28,7 @@ INTRODUCTION = """\
 # Configuration
 
 One YAML file a round; [`configs/demo.yaml`](../configs/demo.yaml) is the one to start from. Its top level holds
-`model` (a model reference), the sections `sampling`, `sft` (left out: the base model is aligned as it is), `feedback`
+`model` (a model reference) and `chat_template` ([bring-your-model.md](bring-your-model.md)), the sections `sampling`, `sft` (left out: the base model is aligned as it is), `feedback`
 or `preferences` (a file in its place), `reward`, `rl` and `eval`. On the command line a setting is
 `rl.learning_rate=1e-6`. A key that nothing reads, or that stands twice, is an error. Data files inside the package are
 `bundled:demo/prompts.train.jsonl` and the like; other paths are relative to the working folder.
@@ -51,7 +51,7 @@ SECTIONS: list[tuple[str, type[BaseModel], str, set[str]]] = [
     ("sft", SFTConfig, AND_TRAINING, TRAINING),
     ("demonstrations", WeightedFile, "Each entry of `sft.demonstrations`.", set()),
     ("feedback", FeedbackConfig, "See [collect-feedback.md](collect-feedback.md).", set()),
-    ("reward", RewardConfig, AND_TRAINING, TRAINING),
+    ("reward", RewardConfig, AND_TRAINING, TRAINING - {"save_dtype"}),
     (
         "rl with algorithm: dpo",
         DPOConfig,

@@ -17,7 +17,7 @@ from accord.chat import prepare_tokenizer
 from accord.config import Config
 from accord.errors import UsageError
 from accord.models.chat_templates import Template, find_template, give
-from accord.models.loading import check_tokens_have_rows, load_policy
+from accord.models.loading import check_tokens_have_rows, load_policy, read_tokenizer
 from accord.models.references import Model, locate, resolve
 from accord.models.saving import write_model
 from accord.models.weights import (
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("accord.models")
 
+CHAT = logging.getLogger("accord.chat")
 STAGE = "base"
 
 
@@ -119,17 +120,20 @@ def examine_base(reference: str, runs: Runs, chat_template: str | None = None) -
 
 
 def _plan(found: Model, runs: Runs, chat_template: str | None) -> _Plan:
-    from transformers import AutoTokenizer
-
     base = _base_of_adapter(found, runs, resolve) if found.is_adapter else found
     check_is_policy(base.reference, base.folder)
     has_own = found.is_adapter and list(found.folder.glob("tokenizer.*"))
-    tokenizer = AutoTokenizer.from_pretrained(found.folder if has_own else base.folder)
+    tokenizer = read_tokenizer(found.folder if has_own else base.folder)
     before = (tokenizer.get_vocab(), tokenizer.chat_template)
     template = find_template(chat_template, runs) if chat_template else None
     if template:
         give(template, tokenizer, found.reference)
-    prepare_tokenizer(tokenizer, found.reference, add_padding=True)
+    level = CHAT.level
+    CHAT.setLevel(logging.WARNING)  # what becomes EOS and padding is said by who makes or loads the model
+    try:
+        prepare_tokenizer(tokenizer, found.reference, add_padding=True)
+    finally:
+        CHAT.setLevel(level)
     new = sorted(tokenizer.get_vocab().keys() - before[0].keys(), key=tokenizer.convert_tokens_to_ids)
     if not found.is_adapter and not new and tokenizer.chat_template == before[1]:
         template = None  # it has it already

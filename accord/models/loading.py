@@ -1,6 +1,7 @@
 """Models and tokenizers in memory, from a folder that `accord.models.references` found."""
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from accord.errors import UsageError
@@ -14,13 +15,30 @@ if TYPE_CHECKING:
 
 def load_tokenizer(model: Model) -> "PreTrainedTokenizerBase":
     """The model's tokenizer, checked and prepared for conversations (`chat.prepare_tokenizer`)."""
-    from transformers import AutoTokenizer
-
     from accord.chat import prepare_tokenizer
 
-    tokenizer = prepare_tokenizer(AutoTokenizer.from_pretrained(model.folder), model.reference)
+    tokenizer = prepare_tokenizer(read_tokenizer(model.folder), model.reference)
     check_tokens_have_rows(model, tokenizer)
     return tokenizer
+
+
+def read_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
+    """The tokenizer as it is.
+
+    Raises:
+        UsageError: it cannot be loaded.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
+    except Exception as error:  # of the tokenizers library, without a class of their own
+        why = " ".join(str(error).split())[:200]
+        raise UsageError(
+            f"the tokenizer in {folder} cannot be loaded ({type(error).__name__}: {why}); put the tokenizer "
+            "files there that came with the model"
+        ) from None
+    return found
 
 
 def check_tokens_have_rows(model: Model, tokenizer: "PreTrainedTokenizerBase") -> None:

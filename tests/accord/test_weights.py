@@ -257,6 +257,15 @@ def test_every_token_that_may_be_read_has_a_row(good: Path, tmp_path: Path, runs
     assert "(<image>, <tool>)" in message_of(lambda: load_tokenizer(model))
 
 
+@pytest.mark.parametrize("content", ["{", "{}", '{"model": {"type": "Unheard"}}'])
+def test_a_tokenizer_that_cannot_be_read(good: Path, tmp_path: Path, runs: Runs, content: str) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(good, folder)
+    (folder / "tokenizer.json").write_text(content)
+    message = message_of(lambda: load_tokenizer(resolve(str(folder), runs)))
+    assert message.startswith(f"the tokenizer in {folder} cannot be loaded (")
+
+
 def test_eos_is_learned_though_the_configuration_takes_it_for_padding(good: Path, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     shutil.copytree(good, folder)
