@@ -30,8 +30,9 @@ INTRODUCTION = """\
 One YAML file a round; [`configs/demo.yaml`](../configs/demo.yaml) is the one to start from. Its top level holds
 `model` (a model reference) and `chat_template` ([bring-your-model.md](bring-your-model.md)), the sections `sampling`,
 `sft` (left out: the base model is aligned as it is), `feedback` or `preferences` (a file in its place), `reward`, `rl`
-and `eval`. On the command line a setting is `rl.learning_rate=1e-6`. A key that nothing reads, or that stands twice, is an error. Data files inside the package are
-`bundled:demo/prompts.train.jsonl` and the like; other paths are relative to the working folder.
+and `eval`. On the command line a setting is `rl.learning_rate=1e-6`. A key that nothing reads, or that stands twice, is
+an error. Data files inside the package are `bundled:demo/prompts.train.jsonl` and the like; other paths are relative to
+the working folder.
 
 This page is written by `docs/make_configuration.py`.
 """

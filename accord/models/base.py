@@ -17,20 +17,19 @@ from accord.chat import prepare_tokenizer
 from accord.config import Config
 from accord.errors import UsageError
 from accord.models.chat_templates import Template, find_template, give
-from accord.models.loading import check_tokens_have_rows, load_policy, read_tokenizer
-from accord.models.references import Model, locate, resolve
-from accord.models.saving import write_model
-from accord.models.weights import (
+from accord.models.files import (
     ADAPTER,
     ADAPTER_WEIGHTS,
-    check_fit,
     check_is_policy,
     header,
     names,
     read_settings,
     stored_dtype,
-    without_load_report,
 )
+from accord.models.loading import check_tokens_have_rows, load_policy, read_tokenizer
+from accord.models.references import Model, locate, resolve
+from accord.models.saving import write_model
+from accord.models.weights import check_fit, without_load_report
 from accord.runs import Runs, Source
 
 if TYPE_CHECKING:

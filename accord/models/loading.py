@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from accord.errors import UsageError
+from accord.models.files import check_is_policy, names, read_settings
 from accord.models.references import Model
-from accord.models.weights import check_is_policy, names, read_settings, refuse_misfits, without_load_report
+from accord.models.weights import refuse_misfits, without_load_report
 
 if TYPE_CHECKING:
     import torch

@@ -13,9 +13,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForSequenceClassification
 
 from accord.errors import UsageError
+from accord.models.files import stored_dtype
 from accord.models.loading import load_policy, load_reward_model, load_tokenizer
 from accord.models.references import Model, locate, resolve
-from accord.models.weights import check_fit, stored_dtype
+from accord.models.weights import check_fit
 from accord.runs import Runs
 
 Weights = dict[str, torch.Tensor]
