@@ -58,6 +58,7 @@ class _Plan:
     base: Model
     """Whose weights are taken: the adapter's base, or the model itself."""
     template: Template | None
+    had_template: bool
     tokenizer: "PreTrainedTokenizerBase"
     new_tokens: tuple[str, ...]
 
@@ -136,7 +137,7 @@ def _plan(found: Model, runs: Runs, chat_template: str | None) -> _Plan:
     new = sorted(tokenizer.get_vocab().keys() - before[0].keys(), key=tokenizer.convert_tokens_to_ids)
     if not found.is_adapter and not new and tokenizer.chat_template == before[1]:
         template = None  # it has it already
-    return _Plan(found, base, template, tokenizer, tuple(new))
+    return _Plan(found, base, template, bool(before[1]), tokenizer, tuple(new))
 
 
 def _base_of_adapter(adapter: Model, runs: Runs, find: Any) -> Model:
@@ -192,7 +193,8 @@ def _make(plan: _Plan, folder: Path) -> None:
         model = _merged(model, plan.found)
         done.append(f"the adapter is merged with {plan.base.reference}")
     if plan.template:
-        done.append(f"it has the chat template {plan.template.name}")
+        instead = " in place of its own" if plan.had_template else ""
+        done.append(f"it has the chat template {plan.template.name}{instead}")
     rows = model.get_input_embeddings().weight.shape[0]
     if plan.new_tokens or plan.template:
         _grow(model, plan.tokenizer, plan.new_tokens)

@@ -122,6 +122,25 @@ def test_a_model_gets_a_template(gpt: Path, runs: Runs, name: str, caplog: pytes
     )
 
 
+def test_a_template_in_place_of_another(
+    tiny_model: Model, runs: Runs, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "accord")
+    model = prepare_base(tiny_model.reference, runs, "zephyr")
+    assert (
+        "it has the chat template zephyr in place of its own; new control tokens are <|system|>, "
+        in caplog.text
+    )
+    # A later round starts from what came of it, with the same configuration: nothing is left to do.
+    assert prepare_base(model.reference, runs, "zephyr") == model
+    tokenizer = load_tokenizer(model)
+    for size in (1, 2, 4):
+        conversation = [Message(role="user", content="x" * size), *answer("y")]
+        assert tokenizer.decode(encode_conversation(tokenizer, conversation).input_ids).endswith(
+            "y<|im_end|>"
+        )
+
+
 def test_what_the_templates_write(gpt: Path, runs: Runs) -> None:
     expected = {
         "chatml": "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHello<|im_end|>\n"
