@@ -21,6 +21,7 @@ from accord.config import Config
 from accord.errors import AccordError, DataError, TamperedError, UsageError
 from accord.models.base import examine_base, look_at_base
 from accord.models.chat_templates import find_template
+from accord.models.loading import check_fit
 from accord.models.references import Model, locate, resolve
 from accord.records import (
     Comparison,
@@ -458,10 +459,10 @@ def _look_at_weights(config: RoundConfig, runs: Runs, sections: Sequence[str], f
         model = examine_base(config.model, runs, config.chat_template)
     if "feedback" in sections and config.feedback and config.feedback.selection_reward_model:
         with faults.of("feedback.selection_reward_model"):
-            resolve(config.feedback.selection_reward_model, runs)
+            check_fit(resolve(config.feedback.selection_reward_model, runs))
     if "reward" in sections and config.reward.previous:
         with faults.of("reward.previous"):
-            resolve(config.reward.previous, runs)
+            check_fit(resolve(config.reward.previous, runs))
     scorers = []
     if "rl" in sections and (function := getattr(config.rl, "reward_function", None)):
         scorers.append(("rl.reward_function", function))

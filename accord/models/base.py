@@ -26,10 +26,10 @@ from accord.models.files import (
     read_settings,
     stored_dtype,
 )
-from accord.models.loading import check_tokens_have_rows, load_policy, read_tokenizer
+from accord.models.loading import check_fit, check_tokens_have_rows, load_policy, read_tokenizer
 from accord.models.references import Model, locate, resolve
 from accord.models.saving import write_model
-from accord.models.weights import check_fit, without_load_report
+from accord.models.weights import without_load_report
 from accord.runs import Runs, Source
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def examine_base(reference: str, runs: Runs, chat_template: str | None = None) -
     plan = _plan(resolve(reference, runs, adapter_too=True), runs, chat_template)
     if plan.changes_nothing:
         check_tokens_have_rows(plan.base, plan.tokenizer)
-    check_fit(plan.base.reference, plan.base.folder)
+    check_fit(plan.base)
     return plan.base
 
 

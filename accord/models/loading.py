@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from accord.errors import UsageError
-from accord.models.files import check_is_policy, names, read_settings
+from accord.models.files import check_is_policy, is_reward_model, names, read_settings
 from accord.models.references import Model
-from accord.models.weights import refuse_misfits, without_load_report
+from accord.models.weights import refuse_misfits, without_bars, without_load_report
 
 if TYPE_CHECKING:
     import torch
@@ -141,6 +141,25 @@ def load_reward_model(
         )
     refuse_misfits(model.reference, loaded[0], loaded[1], new_head)
     return _with_whole_embeddings(loaded[0])
+
+
+def check_fit(model: Model) -> None:
+    """Whether the weights of a policy or a reward model are all there and all used; only their shapes are read.
+
+    Raises:
+        UsageError: some are not, or transformers knows no such model.
+    """
+    kind, load = "language model", load_policy
+    if is_reward_model(model.folder):
+        kind, load = "reward model", load_reward_model
+    try:
+        with without_bars():
+            load(model, device_map="meta")
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        why = " ".join(str(error).split())
+        raise UsageError(
+            f"{model.reference} cannot be loaded as a {kind}: {why[:300]}{'...' if len(why) > 300 else ''}"
+        ) from None
 
 
 def _with_whole_embeddings(model: Any) -> Any:

@@ -6,38 +6,13 @@ both are refused, with names, by what transformers itself found to fit: renamed,
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from accord.errors import UsageError
-from accord.models.files import check_is_policy, names
+from accord.models.files import names
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-
-def check_fit(reference: str, folder: Path) -> None:
-    """Whether a language model's weights are all there and all used; their shapes are read, not their values.
-
-    Raises:
-        UsageError: some are not, or transformers knows no such model.
-    """
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    check_is_policy(reference, folder)
-    try:
-        with without_load_report(), without_bars():
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=torch.float32, device_map="meta", use_safetensors=True, ignore_mismatched_sizes=True,
-                output_loading_info=True,
-            )  # fmt: skip
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
-        why = " ".join(str(error).split())
-        raise UsageError(
-            f"{reference} cannot be loaded as a language model: {why[:300]}{'...' if len(why) > 300 else ''}"
-        ) from None
-    refuse_misfits(reference, *loaded)
 
 
 @contextmanager
