@@ -25,6 +25,11 @@ from accord.chat import common_prefix
 
 ATTENTION = "accord_packed"
 """The name of `packed_attention` among transformers' attention implementations."""
+NO_EFFECT = {
+    "dropout", "is_causal", "position_ids", "cache_position", "use_cache", "output_attentions", "output_hidden_states",
+    "output_router_logits", "past_key_values", "position_embeddings",
+}  # fmt: skip
+"""What models hand to their attention that changes nothing in packed rows."""
 
 
 @dataclass(frozen=True)
@@ -115,35 +120,83 @@ class Packed:
 
 
 @torch.no_grad()
-def compute_packed_rows(model: Any) -> bool:
+def compute_packed_rows(model: Any, longest: int = 64) -> bool:
     """From now on, compute packed rows only; False, and nothing changed, for a model whose attention is another kind.
 
     A model computes a `Packed` when it is called with its `input_ids`, its `position_ids` and the `Packed` itself as
     `packed`. Whether it does so rightly is tried out on sequences that begin alike.
+
+    Args:
+        model: in the dtype to compute in.
+        longest: of the sequences that it will read: beyond a sliding window, the sequences that are tried are, too.
     """
     body = body_of(model)
     before = body.config._attn_implementation
     if before == ATTENTION:
         return True
     body.eval()
-    ends = (6, 5, 4)
-    ids = torch.tensor([[5, 6, 7, 8, 9, 10], [5, 6, 7, 11, 12, 0], [5, 6, 7, 13, 0, 0]], device=body.device)
-    ids %= body.config.vocab_size
-    # Each pass reads all weights, so the sequences are one batch; what comes after their ends, they cannot see.
-    plain = body(input_ids=ids, use_cache=False).last_hidden_state
-    body.set_attn_implementation(ATTENTION)
-    packed = Packed.of([row[:end] for row, end in zip(ids.tolist(), ends, strict=True)], body.device)
+    sequences = probe(body.config, longest)
+    longer, shorter = sequences
+    padded = [
+        longer,
+        shorter + [0] * (len(longer) - len(shorter)),
+    ]  # causal: padding is seen by nothing before it
+    plain = body(input_ids=torch.tensor(padded, device=body.device), use_cache=False).last_hidden_state
+    alone = body(input_ids=torch.tensor([longer], device=body.device), use_cache=False).last_hidden_state[0]
     try:
+        body.set_attn_implementation(ATTENTION)
+        packed = Packed.of(sequences, body.device)
         states = hidden_states(body, packed)
         if all(
-            torch.allclose(states[packed.places(row, end)], plain[row, :end], atol=1e-2, rtol=1e-2)
-            for row, end in enumerate(ends)
+            is_rounding(states[packed.places(row, len(ids))], plain[row, : len(ids)], (plain[0], alone))
+            for row, ids in enumerate(sequences)
         ):
             return True
-    except (TypeError, ValueError, RuntimeError):
-        pass
+    except (AttributeError, IndexError, TypeError, ValueError, RuntimeError):
+        pass  # this model's code takes no packed rows
     body.set_attn_implementation(before)
     return False
+
+
+def probe(config: Any, longest: int) -> list[list[int]]:
+    """Two sequences of token ids that begin alike, to try a way of computing on.
+
+    They are as long as what will be read, as far as that decides anything: a few tokens beyond a sliding window.
+    """
+    settings = config.get_text_config()
+    windows = (getattr(settings, name, None) for name in ("sliding_window", "attention_chunk_size"))
+    length = max([48, *(window + 16 for window in windows if window)])
+    length = max(4, min(length, longest))
+    common = length // 2
+    first = [(5 + 7 * i) % settings.vocab_size for i in range(length)]
+    other = [(11 + 5 * i) % settings.vocab_size for i in range(common, length - 1)]
+    return [first, first[:common] + other]
+
+
+ROUNDING = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+"""How far off a state may be by rounding, as a part of its length; in float32 a wrong mask is off by 1e-2 or more."""
+
+
+def is_rounding(
+    found: Float[Tensor, "tokens size"],
+    right: Float[Tensor, "tokens size"],
+    equivalents: tuple[Tensor, Tensor] | None = None,
+) -> bool:
+    """Whether no token's state differs from the right one by more than rounding explains.
+
+    `equivalents` are two results of the same computation in two ways that are both right: rounding explains ten times
+    what they differ by, up to a tenth of a percent (ten percent in half precision).
+    """
+    bound = ROUNDING.get(right.dtype, 5e-2)
+    if equivalents is not None:
+        bound = max(bound, min(10 * distance(*equivalents), 10 * bound))
+    return distance(found, right) <= bound
+
+
+def distance(found: Float[Tensor, "tokens size"], right: Float[Tensor, "tokens size"]) -> float:
+    """By how much the states of tokens differ, the furthest of them, as a part of its length."""
+    found, right = found.detach().double(), right.detach().double()
+    return float(((found - right).norm(dim=-1) / right.norm(dim=-1).clamp(min=1e-30)).max())
 
 
 def hidden_states(body: Any, packed: Packed) -> Float[Tensor, "tokens size"]:
@@ -189,27 +242,36 @@ def packed_attention(
     module: Any,
     query: Float[Tensor, "1 heads tokens size"],
     key: Float[Tensor, "1 groups tokens size"],
-    value: Float[Tensor, "1 groups tokens size"],
+    value: Float[Tensor, "1 groups tokens value_size"],
     attention_mask: Tensor | None,
     scaling: float | None = None,
     sliding_window: int | None = None,
+    softcap: float | None = None,
     packed: Packed | None = None,
-    **_: Any,
-) -> tuple[Float[Tensor, "1 tokens heads size"], None]:
+    **others: Any,
+) -> tuple[Float[Tensor, "1 tokens heads value_size"], None]:
     """Attention as transformers calls it, for a `Packed` that was given to the model's forward pass.
 
     Args:
         module: not used.
         query: of every token.
         key: of as many heads, or of fewer that several queries share.
-        value: the same.
+        value: the same, of a size of its own.
         attention_mask: none; causality follows from `packed`.
         scaling: of the products; size ** -0.5 if left out.
         sliding_window: how many tokens back a token sees, itself included.
+        softcap: what the products are bounded by, with tanh.
         packed: how the tokens are arranged.
+        others: what changes nothing here.
+
+    Raises:
+        ValueError: no packed row is given, or the model asks for something that is not done here, such as sinks.
     """
     if packed is None or attention_mask is not None:
         raise ValueError("this model computes packed rows only; load it anew for anything else")
+    unknown = sorted(name for name, value in others.items() if value is not None and name not in NO_EFFECT)
+    if unknown:
+        raise ValueError(f"packed attention knows no {unknown[0]}")
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     outputs = []
     begin = 0
@@ -218,10 +280,10 @@ def packed_attention(
         queries, keys, values = (group.pad(each[:, :, rests]) for each in (query, key, value))
         if group.prefix:
             q, k, v = (each[:, :, first] for each in (query, key, value))
-            outputs.append(_attend(q, k, v, scaling, sliding_window).transpose(1, 2))
+            outputs.append(_attend(q, k, v, scaling, sliding_window, softcap).transpose(1, 2))
             keys = torch.cat([k.expand(len(keys), -1, -1, -1), keys], dim=2)
             values = torch.cat([v.expand(len(values), -1, -1, -1), values], dim=2)
-        outputs.append(group.unpad(_attend(queries, keys, values, scaling, sliding_window)))
+        outputs.append(group.unpad(_attend(queries, keys, values, scaling, sliding_window, softcap)))
         begin += group.tokens
     return torch.cat(outputs, dim=1), None
 
@@ -229,26 +291,29 @@ def packed_attention(
 def _attend(
     query: Float[Tensor, "batch heads queries size"],
     key: Float[Tensor, "batch groups keys size"],
-    value: Float[Tensor, "batch groups keys size"],
+    value: Float[Tensor, "batch groups keys value_size"],
     scaling: float,
     sliding_window: int | None,
-) -> Float[Tensor, "batch heads queries size"]:
+    softcap: float | None,
+) -> Float[Tensor, "batch heads queries value_size"]:
     """Causal attention where the queries belong to the last of the keys."""
     batch, heads, queries, size = query.shape
     groups, keys = key.shape[1], key.shape[2]
     seen = torch.ones(queries, keys, dtype=torch.bool, device=query.device).tril(keys - queries)
     if sliding_window is not None:
         seen = seen.triu(keys - queries - sliding_window + 1)
-    if query.is_cuda:
+    if query.is_cuda and softcap is None:
         return F.scaled_dot_product_attention(
             query, key, value, attn_mask=seen, scale=scaling, enable_gqa=heads != groups
         )
     # The queries of heads that share a key, below each other: no key is copied.
     stacked = query.reshape(batch, groups, heads // groups * queries, size)
     weights = (stacked @ key.transpose(2, 3)) * scaling
+    if softcap is not None:
+        weights = softcap * (weights / softcap).tanh()
     weights = weights.masked_fill(~seen.repeat(heads // groups, 1), float("-inf"))
     weights = weights.softmax(dim=-1, dtype=torch.float32).to(value.dtype)
-    return (weights @ value).view(batch, heads, queries, size)
+    return (weights @ value).view(batch, heads, queries, value.shape[-1])
 
 
 def _groups(sequences: Sequence[Sequence[int]]) -> list[tuple[int, list[int]]]:

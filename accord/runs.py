@@ -35,7 +35,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from accord import parallel
 from accord.config import Config
 from accord.errors import AccordError, DataError, TamperedError, UsageError, WaitingForAnnotatorsError
-from accord.records import TEMPORARY, content_id, describe, write_atomically
+from accord.records import ORIGIN, TEMPORARY, content_id, describe, write_atomically
 
 SCHEMA_VERSION = 1
 PACKAGES = (
@@ -67,10 +67,6 @@ class Source(Protocol):
     def digest(self) -> str:
         """What identifies its content."""
         ...
-
-
-ORIGIN = ".origin"
-"""How the name of a file ends that says, by role, what the rows beside it were read from (`accord.rows`)."""
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,10 @@ from transformers import PreTrainedTokenizerBase
 
 from accord.chat import encode_conversation
 from accord.errors import DataError
+from accord.models.families import context_length
 from accord.models.loading import load_reward_model, load_tokenizer
 from accord.models.references import Model
+from accord.packing import body_of
 from accord.progress import progress
 from accord.records import Message
 
@@ -63,7 +65,7 @@ def score_by_head(
     if tokenizer is None:
         tokenizer = load_tokenizer(reward_model)
     model = load_scorer(reward_model)
-    rows = encode_to_score(tokenizer, conversations, model.config.max_position_embeddings)
+    rows = encode_to_score(tokenizer, conversations, context_length(model.config))
     with progress("scoring", len(rows)) as update:
         return score_ids_by_head(model, tokenizer, rows, conversations_per_batch, show=update)
 
@@ -116,12 +118,12 @@ def score_ids_by_head(
     tokenizer: PreTrainedTokenizerBase,
     rows: Sequence[list[int]],
     rows_per_batch: int = 16,
-    padding_side: Literal["right", "left"] = "right",
     show: Callable[[int], None] = lambda done: None,
 ) -> list[list[float]]:
-    """The same by every head [rows, heads], padded on either side, which changes nothing but rounding.
+    """The same by every head [rows, heads]; `show` is told how many rows are done.
 
-    `show` is told how many rows are done.
+    Rows are padded behind their ends, where nothing sees it, and read at their last token, whatever the model's own
+    classifier takes for padding: EOS, with some tokenizers.
     """
     scores: list[list[float]] = [[]] * len(rows)
     shift = reward_shift(model)
@@ -130,12 +132,13 @@ def score_ids_by_head(
     for start in range(0, len(by_length), rows_per_batch):
         chosen = by_length[start : start + rows_per_batch]
         batch = tokenizer.pad(
-            {"input_ids": [rows[i] for i in chosen]}, padding_side=padding_side, return_tensors="pt"
+            {"input_ids": [rows[i] for i in chosen]}, padding_side="right", return_tensors="pt"
         ).to(model.device)
-        positions = (batch["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)
+        last = batch["attention_mask"].sum(dim=1) - 1
         with torch.inference_mode():
-            logits = model(**batch, position_ids=positions).logits - shift
-        for i, values in zip(chosen, logits.tolist(), strict=True):
+            states = body_of(model)(**batch, use_cache=False).last_hidden_state
+            scored = model.score(states)[torch.arange(len(last), device=last.device), last] - shift
+        for i, values in zip(chosen, scored.tolist(), strict=True):
             scores[i] = values
         show(start + len(chosen))
     return scores

@@ -33,6 +33,7 @@ from accord.records import (
     Message,
     Preference,
     conversation_id,
+    question_id,
     read_jsonl,
     write_atomically,
     write_jsonl,
@@ -57,15 +58,16 @@ from reward.choices import (
     choices_from_pairs,
     choices_from_rankings,
     contradictory_pairs,
+    repeated_pairs,
 )
 from reward.config import NO_RANKINGS, RewardConfig
 from reward.data import (
     PreferenceData,
     drop_long_comparisons,
-    drop_too_long,
     encode_choices,
     read_preference_data,
     split_by_prompt,
+    usable_pairs,
 )
 from reward.heldout import TRAINED_ON, longer_chosen_share, score_heldout
 from reward.length import without_length
@@ -112,21 +114,21 @@ def train_reward_model(
         # load
         tokenizer = load_tokenizer(base)
         given = read_preference_data(preferences, with_reliability=config.loss == "plackett_luce")
-        kept, too_long = drop_too_long(tokenizer, given.pairs, config.max_sequence_tokens)
+        kept, dropped_pairs = usable_pairs(tokenizer, given.pairs, config.max_sequence_tokens)
         comparisons, long_comparisons = drop_long_comparisons(
             tokenizer, given.comparisons, config.max_sequence_tokens
         )
         demonstrations, long_demonstrations = _demonstrations(config, tokenizer)
         dropped = {
-            "too_long": too_long, "comparisons_too_long": long_comparisons,
+            **dropped_pairs, "comparisons_too_long": long_comparisons,
             "demonstrations_too_long": long_demonstrations, **given.dropped,
         }  # fmt: skip
         train, heldout = split_by_prompt(kept, config.heldout_fraction)
         name = preferences.id if isinstance(preferences, Run) else str(preferences.path)
         check_enough(name, train, heldout, config)
-        heldout_prompts = {conversation_id(row.prompt) for row in heldout}
-        compared = [each for each in comparisons if conversation_id(each.prompt) not in heldout_prompts]
-        compared_heldout = [each for each in comparisons if conversation_id(each.prompt) in heldout_prompts]
+        heldout_prompts = {question_id(row.prompt) for row in heldout}
+        compared = [each for each in comparisons if question_id(each.prompt) not in heldout_prompts]
+        compared_heldout = [each for each in comparisons if question_id(each.prompt) in heldout_prompts]
 
         # build
         arguments = trainer_arguments(config, run, evaluate=True)
@@ -186,6 +188,7 @@ def train_reward_model(
                 "pairs": len(train),
                 "prompts": len({conversation_id(group.prompt) for group in groups}),
                 "contradictory_pairs": contradictory_pairs(kept)[0],
+                "repeated_pairs": repeated_pairs(kept),
                 "updates": trainer.state.global_step,
                 "train_loss": mean_loss(trainer),
                 "heldout_loss": logged(trainer, "eval_loss"),
@@ -208,7 +211,7 @@ def check_enough(name: str, train: list[Preference], heldout: list[Preference], 
             f"{name}: leaves {len(train)} pairs to train on and {len(heldout)} held out; at least "
             f"{config.minimum_pairs} and 1 are needed, so collect at least {enough} in all. {_intervals(config)}"
         )
-    if len({tuple(row.chosen) for row in train}) == len({tuple(row.rejected) for row in train}) == 1:
+    if all(row.chosen == train[0].chosen and row.rejected == train[0].rejected for row in train):
         raise DataError(
             f"{name}: all {len(train)} pairs to train on choose the same answer over the same other one, which teaches "
             "nothing of any third; collect preferences between different answers"

@@ -40,7 +40,7 @@ class GroupRewardTrainer(RewardTrainer):
         """Like TRL's; a model whose attention does not compute packed rows is given padded ones."""
         super().__init__(data_collator=collate, **options)
         self.centering_coefficient = centering_coefficient
-        self.is_packed = compute_packed_rows(self.model)
+        self.is_packed = compute_packed_rows(self.model, getattr(self.args, "max_length", None) or 64)
 
     def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
         return dataset

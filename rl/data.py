@@ -9,8 +9,8 @@ from transformers import PreTrainedTokenizerBase
 
 from accord.chat import encode_prompt
 from accord.errors import DataError
-from accord.records import Message, Preference, Prompt, conversation_id, read_jsonl
-from reward.data import drop_too_long, split_by_prompt
+from accord.records import Message, Preference, Prompt, question_id, read_jsonl, said_of
+from reward.data import split_by_prompt, usable_pairs
 from rl.pairs import encode_pairs
 
 
@@ -37,20 +37,21 @@ class Data:
 
 
 def load_data(
-    tokenizer: PreTrainedTokenizerBase, prompts: Path, preferences: Path, heldout_fraction: float,
+    tokenizer: PreTrainedTokenizerBase, prompts: Path, preferences: Path | None, heldout_fraction: float,
     max_sequence_tokens: int, max_response_tokens: int, needed: Collection[str] = (),
 ) -> Data:  # fmt: skip
     """Prompts without those that are held out, and held-out pairs and their prompts.
 
     A reward function may need columns: prompts that lack one are left out, and counted. A held-out prompt has those of
     the row of `prompts` that asks the same, or else its preference's. Where all of them lack one, because the
-    preferences are about other things, the same share of `prompts` is held out to be asked instead.
+    preferences are about other things, or there are no preferences, the same share of `prompts` is held out to be asked
+    instead.
 
     Args:
         tokenizer: the policy's.
         prompts: a file of prompts.
-        preferences: a file of preferences.
-        heldout_fraction: share of the prompts whose preferences are held out.
+        preferences: a file of preferences, if there is one.
+        heldout_fraction: share of the prompts whose preferences, or that themselves, are held out.
         max_sequence_tokens: the longest prompt and answer together.
         max_response_tokens: the longest answer.
         needed: columns without which a prompt cannot be asked.
@@ -59,18 +60,22 @@ def load_data(
         DataError: a bad file, or nothing is left of the prompts or of the held-out pairs.
     """
     longest_prompt = max_sequence_tokens - max_response_tokens
-    kept, pairs_too_long = drop_too_long(tokenizer, read_jsonl(preferences, Preference), max_sequence_tokens)
-    heldout = split_by_prompt(kept, heldout_fraction)[1]
-    if not heldout:
-        raise DataError(
-            f"{preferences}: no pair is left to hold out, {pairs_too_long} were longer than max_sequence_tokens; "
-            "collect more preferences or raise it"
-        )
+    heldout: list[Preference] = []
+    dropped_pairs: dict[str, int] = {}
+    if preferences is not None:
+        pairs = read_jsonl(preferences, Preference)
+        kept, dropped_pairs = usable_pairs(tokenizer, pairs, max_sequence_tokens)
+        heldout = split_by_prompt(kept, heldout_fraction)[1]
+        if not heldout:
+            raise DataError(
+                f"{preferences}: no pair is left to hold out, {dropped_pairs['too_long']} were longer than "
+                "max_sequence_tokens; collect more preferences or raise it"
+            )
     rows = read_jsonl(prompts, Prompt)
-    aside: dict[str, Preference | Prompt] = {conversation_id(row.prompt): row for row in heldout}
-    aside |= {id_: row for row in rows if (id_ := conversation_id(row.prompt)) in aside}
+    aside: dict[str, Preference | Prompt] = {question_id(row.prompt): row for row in heldout}
+    aside |= {id_: row for row in rows if (id_ := question_id(row.prompt)) in aside}
     asked = [row for row in aside.values() if _has(row, needed)]
-    own = [row for row in rows if conversation_id(row.prompt) not in aside]
+    own = [row for row in rows if question_id(row.prompt) not in aside]
     training = [row for row in own if _has(row, needed)]
     if not training and own:
         raise DataError(
@@ -83,15 +88,15 @@ def load_data(
         dropped["heldout_prompts_without_columns"] = len(aside) - len(asked)
     if not asked:
         training, instead = split_by_prompt(training, heldout_fraction)
-        asked = list({conversation_id(row.prompt): row for row in instead}.values())
+        asked = list({question_id(row.prompt): row for row in instead}.values())
         dropped["prompts_heldout"] += len(instead)
     names = dict.fromkeys(name for row in (*training, *asked) for name in _columns(row))
 
     def encode(row: Preference | Prompt) -> EncodedPrompt:
         columns = _columns(row)
-        return EncodedPrompt(
-            encode_prompt(tokenizer, row.prompt), row.prompt, {name: columns.get(name) for name in names}
-        )
+        with said_of(row):
+            ids = encode_prompt(tokenizer, row.prompt)
+        return EncodedPrompt(ids, row.prompt, {name: columns.get(name) for name in names})
 
     encoded = [encode(row) for row in training]
     short = [prompt for prompt in encoded if len(prompt.ids) <= longest_prompt]
@@ -104,12 +109,13 @@ def load_data(
     heldout_prompts = [prompt for prompt in heldout_encoded if len(prompt.ids) <= longest_prompt]
     if not heldout_prompts:
         raise DataError(
-            f"{preferences}: no held-out prompt leaves room for {max_response_tokens} tokens of answer within "
+            f"{preferences or prompts}: no held-out prompt leaves room for {max_response_tokens} tokens of answer in "
             f"max_sequence_tokens ({max_sequence_tokens}); raise it"
         )
     dropped |= {
         "prompts_too_long": len(training) - len(short),
-        "heldout_prompts_too_long": len(heldout_encoded) - len(heldout_prompts), "pairs_too_long": pairs_too_long,
+        "heldout_prompts_too_long": len(heldout_encoded) - len(heldout_prompts),
+        **{f"pairs_{why}": count for why, count in dropped_pairs.items()},
     }  # fmt: skip
     return Data(short, heldout_prompts, list(encode_pairs(tokenizer, heldout)), dropped)
 

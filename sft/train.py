@@ -78,11 +78,13 @@ def fine_tune(
         # load
         tokenizer = load_tokenizer(base)
         rows = load_demonstrations(files, heldout_file, config.heldout_fraction, config.seed)
-        train, too_long = encode_demonstrations(tokenizer, rows.train, config.max_sequence_tokens)
+        train, too_long = encode_demonstrations(
+            tokenizer, rows.train, config.max_sequence_tokens, config.thinking
+        )
         evaluation = None
         if rows.heldout:
             evaluation, heldout_too_long = encode_demonstrations(
-                tokenizer, rows.heldout, config.max_sequence_tokens
+                tokenizer, rows.heldout, config.max_sequence_tokens, config.thinking
             )
             too_long += heldout_too_long
 

@@ -10,6 +10,8 @@ from typing import Any
 import click
 
 from accord import __version__, parallel
+from accord.cli.config import config_group, init
+from accord.cli.data import data
 from accord.cli.eval import evaluation, finish_with_verdict
 from accord.cli.feedback import feedback
 from accord.cli.keys import keys
@@ -90,19 +92,27 @@ def demo(human: bool, overrides: tuple[str, ...]) -> None:
     _round(config_path("demo.yaml"), (*people, *overrides) if human else overrides, wait=human)
 
 
-@main.command("round")
+@main.command("round", short_help="Run or continue a round; finished stages are reused.")
 @CONFIG
 @OVERRIDES
 @click.option(
     "--wait", is_flag=True, help="Stay while annotators work, instead of leaving with exit code 75."
 )
 def round_(config: Path, overrides: tuple[str, ...], wait: bool) -> None:
-    """Run or continue a round; finished stages are reused."""
+    """Run or continue a round: the stages that the configuration has sections for. Finished ones are reused."""
     _round(config, overrides, wait)
 
 
 def _round(config: Path, overrides: tuple[str, ...], wait: bool) -> None:
-    finish_with_verdict(run_until("eval", config, overrides, wait))
+    run = run_until(None, config, overrides, wait)
+    if run.record.stage == "eval":
+        finish_with_verdict(run)
+    elif parallel.is_first():
+        click.echo(f"{run.record.stage}: {run.path}\n{json.dumps(run.metrics, indent=2)}")
+        click.echo(
+            "\nthe round ends here: its configuration has no eval section, so there is no verdict, and nothing can be "
+            "promoted"
+        )
 
 
 def _stage_command(stage: str, does: str, key: str = "") -> None:
@@ -119,6 +129,8 @@ def _stage_command(stage: str, does: str, key: str = "") -> None:
             click.echo(f"{stage}: {run.path}\n{json.dumps(run.metrics, indent=2)}")
 
 
+main.add_command(init)
+main.add_command(config_group)
 _stage_command("sft", "Fine-tune the base model on demonstrations")
 main.add_command(feedback)
 main.add_command(reward)
@@ -199,6 +211,9 @@ def report(run: str, output: Path | None) -> None:
 
     runs = runs_of_command()
     click.echo(rebuild(runs.load(run), runs, output))
+
+
+main.add_command(data)
 
 
 # --- runs

@@ -106,8 +106,12 @@ def look_at_base(reference: str, runs: Runs) -> Model:
     return base
 
 
-def examine_base(reference: str, runs: Runs, chat_template: str | None = None) -> Model:
+def examine_base(
+    reference: str, runs: Runs, chat_template: str | None = None
+) -> "tuple[Model, PreTrainedTokenizerBase]":
     """The same, with weights and tokenizer: whether they fit, and the template takes a conversation. Makes nothing.
+
+    Returns the model, and the tokenizer as it will be, with its chat template.
 
     Raises:
         UsageError: as `prepare_base`.
@@ -116,7 +120,7 @@ def examine_base(reference: str, runs: Runs, chat_template: str | None = None) -
     if plan.changes_nothing:
         check_tokens_have_rows(plan.base, plan.tokenizer)
     check_fit(plan.base)
-    return plan.base
+    return plan.base, plan.tokenizer
 
 
 def _plan(found: Model, runs: Runs, chat_template: str | None) -> _Plan:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from accord.errors import UsageError
+from accord.models.families import attention_for, reward_model_class
 from accord.models.files import check_is_policy, is_reward_model, names, read_settings
 from accord.models.references import Model
 from accord.models.weights import refuse_misfits, without_bars, without_load_report
@@ -104,7 +105,7 @@ def load_policy(model: Model, dtype: "torch.dtype | None" = None, **options: Any
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             model.folder,
             dtype=dtype or torch.float32,
-            attn_implementation=attention_implementation(),
+            attn_implementation=attention_implementation(model),
             use_safetensors=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,
@@ -122,18 +123,20 @@ def load_reward_model(
     With `new_head`, a model that has none yet gets one (zero bias, one row), whose weights are random.
 
     Raises:
-        UsageError: it has no such head, or its weights are not those that its architecture needs.
+        UsageError: it has no such head, its family cannot be given one, or its weights are not those that its
+            architecture needs.
     """
     import torch
-    from transformers import AutoModelForSequenceClassification
+    from transformers import AutoConfig
 
     _no_bars_in_log_files()
+    family = reward_model_class(AutoConfig.from_pretrained(model.folder))
     with without_load_report():
-        loaded: Any = AutoModelForSequenceClassification.from_pretrained(
+        loaded: Any = family.from_pretrained(
             model.folder,
             num_labels=1,
             dtype=dtype or torch.float32,
-            attn_implementation=attention_implementation(),
+            attn_implementation=attention_implementation(model),
             use_safetensors=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,
@@ -178,8 +181,8 @@ def _no_bars_in_log_files() -> None:
         transformers.utils.logging.disable_progress_bar()
 
 
-def attention_implementation() -> str:
+def attention_implementation(model: Model) -> str:
     """The attention that is fastest to train with here (docs/decisions/0005-speed-on-cpu.md)."""
     import torch
 
-    return "sdpa" if torch.cuda.is_available() else "eager"
+    return attention_for(model.folder, "sdpa") if torch.cuda.is_available() else "eager"

@@ -12,7 +12,8 @@ class SamplingConfig(Config):
     """The engine that samples and the room that it may take."""
 
     engine: Literal["auto", "vllm", "transformers", "server"] = "auto"
-    """auto: vLLM where it is installed, else transformers. server: a `vllm serve` that was started elsewhere."""
+    """auto: vLLM where it is installed and computes the model as the trainer does, else transformers. server: a
+    `vllm serve` that was started elsewhere."""
 
     server_url: str | None = Field(None, pattern=r"^https?://[^/]+")
     """With engine: server. Of the server, as in `http://127.0.0.1:8000`; its API key is read from `VLLM_API_KEY`."""

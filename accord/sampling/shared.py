@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from accord.chat import encode_prompt
+from accord.errors import SyncError
 from accord.models.loading import load_policy, load_tokenizer
 from accord.models.references import Model
 from accord.records import Message
@@ -86,7 +87,19 @@ class SharedSampler:
             encode_prompt(tokenizer, [Message(role="user", content=question)])
             for question in VERIFICATION_QUESTIONS
         ]
-        report = verify(self._sampler, policy, prompts, self.bound)
+        # Until the first sync it has the very files of the model.
+        cause = (
+            [] if self._sampler.sync_count else ["the sampler computes this model otherwise than the trainer"]
+        )
+        try:
+            report = verify(self._sampler, policy, prompts, self.bound, *cause)
+        except SyncError as error:
+            if not (cause and self._config.engine == "auto" and isinstance(self._sampler, VLLMSampler)):
+                raise
+            logger.info("%s; answers of it are sampled with transformers", error)
+            self._sampler.close()
+            self._sampler = self._start(model, tokenizer, engine="transformers")
+            report = verify(self._sampler, policy, prompts, self.bound)
         self._loaded = (model.digest, self._sampler.sync_count)
         logger.info(
             "%s has the weights of %s after %.0f s; log-probabilities agree to %.1g over %d tokens",
@@ -95,8 +108,10 @@ class SharedSampler:
         )  # fmt: skip
         return self._sampler
 
-    def _start(self, model: Model, tokenizer: "PreTrainedTokenizerBase") -> Sampler:
-        engine = self._config.engine
+    def _start(
+        self, model: Model, tokenizer: "PreTrainedTokenizerBase", engine: str | None = None
+    ) -> Sampler:
+        engine = engine or self._config.engine
         check_installed(engine)
         eos_token_id: Any = tokenizer.eos_token_id
         if engine == "server":

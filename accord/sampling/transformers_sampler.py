@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, LogitsProcessor, LogitsProcessorList
 
+from accord.models.families import attention_for
 from accord.progress import progress
 from accord.sampling.config import SamplingConfig
 from accord.sampling.protocol import Completion, check_request
@@ -26,7 +27,10 @@ class TransformersSampler:
         self.max_sequence_tokens = config.max_sequence_tokens
         self.answers_at_once = config.answers_at_once
         model: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=getattr(torch, config.dtype), attn_implementation="sdpa", use_safetensors=True
+            folder,
+            dtype=getattr(torch, config.dtype),
+            attn_implementation=attention_for(folder, "sdpa"),
+            use_safetensors=True,
         )
         self.model = model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
         self.model.generation_config = GenerationConfig()  # the folder's may cut the distribution

@@ -50,9 +50,15 @@ class SyncReport:
 
 
 def verify(
-    sampler: Sampler, policy: "PreTrainedModel", prompts: Sequence[Sequence[int]], bound: Bound
+    sampler: Sampler,
+    policy: "PreTrainedModel",
+    prompts: Sequence[Sequence[int]],
+    bound: Bound,
+    cause: str = "the sampler does not have the trainer's weights",
 ) -> SyncReport:
     """Compare the sampler's log-probabilities with those of `policy` (in float32) on answers to `prompts`.
+
+    `cause` is what a difference means.
 
     Raises:
         SyncError: a difference is above the bound.
@@ -73,7 +79,7 @@ def verify(
         report.max_difference <= bound.max_difference and report.mean_difference <= bound.mean_difference
     ):
         raise SyncError(
-            f"the sampler does not have the trainer's weights: over {report.tokens} sampled tokens their "
+            f"{cause}: over {report.tokens} sampled tokens their "
             f"log-probabilities differ by up to {report.max_difference:.2g} and by {report.mean_difference:.2g} on "
             f"average, where rounding explains {bound.max_difference:g} and {bound.mean_difference:g}; run the same "
             "command again to continue, with sampling.dtype=float32 and sampling.engine=transformers if this repeats"

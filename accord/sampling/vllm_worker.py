@@ -25,8 +25,9 @@ class PolicyLoader:
     def load_policy(self: Any, weights_path: str, version: str | None = None) -> None:
         """Take over the weights in a folder of safetensors; `policy_version` returns `version` from then on.
 
-        On CPU, `reload_weights` reports success and leaves a tied output head with its old weights: the head
-        computes from a repacked copy of them, which nobody repacks again. So that is done here.
+        On CPU, `reload_weights` reports success and leaves some weights unusable: a tied output head computes from a
+        repacked copy of its old ones, and experts, which were packed in place, take raw ones for packed. Nobody packs
+        either again, so that is done here.
 
         Raises:
             FileNotFoundError: the folder does not exist where this worker runs.
@@ -38,6 +39,11 @@ class PolicyLoader:
         head = getattr(self.model_runner.get_model(), "lm_head", None)
         if head is not None and hasattr(head, "cpu_linear"):
             head.quant_method.process_weights_after_loading(head)
+        for layer in self.model_runner.get_model().modules():
+            kernel = getattr(getattr(layer, "quant_method", None), "moe_kernel", None)
+            experts = getattr(kernel, "fused_experts", None)
+            if experts is not None and hasattr(experts, "isa"):  # those of a CPU
+                experts.process_weights_after_loading(layer)
         self.accord_policy_version = version
 
     def policy_version(self: Any) -> str | None:

@@ -11,7 +11,6 @@ Everything but attention works on each token by itself. Attention computes N * N
 needed or not; up to about 400 tokens that costs less than what a row's matrix products gain by its length.
 """
 
-import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,9 +21,6 @@ from accord.chat import common_prefix
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
-
-PROBE = ((5, 6, 7, 8), (5, 6, 7, 9), (5, 6, 10, 11))
-"""Sequences that branch twice."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +57,8 @@ def reads_trees(policy: "PreTrainedModel", longest: int) -> Iterator[bool]:
     try:
         if window is None or longest <= window:
             try:
-                right = _tried_out(policy, body)
-            except (AttributeError, TypeError, ValueError, RuntimeError):
+                right = _tried_out(policy, body, longest)
+            except (AttributeError, IndexError, TypeError, ValueError, RuntimeError):
                 right = False  # this model's code takes no such mask
         if not right:
             body.set_attn_implementation(before)
@@ -72,24 +68,33 @@ def reads_trees(policy: "PreTrainedModel", longest: int) -> Iterator[bool]:
             body.set_attn_implementation(before)
 
 
-def _tried_out(policy: "PreTrainedModel", body: Any) -> bool:
-    """Two passes over a few tokens: each reads all weights, which is most of their time. Leaves attention at sdpa."""
+def _tried_out(policy: "PreTrainedModel", body: Any, longest: int) -> bool:
+    """Two passes over some tokens: each reads all weights, which is most of their time. Leaves attention at sdpa."""
     import torch
 
-    close = functools.partial(torch.allclose, atol=1e-2, rtol=1e-2)
-    size = policy.config.get_text_config().vocab_size
-    probe = [tuple(i % size for i in ids) for ids in PROBE]
+    from accord.packing import is_rounding, probe
+
+    first, other = map(tuple, probe(policy.config, min(longest, 24)))
+    branch = (*other[: len(other) // 2 + 2], *first[-2:])  # leaves the other later than the first does
+    sequences = sorted({first, other, branch})
+    width = max(map(len, sequences))
+    rows = torch.tensor([[*each, *[0] * (width - len(each))] for each in sequences], device=body.device)
     read: list[Tensor] = []
     hook = body.register_forward_hook(lambda *call: read.append(call[-1].last_hidden_state))
     try:
-        logits = policy(torch.tensor(probe, device=body.device), use_cache=False).logits
+        logits = policy(rows, use_cache=False).logits
     finally:
         hook.remove()
-    if not close(policy.get_output_embeddings()(read[0]), logits):
+    if not read:  # its head reads a part of the body
+        return False
+    if not is_rounding(policy.get_output_embeddings()(read[0]).flatten(0, 1), logits.flatten(0, 1)):
         return False
     body.set_attn_implementation("sdpa")  # flash attention takes no mask, and "eager" copies keys and values
-    tree = read_tree(policy, probe)
-    return all(close(tree.values[path], alone) for path, alone in zip(tree.paths, read[0], strict=True))
+    tree = read_tree(policy, sequences)
+    return all(
+        is_rounding(tree.values[path], alone[: len(path)])
+        for path, alone in zip(tree.paths, read[0], strict=True)
+    )
 
 
 def read_tree(policy: "PreTrainedModel", sequences: Sequence[tuple[int, ...]]) -> States:

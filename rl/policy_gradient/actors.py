@@ -20,7 +20,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from accord.errors import UsageError
-from accord.packing import body_of, compute_packed_rows
+from accord.models.families import decoder_layers
+from accord.packing import body_of, compute_packed_rows, is_rounding, probe
 from reward.score import Ensemble
 from rl.maths.token_statistics import TokenStatistics, token_statistics
 from rl.policy_gradient.rows import Rows
@@ -39,6 +40,7 @@ class Actors:
         bfloat16: bool = False,
         reward_heads: Float[Tensor, "heads size"] | None = None,
         ensemble: Ensemble = "mean",
+        longest: int = 64,
     ) -> None:
         """Args:
         policy: a causal language model, or one with PEFT adapters.
@@ -50,16 +52,14 @@ class Actors:
         bfloat16: compute in it (autocast).
         reward_heads: the weights of a reward model that is an ensemble.
         ensemble: what the score of an ensemble is.
+        longest: of the sequences that will be read, to try the models on.
 
         Raises:
             UsageError: the attention of a model does not work on packed rows.
         """
         for model in (policy, critic, reference, reward):
-            if model is not None and not compute_packed_rows(model):
-                raise UsageError(
-                    "PPO packs sequences into rows without padding, and the attention of "
-                    f"{type(body_of(model)).__name__} does not work that way; use rl.algorithm=dpo for this model"
-                )
+            if model is not None:
+                pack(model, longest)
         self.policy, self.critic, self.critic_head = policy, critic, critic_head
         self.reference, self.reward = reference, reward
         self.reward_head = copy.deepcopy(critic_head).requires_grad_(False)
@@ -137,18 +137,26 @@ class Actors:
             if self.frozen_layers[name]:
                 shared = self.has_shared_base and found
                 found[name] = (
-                    found["critic"] if shared else self._run(_part(model, 0, self.frozen_layers[name]), rows)
+                    found["critic"] if shared else self._beneath(model, self.frozen_layers[name], rows)
                 )
         return dataclasses.replace(rows, beneath=found)
 
-    def check_parts(self) -> None:
-        """Compute whole models where two parts of a transformer do not give the same (embeddings scaled late)."""
-        rows = Rows.of([[5, 6, 7], [5, 6, 8]], [[9], [10]], self.device)
+    def check_parts(self, longest: int = 64) -> None:
+        """Compute whole models where a transformer in two parts does not give the same.
+
+        Args:
+            longest: of the sequences that will be read.
+        """
+        sequences = probe(body_of(self.policy).config, longest)
+        rows = Rows.of([ids[:1] for ids in sequences], [ids[1:] for ids in sequences], self.device)
         with torch.no_grad():
-            in_parts = self.values(self.beneath(rows), 2)
-            whole = self.values(rows, 2)
-        if not torch.allclose(in_parts, whole, atol=1e-2, rtol=1e-2):
-            self.frozen_layers = dict.fromkeys(self.frozen_layers, 0)
+            in_parts = self.beneath(rows)
+            models = {"critic": self.critic, "policy": self.policy}
+            if not all(
+                is_rounding(self._states(models[name], in_parts), self._states(models[name], rows))
+                for name in in_parts.beneath
+            ):
+                self.frozen_layers = dict.fromkeys(self.frozen_layers, 0)
 
     def _statistics(self, model: Any, rows: Rows, slots: int, temperature: float) -> TokenStatistics:
         row, slot, position = rows.states(extra=0)
@@ -164,19 +172,27 @@ class Actors:
     def _states(self, model: Any, rows: Rows) -> Float[Tensor, "tokens size"]:
         """The last hidden states, after the final norm."""
         name = "policy" if model is self.policy else "critic" if model is self.critic else None
+        body = body_of(model)
         if name is None or name not in rows.beneath:
-            return self._run(body_of(model), rows)[0]
-        frozen = self.frozen_layers[name]
-        return self._run(_part(model, frozen, None), rows, rows.beneath[name])[0]
+            return self._run(body, rows)[0]
+        with _skipping(body, 0, self.frozen_layers[name], rows.beneath[name]):
+            return self._run(body, rows)[0]
 
-    def _run(
-        self, body: Any, rows: Rows, states: Float[Tensor, "1 tokens size"] | None = None
-    ) -> Float[Tensor, "1 tokens size"]:
-        """The output of a transformer for tokens or, where they are given, for states between layers."""
+    def _beneath(self, model: Any, frozen: int, rows: Rows) -> Float[Tensor, "1 tokens size"]:
+        """What comes out of the first `frozen` layers."""
+        body = body_of(model)
+        with _skipping(body, frozen, len(decoder_layers(body)[1])) as skipped:
+            self._run(body, rows)
+        found: Tensor = skipped[0].given
+        return found
+
+    def _run(self, body: Any, rows: Rows) -> Float[Tensor, "1 tokens size"]:
+        """The output of a transformer."""
         packed = rows.packed
-        inputs = {"input_ids": packed.input_ids} if states is None else {"inputs_embeds": states}
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
-            output = body(**inputs, position_ids=packed.position_ids, use_cache=False, packed=packed)
+            output = body(
+                input_ids=packed.input_ids, position_ids=packed.position_ids, use_cache=False, packed=packed
+            )
         found: Tensor = output.last_hidden_state
         return found
 
@@ -209,25 +225,64 @@ class Actors:
             p.requires_grad_(True)
 
 
-def _part(model: Any, first: int, after: int | None) -> Any:
-    """A transformer with some of the layers only, sharing their weights; the final norm belongs to the last layer."""
-    body = body_of(model)
-    part = copy.copy(body)
-    part._modules = dict(body._modules)
-    part.layers = body.layers[first:after]
-    if after is not None:
-        part.norm = nn.Identity()
-    return part
+def pack(model: Any, longest: int) -> None:
+    """Have a model compute packed rows of sequences up to `longest`.
+
+    Raises:
+        UsageError: its attention does not work on them.
+    """
+    if not compute_packed_rows(model, longest):
+        raise UsageError(
+            "PPO packs sequences into rows without padding, and the attention of "
+            f"{type(body_of(model)).__name__} does not work that way; use rl.algorithm=dpo for this model"
+        )
+
+
+class _Skipped(nn.Module):
+    """Stands in a transformer for a layer that is not computed; all else about the layer is as it is."""
+
+    def __init__(self, layer: nn.Module, output: Tensor | None = None) -> None:
+        super().__init__()
+        self.__dict__["layer"] = layer  # no submodule: its parameters belong to the transformer only
+        self.__dict__["output"] = output
+        self.__dict__["given"] = None
+
+    def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
+        """What is to be the layer's output, or else what goes into it."""
+        self.__dict__["given"] = hidden_states
+        return hidden_states if self.output is None else self.output
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["layer"], name)  # its kind of attention, which the transformer asks for
+
+
+@contextlib.contextmanager
+def _skipping(body: Any, first: int, after: int, output: Tensor | None = None) -> Iterator[list[_Skipped]]:
+    """A transformer without the layers from `first` up to `after`, the last of which has `output` as its own.
+
+    Every other layer keeps its number, by which transformers choose its mask and its rotation.
+    """
+    layers = decoder_layers(body)[1]
+    kept = list(layers)
+    skipped = [_Skipped(layer) for layer in kept[first:after]]
+    skipped[-1].__dict__["output"] = output
+    for number, each in enumerate(skipped, start=first):
+        layers[number] = each
+    try:
+        yield skipped
+    finally:
+        for number, layer in enumerate(kept):
+            layers[number] = layer
 
 
 def _frozen_layers(model: Any) -> int:
     """How many layers at the bottom have neither an adapter nor a trained weight, nor has anything beneath them."""
     body = body_of(model)
-    if any(p.requires_grad for p in body.get_input_embeddings().parameters()) or not hasattr(body, "norm"):
-        return 0
-    for number, layer in enumerate(getattr(body, "layers", ())):
+    path, layers = decoder_layers(body)
+    for number, layer in enumerate(layers):
         if any(p.requires_grad or "lora_" in name for name, p in layer.named_parameters()):
-            return number
+            others = (name for name, p in body.named_parameters() if p.requires_grad or "lora_" in name)
+            return number if all(name.startswith(f"{path}.") for name in others) else 0
     return 0
 
 

@@ -11,9 +11,10 @@ from transformers import PreTrainedTokenizerBase
 from accord.config import LoraConfig
 from accord.errors import UsageError
 from accord.models.adapters import peft_config
+from accord.models.families import context_length
 from accord.models.loading import check_same_tokens, load_policy, load_reward_model
 from accord.models.references import Model
-from accord.packing import body_of
+from accord.packing import body_of, is_rounding
 from reward.score import Ensemble, load_heads, reward_shift
 from rl.policy_gradient.actors import Actors
 from rl.policy_gradient.settings import Computation, Layout
@@ -50,9 +51,9 @@ def load_actors(
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     torch.manual_seed(seed)
     policy_model: Any = load_policy(policy, base_dtype if lora else torch.float32)
-    _check_logits(policy_model)
+    check_logits(policy_model)
     scoring: Any = load_reward_model(reward_model, base_dtype if lora else torch.float32)
-    context = min(model.config.max_position_embeddings for model in (policy_model, scoring))
+    context = min(context_length(model.config) for model in (policy_model, scoring))
     if max_sequence_tokens > context:
         raise UsageError(
             f"rl.max_sequence_tokens is {max_sequence_tokens}, and policy and reward model read at most {context} "
@@ -63,6 +64,7 @@ def load_actors(
     critic_head.load_state_dict({name: p.float() for name, p in head.state_dict().items()})
     heads = load_heads(reward_model)
     options: Any = {"bfloat16": computation.bfloat16, "reward_heads": heads, "ensemble": ensemble}
+    options["longest"] = max_sequence_tokens
     actors: Actors
     if lora is None:
         reference, reward = copy.deepcopy(policy_model), copy.deepcopy(backbone)
@@ -94,19 +96,23 @@ def load_actors(
             module.to(device)
             _prepare(module, computation.gradient_checkpointing)
     actors.score_shift = reward_shift(scoring)
-    actors.check_parts()
+    actors.check_parts(max_sequence_tokens)
     return actors
 
 
 @torch.no_grad()
-def _check_logits(model: Any) -> None:
-    """Some models scale or cap their logits after the output layer; here that would go unnoticed."""
+def check_logits(model: Any) -> None:
+    """Some models scale or cap their logits after the output layer; here that would go unnoticed.
+
+    Raises:
+        UsageError: this one does.
+    """
     ids = torch.arange(8)[None] % model.config.vocab_size
     model.eval()
     states = body_of(model)(input_ids=ids, use_cache=False).last_hidden_state
     product = states @ model.get_output_embeddings().weight.T
     logits = model(input_ids=ids, use_cache=False).logits
-    if not torch.allclose(product.float(), logits.float(), atol=1e-2, rtol=1e-2):
+    if not is_rounding(logits[0], product[0]):
         raise UsageError(
             f"PPO takes logits from the output layer, and {type(model).__name__} changes them after it (by a bias, a "
             "cap or a scale); use rl.algorithm=dpo for this model"
@@ -128,16 +134,15 @@ def _add_adapter(model: Any, folder: Path, name: str) -> None:
     import peft
     from peft.utils import load_peft_weights, set_peft_model_state_dict
 
-    trained = peft.LoraConfig.from_pretrained(str(folder))
-    config = peft.LoraConfig(
-        r=trained.r,
-        lora_alpha=trained.lora_alpha,
-        target_modules=trained.target_modules,
-        layers_to_transform=trained.layers_to_transform,
-        layers_pattern=trained.layers_pattern,
-        task_type="CAUSAL_LM",
-    )
-    model.add_adapter(name, config)
+    config: Any = peft.LoraConfig.from_pretrained(str(folder))
+    config.task_type, config.modules_to_save, config.inference_mode = "CAUSAL_LM", None, False
+    try:
+        model.add_adapter(name, config)
+    except ValueError as error:  # experts have adapters of every model, or of none
+        raise UsageError(
+            f"rl.shared_base: policy and reward model cannot share their experts as rl.lora and reward.lora are "
+            f"({error}); give both the same top_layers, or set rl.shared_base to false"
+        ) from None
     weights = {
         key: value for key, value in load_peft_weights(str(folder), device="cpu").items() if "lora_" in key
     }

@@ -81,7 +81,7 @@ def test_a_model_that_needs_nothing_stays_itself(tiny_model: Model, runs: Runs) 
 
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_a_model_gets_a_template(gpt: Path, runs: Runs, name: str, caplog: pytest.LogCaptureFixture) -> None:
-    examined = examine_base(str(gpt), runs, name)
+    examined, _ = examine_base(str(gpt), runs, name)
     assert examined.folder == look_at_base(str(gpt), runs).folder == gpt
     assert not runs.root.exists()
     caplog.set_level("INFO", "accord.models")
@@ -324,7 +324,9 @@ def test_an_adapter_is_merged_with_its_base(tiny_model: Model, tmp_path: Path, r
     with pytest.raises(UsageError, match=r"holds an adapter of .* and no model of its own; as `model` of a"):
         resolve(str(folder), runs)
     assert (
-        look_at_base(str(folder), runs).folder == examine_base(str(folder), runs).folder == tiny_model.folder
+        look_at_base(str(folder), runs).folder
+        == examine_base(str(folder), runs)[0].folder
+        == tiny_model.folder
     )
     model = prepare_base(str(folder), runs)
     ids = torch.arange(5, 45)[None]

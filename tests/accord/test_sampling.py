@@ -230,3 +230,30 @@ def test_the_shared_sampler_stops_on_stale_weights(
             sharing.use(tiny_models[1])
         with pytest.raises(SyncError):  # and does not take them for the right ones the second time
             sharing.use(tiny_models[1])
+
+
+def test_auto_takes_transformers_where_vllm_computes_a_model_otherwise(
+    tiny_model: Model, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As it does Cohere2 on a CPU; with engine: vllm, the sentence says so."""
+
+    class Wrong(TransformersSampler):
+        def __init__(self, folder: Path, eos_token_id: int, config: SamplingConfig, log: Path) -> None:
+            super().__init__(folder, eos_token_id, config)
+            with torch.no_grad():
+                self.model.model.layers[1].self_attn.q_proj.weight.mul_(1.5)
+
+    monkeypatch.setattr(shared, "VLLMSampler", Wrong)
+    monkeypatch.setattr(shared, "vllm_is_installed", lambda: True)
+    monkeypatch.setattr(shared, "check_installed", lambda engine: None)
+    with (
+        SharedSampler(SamplingConfig(engine="vllm", max_sequence_tokens=256)) as sharing,
+        pytest.raises(
+            SyncError, match=r"computes this model otherwise than the trainer.*engine=transformers"
+        ),
+    ):
+        sharing.use(tiny_model)
+    caplog.set_level("INFO")
+    with SharedSampler(SamplingConfig(max_sequence_tokens=256)) as sharing:
+        assert type(sharing.use(tiny_model)) is TransformersSampler
+    assert "answers of it are sampled with transformers" in caplog.text

@@ -18,6 +18,7 @@ import psutil
 import pytest
 import torch
 from scipy import stats
+from tiny_families import make_family
 from transformers import PreTrainedModel
 
 from accord.chat import encode_prompt
@@ -251,3 +252,22 @@ def test_vllm_that_cannot_start_names_its_log(small_model: Model, tmp_path: Path
     ):
         sharing.use(small_model)
     assert "Available memory" in (tmp_path / "vllm.log").read_text()
+
+
+def test_experts_have_new_weights_after_each_sync(tmp_path: Path) -> None:
+    """vLLM packs experts for a CPU when it loads them, and not when it loads them again."""
+    model = make_family("qwen3_moe", tmp_path / "model", num_attention_heads=2, intermediate_size=64)
+    moved = loading.load_policy(model)
+    with SharedSampler(
+        SamplingConfig(engine="vllm", max_sequence_tokens=256), tmp_path / "vllm.log"
+    ) as sharing:
+        sampler = sharing.use(model)
+        assert isinstance(sampler, VLLMSampler)
+        for _ in range(2):
+            with torch.no_grad():
+                for parameter in moved.parameters():
+                    parameter *= 1.1
+            sampler.sync(moved)
+            assert (
+                verify(sampler, moved, [[5, 6, 7], list(range(3, 60))], FLOAT32_BOUND).max_difference < 1e-3
+            )

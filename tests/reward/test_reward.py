@@ -13,9 +13,10 @@ from accord.errors import DataError
 from accord.models.loading import load_tokenizer
 from accord.models.references import Model, resolve
 from accord.packing import Packed, hidden_states
-from accord.records import Message, Preference, read_jsonl, write_jsonl
+from accord.records import Message, Preference, question_id, read_jsonl, write_jsonl
 from accord.runs import Run, Runs
-from reward.data import drop_too_long, split_by_prompt
+from reward.choices import repeated_pairs
+from reward.data import split_by_prompt, usable_pairs
 from reward.score import load_scorer, score, score_ids_by_head
 from reward.trainer import initialise_heads
 
@@ -69,14 +70,30 @@ def test_a_score_depends_on_its_own_conversation_only(trained_model: Model) -> N
     assert max(together) - min(together) > 0.1  # they do differ
 
 
-@pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("rows_per_batch", [1, 16])
-def test_padding_changes_no_score(trained_model: Model, side: Any, rows_per_batch: int) -> None:
+def test_padding_changes_no_score(trained_model: Model, rows_per_batch: int) -> None:
     model = trained_model
     tokenizer = load_tokenizer(model)
     rows = [encode_conversation(tokenizer, messages).input_ids for messages in conversations()]
-    padded = score_ids_by_head(load_scorer(model), tokenizer, rows, rows_per_batch, side)
+    padded = score_ids_by_head(load_scorer(model), tokenizer, rows, rows_per_batch)
     assert [of_heads[0] for of_heads in padded] == pytest.approx(score(model, conversations()), abs=1e-5)
+
+
+def test_a_score_is_read_at_the_last_token_also_where_that_is_what_pads(trained_model: Model) -> None:
+    """As it is where a tokenizer pads with EOS: transformers' own classifier would read the token before."""
+    tokenizer = load_tokenizer(trained_model)
+    tokenizer.pad_token = tokenizer.eos_token
+    scorer = load_scorer(trained_model)
+    rows = [encode_conversation(tokenizer, messages).input_ids for messages in conversations()]
+    right = score(trained_model, conversations())
+    scorer.config.pad_token_id = tokenizer.pad_token_id
+    assert [of_heads[0] for of_heads in score_ids_by_head(scorer, tokenizer, rows)] == pytest.approx(
+        right, abs=1e-5
+    )
+    scorer.config.pad_token_id = None
+    assert [of_heads[0] for of_heads in score_ids_by_head(scorer, tokenizer, rows)] == pytest.approx(
+        right, abs=1e-5
+    )
 
 
 def test_a_score_is_the_head_at_the_last_turn_s_eos(trained_model: Model) -> None:
@@ -135,15 +152,31 @@ def test_the_split_does_not_depend_on_order_or_process() -> None:
     assert of(heldout) == of(smallest[:4])
 
 
-def test_a_system_message_makes_another_prompt() -> None:
-    plain = pair("prompt")
-    system = Preference(
-        prompt=[Message(role="system", content="Be brief."), *plain.prompt],
-        chosen=plain.chosen,
-        rejected=plain.rejected,
-    )
-    train, heldout = split_by_prompt([plain, system], 0.5)
-    assert (len(train), len(heldout)) == (1, 1)
+def test_prompts_that_ask_the_same_are_on_one_side() -> None:
+    """Other case, white space or system message make no other question; other words do."""
+    spellings = ["Why is it  so?", "why is it so?", " Why is it so?\n", "WHY IS IT SO?"]
+    for others in ([f"Other {i}?" for i in range(12)], [f"Another {i}?" for i in range(12)]):
+        rows = [pair(text) for text in (*spellings, *others)]
+        system = Message(role="system", content="Be brief.")
+        rows.append(
+            Preference(prompt=[system, *rows[0].prompt], chosen=rows[0].chosen, rejected=rows[0].rejected)
+        )
+        train, heldout = split_by_prompt(rows, 0.5)
+        same = {id(rows[i]) for i in (0, 1, 2, 3, -1)}
+        assert len({id(row) for row in train} & same) in (0, 5)
+        assert len({question_id(row.prompt) for row in heldout}) == 7 and len(train) + len(heldout) == 17
+    turns = [Message(role="user", content="a"), *answer("b"), Message(role="user", content="c")]
+    assert question_id(turns) != question_id(turns[2:]) != question_id([Message(role="user", content="c?")])
+
+
+def test_pairs_that_teach_nothing_are_counted(tiny_model: Model) -> None:
+    tokenizer = load_tokenizer(tiny_model)
+    tokenizer.chat_template = str(tokenizer.chat_template).replace("['content']", "['content'].strip()")
+    same = pair("p", chosen="Yes", rejected="no").model_copy(update={"rejected": answer("Yes ")})
+    rows = [pair("p"), same, pair("p").model_copy(update={"weight": 0.0}), pair("p", chosen="long" * 30)]
+    kept, dropped = usable_pairs(tokenizer, rows, 150)
+    assert kept == rows[:1] and dropped == {"too_long": 1, "equal_once_encoded": 1, "weight_zero": 1}
+    assert repeated_pairs([*rows, rows[0]]) == 2  # weights do not make another pair
 
 
 def test_pairs_over_the_length_are_counted(tiny_model: Model, tmp_path: Path) -> None:
@@ -151,8 +184,9 @@ def test_pairs_over_the_length_are_counted(tiny_model: Model, tmp_path: Path) ->
     rows = [pair("p"), pair("p", chosen="long" * 30), pair("p", rejected="long" * 30)]
     both = [[*row.prompt, *turn] for row in rows for turn in (row.chosen, row.rejected)]
     lengths = [len(encode_conversation(tokenizer, messages).input_ids) for messages in both]
-    assert drop_too_long(tokenizer, rows, max(lengths)) == (rows, 0)
-    assert drop_too_long(tokenizer, rows, max(lengths) - 1) == (rows[:1], 2)
+    none = {"too_long": 0, "equal_once_encoded": 0, "weight_zero": 0}
+    assert usable_pairs(tokenizer, rows, max(lengths)) == (rows, none)
+    assert usable_pairs(tokenizer, rows, max(lengths) - 1) == (rows[:1], none | {"too_long": 2})
     rows = [pair(f"prompt {i}", f"good {i}") for i in range(30)] + [pair("prompt 3", chosen="long" * 30)]
     write_jsonl(tmp_path / "pairs.jsonl", rows)
     config = {**CONFIG, "max_sequence_tokens": 200}
