@@ -18,6 +18,7 @@ _NAMES = {
     "accord.config": "LoraConfig load_config",
     "accord.errors": "AccordError DataError SamplerGoneError SyncError TamperedError UsageError "
     "WaitingForAnnotatorsError",
+    "accord.models.base": "prepare_base",
     "accord.models.references": "Model resolve",
     "accord.records": "Comparison Demonstration Message Preference Prompt UnpairedFeedback read_jsonl write_jsonl",
     "accord.round": "run_round",
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
     from accord.errors import TamperedError as TamperedError
     from accord.errors import UsageError as UsageError
     from accord.errors import WaitingForAnnotatorsError as WaitingForAnnotatorsError
+    from accord.models.base import prepare_base as prepare_base
     from accord.models.references import Model as Model
     from accord.models.references import resolve as resolve
     from accord.records import Comparison as Comparison

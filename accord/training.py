@@ -26,9 +26,9 @@ from transformers.trainer_callback import PrinterCallback, TrainerState
 
 from accord.config import LoraConfig
 from accord.errors import AccordError, UsageError
+from accord.models.files import stored_dtype
 from accord.models.references import Model
 from accord.models.saving import readable_as_neighbours, write_model
-from accord.models.weights import stored_dtype
 from accord.progress import EveryFewSeconds
 from accord.runs import Run
 from accord.training_config import SaveDtype, TrainingConfig

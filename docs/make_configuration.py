@@ -26,7 +26,8 @@ INTRODUCTION = """\
 # Configuration
 
 One YAML file a round; `accord init` writes one to start from, [`configs/demo.yaml`](../configs/demo.yaml) is a whole
-one. Its top level holds `model` (a model reference), `chat_template` (for a base model without one), `data`,
+one. Its top level holds `model` (a model reference), `chat_template` (for a base model without one:
+[bring-your-model.md](bring-your-model.md)), `data`,
 `sampling`, and a section for each stage that is to be run: `sft` (left out: the base model is aligned as it is),
 `feedback` or `preferences` (a file in its place), `reward`, `rl` and `eval`. On the command line a setting is
 `rl.learning_rate=1e-6`. A key that nothing reads, or that stands twice, is an error. `accord config check` says all
@@ -57,7 +58,7 @@ SECTIONS: list[tuple[str, type[BaseModel], str, set[str]]] = [
     ("sft", SFTConfig, AND_TRAINING, TRAINING),
     ("demonstrations", WeightedFile, "Each entry of `sft.demonstrations`.", set()),
     ("feedback", FeedbackConfig, "See [collect-feedback.md](collect-feedback.md).", set()),
-    ("reward", RewardConfig, AND_TRAINING, TRAINING),
+    ("reward", RewardConfig, AND_TRAINING, TRAINING - {"save_dtype"}),
     (
         "rl with algorithm: dpo",
         DPOConfig,

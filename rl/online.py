@@ -111,7 +111,6 @@ def train_online(
 
         # build
         model: Any = load_policy(policy, base_dtype(config), **quantization(config.lora))
-        generation_config = model.generation_config
         model.generation_config = GenerationConfig(  # the folder's may cut the distribution
             bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id
         )
@@ -151,7 +150,6 @@ def train_online(
         train_in_run(trainer, run, config.algorithm, evaluate_first=True)
 
         # save
-        model.generation_config = generation_config
         save_trained_model(
             trainer, tokenizer, run, load_policy(policy) if config.lora else None,
             save_dtype(config.save_dtype, policy),

@@ -161,7 +161,7 @@ def gate(
 ) -> None:
     """Compare any two models by pre-declared margins: PASS, FAIL or INCONCLUSIVE."""
     from accord.config import load_config
-    from accord.models.base import prepare_base
+    from accord.models.base import examine_base, prepare_base
     from accord.sampling.config import SamplingConfig
     from accord.sampling.shared import SharedSampler
     from eval.config import EvalConfig
@@ -170,6 +170,8 @@ def gate(
 
     config = load_config(config_file, EvalConfig, overrides)
     runs = runs_of_command()
+    for reference in (baseline, candidate):
+        examine_base(reference, runs)  # before hours of answers by the first
     models = [prepare_base(reference, runs) for reference in (baseline, candidate)]
     scorer = scorer_of(reward_model, runs) if reward_model else None
     with SharedSampler(SamplingConfig()) as sampler:

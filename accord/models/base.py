@@ -17,20 +17,19 @@ from accord.chat import prepare_tokenizer
 from accord.config import Config
 from accord.errors import UsageError
 from accord.models.chat_templates import Template, find_template, give
-from accord.models.loading import check_tokens_have_rows, load_policy
-from accord.models.references import Model, locate, resolve
-from accord.models.saving import write_model
-from accord.models.weights import (
+from accord.models.files import (
     ADAPTER,
     ADAPTER_WEIGHTS,
-    check_fit,
     check_is_policy,
     header,
     names,
     read_settings,
     stored_dtype,
-    without_load_report,
 )
+from accord.models.loading import check_fit, check_tokens_have_rows, load_policy, read_tokenizer
+from accord.models.references import Model, locate, resolve
+from accord.models.saving import write_model
+from accord.models.weights import without_load_report
 from accord.runs import Runs, Source
 
 if TYPE_CHECKING:
@@ -38,6 +37,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("accord.models")
 
+CHAT = logging.getLogger("accord.chat")
 STAGE = "base"
 
 
@@ -58,6 +58,7 @@ class _Plan:
     base: Model
     """Whose weights are taken: the adapter's base, or the model itself."""
     template: Template | None
+    had_template: bool
     tokenizer: "PreTrainedTokenizerBase"
     new_tokens: tuple[str, ...]
 
@@ -89,19 +90,17 @@ def prepare_base(reference: str, runs: Runs, chat_template: str | None = None) -
         if not run.is_done:
             if parallel.is_first():
                 _make(plan, run.path / "model")
-            run.finish({"new_tokens": list(plan.new_tokens)})
+            run.finish({"new_tokens": len(plan.new_tokens)})
     return resolve(run, runs)
 
 
-def look_at_base(reference: str, runs: Runs, chat_template: str | None = None) -> Model:
+def look_at_base(reference: str, runs: Runs) -> Model:
     """What `prepare_base` would find, in no time; returns the model whose architecture it has.
 
     Raises:
         UsageError: as there.
     """
     found = locate(reference, runs, adapter_too=True)
-    if chat_template:
-        find_template(chat_template, runs)
     base = _base_of_adapter(found, runs, locate) if found.is_adapter else found
     check_is_policy(base.reference, base.folder)
     return base
@@ -120,26 +119,29 @@ def examine_base(
     plan = _plan(resolve(reference, runs, adapter_too=True), runs, chat_template)
     if plan.changes_nothing:
         check_tokens_have_rows(plan.base, plan.tokenizer)
-    check_fit(plan.base.reference, plan.base.folder)
+    check_fit(plan.base)
     return plan.base, plan.tokenizer
 
 
 def _plan(found: Model, runs: Runs, chat_template: str | None) -> _Plan:
-    from transformers import AutoTokenizer
-
     base = _base_of_adapter(found, runs, resolve) if found.is_adapter else found
     check_is_policy(base.reference, base.folder)
     has_own = found.is_adapter and list(found.folder.glob("tokenizer.*"))
-    tokenizer = AutoTokenizer.from_pretrained(found.folder if has_own else base.folder)
+    tokenizer = read_tokenizer(found.folder if has_own else base.folder)
     before = (tokenizer.get_vocab(), tokenizer.chat_template)
     template = find_template(chat_template, runs) if chat_template else None
     if template:
         give(template, tokenizer, found.reference)
-    prepare_tokenizer(tokenizer, found.reference, add_padding=True)
+    level = CHAT.level
+    CHAT.setLevel(logging.WARNING)  # what becomes EOS and padding is said by who makes or loads the model
+    try:
+        prepare_tokenizer(tokenizer, found.reference, add_padding=True)
+    finally:
+        CHAT.setLevel(level)
     new = sorted(tokenizer.get_vocab().keys() - before[0].keys(), key=tokenizer.convert_tokens_to_ids)
     if not found.is_adapter and not new and tokenizer.chat_template == before[1]:
         template = None  # it has it already
-    return _Plan(found, base, template, tokenizer, tuple(new))
+    return _Plan(found, base, template, bool(before[1]), tokenizer, tuple(new))
 
 
 def _base_of_adapter(adapter: Model, runs: Runs, find: Any) -> Model:
@@ -195,7 +197,8 @@ def _make(plan: _Plan, folder: Path) -> None:
         model = _merged(model, plan.found)
         done.append(f"the adapter is merged with {plan.base.reference}")
     if plan.template:
-        done.append(f"it has the chat template {plan.template.name}")
+        instead = " in place of its own" if plan.had_template else ""
+        done.append(f"it has the chat template {plan.template.name}{instead}")
     rows = model.get_input_embeddings().weight.shape[0]
     if plan.new_tokens or plan.template:
         _grow(model, plan.tokenizer, plan.new_tokens)

@@ -1,12 +1,14 @@
 """Models and tokenizers in memory, from a folder that `accord.models.references` found."""
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from accord.errors import UsageError
 from accord.models.families import attention_for, reward_model_class
+from accord.models.files import check_is_policy, is_reward_model, names, read_settings
 from accord.models.references import Model
-from accord.models.weights import check_is_policy, names, read_settings, refuse_misfits, without_load_report
+from accord.models.weights import refuse_misfits, without_bars, without_load_report
 
 if TYPE_CHECKING:
     import torch
@@ -15,13 +17,30 @@ if TYPE_CHECKING:
 
 def load_tokenizer(model: Model) -> "PreTrainedTokenizerBase":
     """The model's tokenizer, checked and prepared for conversations (`chat.prepare_tokenizer`)."""
-    from transformers import AutoTokenizer
-
     from accord.chat import prepare_tokenizer
 
-    tokenizer = prepare_tokenizer(AutoTokenizer.from_pretrained(model.folder), model.reference)
+    tokenizer = prepare_tokenizer(read_tokenizer(model.folder), model.reference)
     check_tokens_have_rows(model, tokenizer)
     return tokenizer
+
+
+def read_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
+    """The tokenizer as it is.
+
+    Raises:
+        UsageError: it cannot be loaded.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
+    except Exception as error:  # of the tokenizers library, without a class of their own
+        why = " ".join(str(error).split())[:200]
+        raise UsageError(
+            f"the tokenizer in {folder} cannot be loaded ({type(error).__name__}: {why}); put the tokenizer "
+            "files there that came with the model"
+        ) from None
+    return found
 
 
 def check_tokens_have_rows(model: Model, tokenizer: "PreTrainedTokenizerBase") -> None:
@@ -125,6 +144,25 @@ def load_reward_model(
         )
     refuse_misfits(model.reference, loaded[0], loaded[1], new_head)
     return _with_whole_embeddings(loaded[0])
+
+
+def check_fit(model: Model) -> None:
+    """Whether the weights of a policy or a reward model are all there and all used; only their shapes are read.
+
+    Raises:
+        UsageError: some are not, or transformers knows no such model.
+    """
+    kind, load = "language model", load_policy
+    if is_reward_model(model.folder):
+        kind, load = "reward model", load_reward_model
+    try:
+        with without_bars():
+            load(model, device_map="meta")
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        why = " ".join(str(error).split())
+        raise UsageError(
+            f"{model.reference} cannot be loaded as a {kind}: {why[:300]}{'...' if len(why) > 300 else ''}"
+        ) from None
 
 
 def _with_whole_embeddings(model: Any) -> Any:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from accord import bundled
 from accord.errors import UsageError
-from accord.models.weights import (
+from accord.models.files import (
     ADAPTER,
     INDEX,
     SINGLE,

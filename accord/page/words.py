@@ -17,6 +17,7 @@ STAGES = {
     "eval": "Evaluation",
 }
 FIGURES = {
+    "new_tokens": "Control tokens that were added",
     "annotators_kind": "Annotators are",
     "comparisons": "Prompts with answers to judge",
     "rankings_submitted": "Rankings given",

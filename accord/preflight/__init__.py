@@ -13,6 +13,7 @@ What only the doing of a stage needs, such as a server, is not asked for where a
 from functools import partial
 
 from accord.models.base import look_at_base
+from accord.models.chat_templates import find_template
 from accord.models.references import locate
 from accord.preflight.evaluation import annotators_of, look_at_evaluation
 from accord.preflight.feedback import look_at_feedback, look_at_sampling
@@ -43,7 +44,10 @@ def check_round(config: RoundConfig, runs: Runs, until: StageName | None = None)
     faults = Faults()
     config = open_data(config, runs, keep_fault=partial(faults.keep_unreadable, sections))
     with faults.of("model"):
-        look_at_base(config.model, runs, config.chat_template)
+        look_at_base(config.model, runs)
+    if config.chat_template:
+        with faults.of("chat_template"):
+            find_template(config.chat_template, runs)
     if config.sft and "sft" in sections:
         for file in config.sft.demonstrations:
             with faults.of("sft.demonstrations"):

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from accord.bundled import data_path
 from accord.models.base import examine_base
+from accord.models.loading import check_fit
 from accord.models.references import resolve
 from accord.preflight.preferences import finished_feedback
 from accord.preflight.shared import Faults, read_rows
@@ -32,10 +33,10 @@ def look_at_weights(
         model, tokenizer = examine_base(config.model, runs, config.chat_template)
     if "feedback" in sections and config.feedback and config.feedback.selection_reward_model:
         with faults.of("feedback.selection_reward_model"):
-            resolve(config.feedback.selection_reward_model, runs)
+            check_fit(resolve(config.feedback.selection_reward_model, runs))
     if config.reward and "reward" in sections and config.reward.previous:
         with faults.of("reward.previous"):
-            resolve(config.reward.previous, runs)
+            check_fit(resolve(config.reward.previous, runs))
     scorers = []
     if "rl" in sections and (function := getattr(config.rl, "reward_function", None)):
         scorers.append(("rl.reward_function", function))

@@ -147,5 +147,9 @@ class SharedSampler:
 
 def _architecture(model: Model, tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
     config = json.loads((model.folder / "config.json").read_text(encoding="utf-8"))
-    kept = {key: value for key, value in config.items() if key not in NOT_ARCHITECTURE}
+    kept = {
+        key: value
+        for key, value in config.items()
+        if key not in NOT_ARCHITECTURE and not key.endswith("_token_id")  # the tokenizer's EOS ends an answer
+    }
     return kept | {"tokenizer_eos": tokenizer.eos_token_id}

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 import tokenizers
 import torch
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from safetensors.torch import load_file, save_file
 from tokenizers import decoders, models, pre_tokenizers, processors
 from transformers import (
     AutoModelForCausalLM,
@@ -21,11 +24,15 @@ from transformers import (
 )
 
 from accord.chat import PROBE, TEMPLATES, answer, encode_conversation, encode_prompt
+from accord.config import load_config
 from accord.errors import UsageError
 from accord.models.base import examine_base, look_at_base, prepare_base
 from accord.models.loading import load_policy, load_tokenizer
 from accord.models.references import Model, resolve
+from accord.preflight import check_round
 from accord.records import Message
+from accord.round import run_round
+from accord.round_config import RoundConfig
 from accord.runs import Runs
 
 CONVERSATION = [
@@ -75,7 +82,7 @@ def test_a_model_that_needs_nothing_stays_itself(tiny_model: Model, runs: Runs) 
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_a_model_gets_a_template(gpt: Path, runs: Runs, name: str, caplog: pytest.LogCaptureFixture) -> None:
     examined, _ = examine_base(str(gpt), runs, name)
-    assert examined.folder == look_at_base(str(gpt), runs, name).folder == gpt
+    assert examined.folder == look_at_base(str(gpt), runs).folder == gpt
     assert not runs.root.exists()
     caplog.set_level("INFO", "accord.models")
     model = prepare_base(str(gpt), runs, name)
@@ -113,6 +120,25 @@ def test_a_model_gets_a_template(gpt: Path, runs: Runs, name: str, caplog: pytes
         tokenizer.eos_token_id,
         tokenizer.pad_token_id,
     )
+
+
+def test_a_template_in_place_of_another(
+    tiny_model: Model, runs: Runs, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "accord")
+    model = prepare_base(tiny_model.reference, runs, "zephyr")
+    assert (
+        "it has the chat template zephyr in place of its own; new control tokens are <|system|>, "
+        in caplog.text
+    )
+    # A later round starts from what came of it, with the same configuration: nothing is left to do.
+    assert prepare_base(model.reference, runs, "zephyr") == model
+    tokenizer = load_tokenizer(model)
+    for size in (1, 2, 4):
+        conversation = [Message(role="user", content="x" * size), *answer("y")]
+        assert tokenizer.decode(encode_conversation(tokenizer, conversation).input_ids).endswith(
+            "y<|im_end|>"
+        )
 
 
 def test_what_the_templates_write(gpt: Path, runs: Runs) -> None:
@@ -224,18 +250,24 @@ def test_a_model_with_several_templates_takes_the_default(
 ) -> None:
     folder = tmp_path / "model"
     shutil.copytree(tiny_model.folder, folder)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    plain = tokenizer.chat_template
-    marked = plain.replace("{{- message", "{% generation %}{{- message").replace(
-        "-}}\n{%- endif -%}\n{%- endfor", "-}}{% endgeneration %}\n{%- endif -%}\n{%- endfor"
-    )
-    assert "generation" in marked
-    tokenizer.chat_template = {"default": plain, "tool_use": "{{ tools }}"}
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    marked = "{% generation %}" + tokenizer.chat_template + "{% endgeneration %}"
+    tokenizer.chat_template = {"default": marked, "tool_use": "{{ tools }}"}
     tokenizer.save_pretrained(folder)
     loaded = load_tokenizer(resolve(str(folder), runs))
     assert encode_prompt(loaded, CONVERSATION[:2]) == encode_prompt(
         load_tokenizer(tiny_model), CONVERSATION[:2]
     )
+    templates: Any = loaded.chat_template
+    assert templates["tool_use"] == "{{ tools }}"
+    assert "generation %}" not in templates["default"].replace("add_generation", "")
+    tokenizer.chat_template = {"rag": marked, "tool_use": marked}
+    tokenizer.save_pretrained(folder)
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    with pytest.raises(
+        UsageError, match=r"has several chat templates \(.*\) and none of them is called default"
+    ):
+        load_tokenizer(resolve(str(folder), runs))
 
 
 # --- padding
@@ -388,8 +420,6 @@ def test_an_adapter_of_another_model(gpt: Path, tiny_model: Model, tmp_path: Pat
 
 
 def test_an_adapter_that_lost_its_weights(tiny_model: Model, tmp_path: Path, runs: Runs) -> None:
-    from safetensors.torch import load_file, save_file
-
     folder, _ = adapter_of(tiny_model.folder, tmp_path / "adapter")
     file = folder / "adapter_model.safetensors"
     weights = load_file(file)
@@ -401,9 +431,74 @@ def test_an_adapter_that_lost_its_weights(tiny_model: Model, tmp_path: Path, run
         prepare_base(str(folder), runs)
 
 
-# --- with the stages alone
+# --- in a round
 
 
-def test_a_stage_alone_may_prepare_its_base(gpt: Path, tmp_path: Path) -> None:
-    runs = Runs(tmp_path / "runs", only="sft")
-    assert prepare_base(str(gpt), runs, "chatml").run_id is not None
+ROOT = Path(__file__).parents[2]
+
+
+def round_on(model: Path, *overrides: str) -> RoundConfig:
+    return load_config(ROOT / "configs" / "tiny.yaml", RoundConfig, [f"model={model}", *overrides])
+
+
+def test_what_is_wrong_is_said_before_the_start(gpt: Path, tmp_path: Path, runs: Runs) -> None:
+    check_round(round_on(gpt, "chat_template=zephyr"), runs, "sft")
+    assert not runs.root.exists()
+    with pytest.raises(UsageError, match=r"^model .* has no chat template; set `chat_template` to one of"):
+        check_round(round_on(gpt), runs, "sft")
+    with pytest.raises(UsageError, match=r"^chat_template: 'zephir' is none of chatml"):
+        check_round(round_on(gpt, "chat_template=zephir"), runs, "sft")
+    folder, _ = adapter_of(gpt, tmp_path / "adapter", "/no/base")
+    with pytest.raises(
+        UsageError, match=r"2 things are wrong, and nothing was started:\n  model: .* is an adapter of"
+    ):
+        check_round(round_on(folder, "chat_template=a.jinja"), runs, "sft")
+    broken = tmp_path / "broken"
+    shutil.copytree(gpt, broken)
+    weights = load_file(gpt / "model.safetensors")
+    save_file(
+        {name: each for name, each in weights.items() if "layers.1" not in name}, broken / "model.safetensors"
+    )
+    with pytest.raises(
+        UsageError, match=r"^model: the weights of .* do not fit its architecture GPTNeoXForCausalLM"
+    ):
+        check_round(round_on(broken, "chat_template=zephyr"), runs, "sft")
+
+
+def test_a_round_starts_from_the_prepared_base(gpt: Path, demonstrations: Path, runs: Runs) -> None:
+    """By the stage alone; the base belongs to it."""
+    config = round_on(
+        gpt,
+        "chat_template=chatml",
+        f"sft.demonstrations=[{{path: {demonstrations}}}]",
+        "sft.max_sequence_tokens=400",
+    )
+    run = run_round(config, Runs(runs.root, only="sft"), "sft", checked=True)
+    base, tuned = runs.lineage(run)
+    assert (base.record.stage, tuned.id) == ("base", run.id)
+    assert base.record.config["chat_template"] == "chatml"
+    assert "<|im_start|>" in base.record.config["template"]
+    assert base.metrics == {"new_tokens": 2}
+    assert run_round(config, Runs(runs.root, only="sft"), "sft", checked=True).id == run.id
+
+
+def test_the_gate_looks_at_both_models_first(tiny_model: Model, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny_model.folder, broken)
+    weights = load_file(broken / "model.safetensors")
+    save_file(
+        {name: each for name, each in weights.items() if "layers.1" not in name}, broken / "model.safetensors"
+    )
+    (tmp_path / "gate.yaml").write_text(
+        "prompts: bundled:demo/prompts.heldout.jsonl\ngate: {response_tokens: {direction: lower, margin: 5}}\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "accord", "--runs", str(tmp_path / "runs"), "gate", "--baseline", tiny_model.reference,
+         "--candidate", str(broken), "--config", str(tmp_path / "gate.yaml")],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.startswith(
+        f"error: the weights of {broken} do not fit its architecture LlamaForCausalLM: 9 of "
+    )
+    assert done.stderr.count("\n") == 1

@@ -164,7 +164,10 @@ def test_to_locate_a_model_reads_no_weights(runs: Runs, tiny_model: Model, tmp_p
     [
         ("config.json", "has no config.json"),
         ("tokenizer.json", "has no tokenizer; save it there with `tokenizer.save_pretrained`"),
-        ("model.safetensors", "has no safetensors weights (accord loads no pickled ones)"),
+        (
+            "model.safetensors",
+            "has no safetensors weights (accord loads no pickled ones; docs/bring-your-model.md",
+        ),
     ],
 )
 def test_a_folder_that_lacks_something(

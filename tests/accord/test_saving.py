@@ -20,7 +20,7 @@ from accord.models.loading import load_policy, load_tokenizer
 from accord.models.references import Model, resolve
 from accord.records import Demonstration, Message, Preference, write_jsonl
 from accord.runs import Run, Runs
-from reward.score import load_scorer, score, score_ids, score_ids_by_head
+from reward.score import load_scorer, score, score_ids
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -194,8 +194,6 @@ def test_a_model_without_a_token_to_spare_goes_through_all_stages(
             scorer.score(scorer.model(torch.tensor([row])).last_hidden_state[0, -1]).item() for row in ids
         ]
     assert together == pytest.approx(by_hand, abs=1e-5)
-    left = [each[0] for each in score_ids_by_head(scorer, tokenizer, ids, padding_side="left")]
-    assert left == pytest.approx(together, abs=1e-5)
 
     run = run_stage("dpo", settings | {"warmup_fraction": 0}, policy, preferences, runs)
     assert run.metrics["first_loss"] == pytest.approx(0.693147, abs=1e-5)

@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForSequenceClassification
 
 from accord.errors import UsageError
-from accord.models.loading import load_policy, load_reward_model, load_tokenizer
+from accord.models.files import stored_dtype
+from accord.models.loading import check_fit, load_policy, load_reward_model, load_tokenizer
 from accord.models.references import Model, locate, resolve
-from accord.models.weights import check_fit, stored_dtype
 from accord.runs import Runs
 
 Weights = dict[str, torch.Tensor]
@@ -84,7 +84,7 @@ def test_weights_that_do_not_fit_are_named(
     good: Path, tmp_path: Path, runs: Runs, change: Callable[[Weights], Weights], says: list[str]
 ) -> None:
     model = resolve(str(changed(good, tmp_path, change)), runs)
-    for find in (lambda: load_policy(model), lambda: check_fit(model.reference, model.folder)):
+    for find in (lambda: load_policy(model), lambda: check_fit(model)):
         message = message_of(find)
         assert message.startswith(
             f"the weights of {model.reference} do not fit its architecture LlamaForCausalLM: "
@@ -98,7 +98,7 @@ def test_weights_that_fit(good: Path, tiny_model: Model, tmp_path: Path, runs: R
         good, tmp_path, lambda w: w | {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8)}
     )
     for folder in (good, tiny_model.folder, old, in_shards(good, tmp_path / "shards")):
-        check_fit(str(folder), folder)
+        check_fit(Model(str(folder), folder, ""))
         assert load_policy(resolve(str(folder), runs)).config.vocab_size == 259
     one, several = (load_policy(Model("", each, "")) for each in (good, tmp_path / "shards"))
     assert all(map(torch.equal, one.state_dict().values(), several.state_dict().values()))
@@ -126,6 +126,13 @@ def test_a_reward_model_is_no_policy_and_a_policy_no_reward_model(
     LlamaForSequenceClassification(config).save_pretrained(folder)
     model, policy = resolve(str(folder), runs), resolve(str(good), runs)
     assert load_reward_model(model).score.weight.shape == (1, 64)
+    check_fit(model)
+    headless = resolve(
+        str(changed(folder, tmp_path / "headless", lambda w: {k: w[k] for k in w if "score" not in k})), runs
+    )
+    assert "LlamaForSequenceClassification: 1 of its weights are missing (score.weight)" in message_of(
+        lambda: check_fit(headless)
+    )
     assert "is a reward model (its architecture ends in" in message_of(lambda: load_policy(model))
     assert "1 of its weights are missing (score.weight)" in message_of(lambda: load_reward_model(policy))
     # A policy gets a head where one is asked for; its own is left out. Its body must be whole nevertheless.
@@ -134,6 +141,20 @@ def test_a_reward_model_is_no_policy_and_a_policy_no_reward_model(
         str(changed(good, tmp_path, lambda w: {k: v for k, v in w.items() if ".1." not in k})), runs
     )
     assert "9 of its weights are missing" in message_of(lambda: load_reward_model(broken, new_head=True))
+
+
+def test_what_transformers_does_not_know_is_one_sentence(good: Path, tmp_path: Path, runs: Runs) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(good, folder)
+    config = json.loads((folder / "config.json").read_text())
+    for change in (
+        {"model_type": "unheard"},
+        {"model_type": "t5"},
+        {"auto_map": {"AutoConfig": "a.C"}, "model_type": "x"},
+    ):
+        (folder / "config.json").write_text(json.dumps(config | change))
+        message = message_of(lambda: check_fit(resolve(str(folder), runs)))
+        assert message.startswith(f"{folder} cannot be loaded as a language model: ")
 
 
 # --- what the files say before anything is loaded
@@ -255,6 +276,15 @@ def test_every_token_that_may_be_read_has_a_row(good: Path, tmp_path: Path, runs
     tokenizer.pad_token = "<image>"
     tokenizer.save_pretrained(folder)
     assert "(<image>, <tool>)" in message_of(lambda: load_tokenizer(model))
+
+
+@pytest.mark.parametrize("content", ["{", "{}", '{"model": {"type": "Unheard"}}'])
+def test_a_tokenizer_that_cannot_be_read(good: Path, tmp_path: Path, runs: Runs, content: str) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(good, folder)
+    (folder / "tokenizer.json").write_text(content)
+    message = message_of(lambda: load_tokenizer(resolve(str(folder), runs)))
+    assert message.startswith(f"the tokenizer in {folder} cannot be loaded (")
 
 
 def test_eos_is_learned_though_the_configuration_takes_it_for_padding(good: Path, tmp_path: Path) -> None:

@@ -226,7 +226,7 @@ def test_another_tokenizer_is_refused(tiny_model: Model, reward_model: Model, tm
     """The same ids would mean other words."""
     load_reward_model(reward_model).save_pretrained(tmp_path / "other")
     tokenizer = load_tokenizer(tiny_model)
-    tokenizer.add_tokens(["please"])
+    tokenizer.add_tokens(["please"], special_tokens=True)
     tokenizer.save_pretrained(tmp_path / "other")
     with pytest.raises(UsageError, match="has another tokenizer or chat template than the policy"):
         load(tiny_model, resolve(str(tmp_path / "other"), Runs(tmp_path)))

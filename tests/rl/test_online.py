@@ -1,5 +1,6 @@
 """RLOO and GRPO on the tiny model; at first one answer of its in five ends within 64 tokens."""
 
+import json
 import math
 import shutil
 from pathlib import Path
@@ -132,8 +133,11 @@ def test_a_run_learns_from_scores_of_the_tokens_it_sampled(
     base = load_file(tiny_model.folder / "model.safetensors")
     assert any(not torch.equal(weight, base[name]) for name, weight in weights.items())
     assert (run.path / "adapter").exists() == bool(lora)
-    saved, original = (f / "generation_config.json" for f in (run.path / "model", tiny_model.folder))
-    assert saved.read_text() == original.read_text()
+    saved = json.loads((run.path / "model" / "generation_config.json").read_text())
+    assert saved.pop("transformers_version")
+    assert saved == {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        assert (run.path / "model" / file).read_bytes() == (tiny_model.folder / file).read_bytes()
     resolve(f"run:{run.id}", runs)
 
 
@@ -223,7 +227,7 @@ def test_models_that_do_not_fit_together_are_refused(
         reward_model_function(load_tokenizer(tiny_model), tiny_model, reward_model, 2000, 1.0)
     shutil.copytree(reward_model.folder, tmp_path / "other")
     tokenizer: Any = PreTrainedTokenizerFast.from_pretrained(tmp_path / "other")
-    tokenizer.add_tokens(["please"])
+    tokenizer.add_tokens(["please"], special_tokens=True)
     tokenizer.save_pretrained(tmp_path / "other")
     with pytest.raises(UsageError, match="other has another tokenizer or chat template than the policy"):
         reward_model_function(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from accord.chat import TEMPLATES, add_control_tokens, render_probe
 from accord.errors import UsageError
+from accord.models.loading import read_tokenizer
 from accord.models.references import locate
 from accord.runs import Runs
 
@@ -58,9 +59,7 @@ def find_template(setting: str, runs: Runs) -> Template:
             f"'{setting}' is none of {', '.join(TEMPLATES)}, no file.jinja, and no model whose template could be "
             f"taken: {error}"
         ) from None
-    from transformers import AutoTokenizer
-
-    theirs = AutoTokenizer.from_pretrained(folder)
+    theirs = read_tokenizer(folder)
     its: Any = theirs.chat_template
     its = its.get("default") if isinstance(its, dict) else its
     if not its:
