@@ -23,7 +23,7 @@ _NAMES = {
     "accord.records": "Comparison Demonstration Message Preference Prompt UnpairedFeedback read_jsonl write_jsonl",
     "accord.round": "run_round",
     "accord.round_config": "RoundConfig",
-    "accord.rows": "Rows keep_rows",
+    "accord.data.rows": "Rows keep_rows",
     "accord.runs": "DataFile Run Runs",
     "accord.sampling.config": "SamplingConfig",
     "accord.sampling.shared": "SharedSampler",
@@ -51,6 +51,8 @@ _MODULES = {name: module for module, names in _NAMES.items() for name in names.s
 if TYPE_CHECKING:
     from accord.config import LoraConfig as LoraConfig
     from accord.config import load_config as load_config
+    from accord.data.rows import Rows as Rows
+    from accord.data.rows import keep_rows as keep_rows
     from accord.errors import AccordError as AccordError
     from accord.errors import DataError as DataError
     from accord.errors import SamplerGoneError as SamplerGoneError
@@ -71,8 +73,6 @@ if TYPE_CHECKING:
     from accord.records import write_jsonl as write_jsonl
     from accord.round import run_round as run_round
     from accord.round_config import RoundConfig as RoundConfig
-    from accord.rows import Rows as Rows
-    from accord.rows import keep_rows as keep_rows
     from accord.runs import DataFile as DataFile
     from accord.runs import Run as Run
     from accord.runs import Runs as Runs

@@ -11,6 +11,7 @@ from functools import partial
 
 from accord.bundled import data_path
 from accord.chat import answer
+from accord.data.rows import open_data
 from accord.models.base import prepare_base
 from accord.models.references import Model, resolve
 from accord.preflight import check_round
@@ -18,7 +19,6 @@ from accord.preflight.preferences import finished_feedback
 from accord.records import Comparison
 from accord.round_config import RoundConfig, StageName
 from accord.round_plan import stages_until
-from accord.rows import open_data
 from accord.runs import DataFile, Run, Runs
 from accord.sampling.shared import SharedSampler
 from eval.evaluate import evaluate

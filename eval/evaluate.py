@@ -19,10 +19,10 @@ from typing import TypeVar
 import click
 
 from accord.bundled import data_path
+from accord.data.rows import Rows, open_data
 from accord.errors import UsageError
 from accord.models.references import Model
 from accord.records import Row, read_jsonl, write_jsonl
-from accord.rows import Rows, open_data
 from accord.runs import DataFile, Run, Runs, Source
 from accord.sampling.shared import SharedSampler
 from eval.conclude import Evidence, conclude

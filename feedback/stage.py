@@ -25,10 +25,10 @@ import click
 
 from accord.bundled import data_path
 from accord.chat import decode_response, encode_prompt
+from accord.data.rows import Rows, open_data
 from accord.models.loading import load_tokenizer
 from accord.models.references import Model
 from accord.records import Comparison, Prompt, Response, read_jsonl, write_jsonl
-from accord.rows import Rows, open_data
 from accord.runs import DataFile, Run, Runs, Source
 from accord.sampling.shared import SharedSampler
 from feedback.annotation import files_of, have_annotated, planned

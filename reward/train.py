@@ -23,6 +23,7 @@ from trl import RewardConfig as TrlRewardConfig
 from accord.bundled import data_path
 from accord.chat import encode_conversation
 from accord.config import check_trainer_arguments
+from accord.data.rows import Judgements, open_data, open_judgements
 from accord.errors import DataError
 from accord.models.adapters import peft_config
 from accord.models.loading import load_reward_model, load_tokenizer
@@ -38,7 +39,6 @@ from accord.records import (
     write_atomically,
     write_jsonl,
 )
-from accord.rows import Judgements, open_data, open_judgements
 from accord.runs import DataFile, Run, Runs, Source
 from accord.training import (
     SET_BY_ACCORD,

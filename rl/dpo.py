@@ -17,12 +17,12 @@ from trl import DPOConfig as TrlDPOConfig
 from trl import DPOTrainer
 
 from accord.config import check_trainer_arguments
+from accord.data.rows import Judgements, open_judgements
 from accord.errors import DataError
 from accord.models.adapters import peft_config
 from accord.models.loading import load_policy, load_tokenizer
 from accord.models.references import Model
 from accord.records import Preference, read_jsonl
-from accord.rows import Judgements, open_judgements
 from accord.runs import Run, Runs, file_of
 from accord.training import (
     SET_BY_ACCORD,

@@ -20,12 +20,12 @@ from trl import KTOTrainer
 
 from accord.bundled import data_path
 from accord.config import check_trainer_arguments
+from accord.data.rows import Judgements, Rows, open_data, open_judgements
 from accord.errors import DataError, UsageError
 from accord.models.adapters import peft_config
 from accord.models.loading import load_policy, load_tokenizer
 from accord.models.references import Model
 from accord.records import UnpairedFeedback
-from accord.rows import Judgements, Rows, open_data, open_judgements
 from accord.runs import DataFile, Run, Runs, Source
 from accord.training import (
     SET_BY_ACCORD,

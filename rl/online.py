@@ -21,12 +21,12 @@ from trl import GRPOConfig, RLOOConfig
 
 from accord.bundled import data_path
 from accord.config import check_trainer_arguments
+from accord.data.rows import Judgements, Rows, open_data, open_judgements
 from accord.errors import AccordError, UsageError
 from accord.models.adapters import peft_config
 from accord.models.families import context_length
 from accord.models.loading import check_same_tokens, load_policy, load_tokenizer
 from accord.models.references import Model
-from accord.rows import Judgements, Rows, open_data, open_judgements
 from accord.runs import DataFile, Run, Runs, Source, file_of
 from accord.training import (
     SET_BY_ACCORD,

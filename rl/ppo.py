@@ -20,10 +20,10 @@ import torch
 
 from accord import parallel
 from accord.bundled import data_path
+from accord.data.rows import Judgements, Rows, open_data, open_judgements
 from accord.errors import UsageError
 from accord.models.loading import load_policy, load_tokenizer
 from accord.models.references import Model
-from accord.rows import Judgements, Rows, open_data, open_judgements
 from accord.runs import DataFile, Run, Runs, Source, file_of
 from accord.sampling.shared import SharedSampler
 from accord.training import base_dtype, computes_in_bfloat16, quiet_libraries, save_dtype, save_model

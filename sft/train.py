@@ -14,10 +14,10 @@ from trl import SFTTrainer
 
 from accord.bundled import data_path
 from accord.config import check_trainer_arguments
+from accord.data.rows import Rows, open_data
 from accord.models.adapters import peft_config
 from accord.models.loading import load_policy, load_tokenizer
 from accord.models.references import Model
-from accord.rows import Rows, open_data
 from accord.runs import DataFile, Run, Runs, Source
 from accord.training import (
     SET_BY_ACCORD,

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import yaml
 
+from accord.data.rows import open_data
 from accord.models.loading import load_tokenizer
 from accord.models.references import Model, resolve
 from accord.records import Demonstration, Prompt, read_jsonl
 from accord.round_config import RoundConfig
-from accord.rows import open_data
 from accord.runs import DataFile, Runs
 from eval.suites.kind import Reply
 from eval.suites.suite import find_suite, read_items

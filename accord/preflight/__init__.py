@@ -12,6 +12,7 @@ What only the doing of a stage needs, such as a server, is not asked for where a
 
 from functools import partial
 
+from accord.data.rows import open_data
 from accord.models.base import look_at_base
 from accord.models.chat_templates import find_template
 from accord.models.references import locate
@@ -25,7 +26,6 @@ from accord.preflight.weights import look_at_amounts, look_at_weights
 from accord.records import Demonstration
 from accord.round_config import RoundConfig, StageName
 from accord.round_plan import stages_until
-from accord.rows import open_data
 from accord.runs import Runs
 from eval.measuring.annotators import check_formula_is_not_gated
 from reward.scorers import check_is_reward_model

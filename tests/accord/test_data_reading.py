@@ -16,11 +16,11 @@ from transformers import PreTrainedTokenizerBase
 
 from accord.data.config import DataConfig
 from accord.data.reading import OWN, read
+from accord.data.rows import open_data, open_judgements
 from accord.errors import DataError, UsageError
 from accord.models.loading import load_tokenizer
 from accord.models.references import Model
 from accord.records import Comparison, Demonstration, Message, Preference, Prompt, read_jsonl
-from accord.rows import open_data, open_judgements
 from accord.runs import DataFile, Runs
 from sft.config import SFTConfig
 from sft.data import encode_demonstrations

@@ -135,8 +135,8 @@ def test_pairs_over_the_length_are_counted_or_all_refused(tiny_model: Model, tmp
     lengths = [len(encode_conversation(tokenizer, [*row.prompt, *row.chosen]).input_ids) for row in rows]
     config = {**CONFIG, "max_sequence_tokens": lengths[6]}
     run = run_stage("dpo", config, tiny_model, tmp_path / "pairs.jsonl", Runs(tmp_path / "runs"))
-    assert run.record.dropped == {"too_long": 3}
-    with pytest.raises(DataError, match=r"leaves 0 pairs to train on and 0 held out, 10 were longer"):
+    assert run.record.dropped == {"too_long": 3, "equal_once_encoded": 0, "weight_zero": 0}
+    with pytest.raises(DataError, match=r"leaves 0 pairs to train on and 0 held out, of 10 \(10 too_long, "):
         run_stage(
             "dpo",
             {**CONFIG, "max_sequence_tokens": 8},

@@ -14,6 +14,7 @@ from ppo_helpers import SAMPLING, make_prompts, make_reward_model
 from safetensors.torch import load_file
 
 from accord.config import load_config
+from accord.data.rows import check_reader, keep_rows, open_data, open_judgements
 from accord.errors import AccordError, DataError, UsageError
 from accord.models.references import Model, resolve
 from accord.records import (
@@ -26,7 +27,6 @@ from accord.records import (
     write_jsonl,
 )
 from accord.round_config import RoundConfig
-from accord.rows import check_reader, keep_rows, open_data, open_judgements
 from accord.runs import DataFile, Run, Runs
 from accord.sampling.shared import SharedSampler
 from eval.checks.contamination import training_data
