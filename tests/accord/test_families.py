@@ -215,6 +215,19 @@ def test_experts_that_would_not_be_shared_are_said_before_the_round(tmp_path: Pa
     )
 
 
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ('{"model_type": "nonsense"}', "no family that transformers knows"),
+        ('{"model_type": "t5"}', "do not continue"),
+    ],
+)
+def test_what_is_no_causal_model_is_said_before_the_round(tmp_path: Path, config: str, said: str) -> None:
+    (tmp_path / "config.json").write_text(config)
+    ((key, error),) = family_faults(Model("it", tmp_path, ""), round_config(), ["sft"])
+    assert key == "model" and said in str(error)
+
+
 def test_a_balance_loss_that_trl_cannot_compute_is_said_before_the_round(tmp_path: Path) -> None:
     rl: dict[str, Any] = {"algorithm": "dpo"}
     model = make_family("granitemoehybrid", tmp_path)

@@ -248,7 +248,9 @@ def test_auto_takes_transformers_where_vllm_computes_a_model_otherwise(
     monkeypatch.setattr(shared, "check_installed", lambda engine: None)
     with (
         SharedSampler(SamplingConfig(engine="vllm", max_sequence_tokens=256)) as sharing,
-        pytest.raises(SyncError, match="computes this model otherwise than the trainer.*engine=transformers"),
+        pytest.raises(
+            SyncError, match=r"computes this model otherwise than the trainer.*engine=transformers"
+        ),
     ):
         sharing.use(tiny_model)
     caplog.set_level("INFO")

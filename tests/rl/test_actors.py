@@ -297,3 +297,13 @@ def test_layers_beneath_the_adapters_are_computed_once_and_change_nothing(
 def test_more_top_layers_than_layers(tiny_model: Model, reward_model: Model) -> None:
     with pytest.raises(UsageError, match=r"lora.top_layers is 3, and .* has 2 layers"):
         load(tiny_model, reward_model, Layout(LoraConfig(top_layers=3)))
+
+
+def test_parts_that_do_not_give_the_same_are_not_used(
+    tiny_model: Model, reward_model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tenth of a percent is no rounding; the wrong rotation of a layer is more."""
+    whole = Actors._beneath
+    monkeypatch.setattr(Actors, "_beneath", lambda *given: whole(*given) * 1.001)
+    actors = load(tiny_model, reward_model, Layout(LoraConfig(rank=4, top_layers=1)))
+    assert actors.frozen_layers == {"policy": 0, "critic": 0}
