@@ -19,7 +19,7 @@ _NAMES = {
     "accord.errors": "AccordError DataError SamplerGoneError SyncError TamperedError UsageError "
     "WaitingForAnnotatorsError",
     "accord.models.references": "Model resolve",
-    "accord.records": "Comparison Demonstration Message Preference Prompt read_jsonl write_jsonl",
+    "accord.records": "Comparison Demonstration Message Preference Prompt UnpairedFeedback read_jsonl write_jsonl",
     "accord.round": "run_round",
     "accord.round_config": "RoundConfig",
     "accord.rows": "Rows keep_rows",
@@ -36,8 +36,9 @@ _NAMES = {
     "reward.score": "score",
     "reward.scorers": "Scorer scorer_of",
     "reward.train": "train_reward_model",
-    "rl.config": "DPOConfig OnlineConfig PPOConfig",
+    "rl.config": "DPOConfig KTOConfig OnlineConfig PPOConfig",
     "rl.dpo": "train_dpo",
+    "rl.kto": "train_kto",
     "rl.online": "train_online",
     "rl.ppo": "train_ppo",
     "sft.config": "SFTConfig WeightedFile",
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
     from accord.records import Message as Message
     from accord.records import Preference as Preference
     from accord.records import Prompt as Prompt
+    from accord.records import UnpairedFeedback as UnpairedFeedback
     from accord.records import read_jsonl as read_jsonl
     from accord.records import write_jsonl as write_jsonl
     from accord.round import run_round as run_round
@@ -88,9 +90,11 @@ if TYPE_CHECKING:
     from reward.scorers import scorer_of as scorer_of
     from reward.train import train_reward_model as train_reward_model
     from rl.config import DPOConfig as DPOConfig
+    from rl.config import KTOConfig as KTOConfig
     from rl.config import OnlineConfig as OnlineConfig
     from rl.config import PPOConfig as PPOConfig
     from rl.dpo import train_dpo as train_dpo
+    from rl.kto import train_kto as train_kto
     from rl.online import train_online as train_online
     from rl.ppo import train_ppo as train_ppo
     from sft.config import SFTConfig as SFTConfig

@@ -15,6 +15,7 @@ Three things hold for every template, or it is refused:
 
 import functools
 import itertools
+import json
 import logging
 import re
 from collections.abc import Sequence
@@ -34,6 +35,10 @@ PROBE = (
     ("assistant", "Eleven, or\n\nthirteen. "), ("user", "\tThanks!"), ("assistant", "\nNot at all."),
 )  # fmt: skip
 """Several turns, every role, and white space where it is often lost."""
+PADDING = "<|pad|>"
+"""What a tokenizer gets that has no token to spare."""
+TEMPLATES = ("chatml", "llama3", "zephyr", "mistral", "gemma")
+"""The chat templates in accord/models/chat_templates."""
 
 
 @dataclass(frozen=True)
@@ -61,21 +66,33 @@ class _Tokens:
     ends: list[int]
 
 
-def prepare_tokenizer(tokenizer: "PreTrainedTokenizerBase", name: str) -> "PreTrainedTokenizerBase":
+def prepare_tokenizer(
+    tokenizer: "PreTrainedTokenizerBase", name: str, add_padding: bool = False
+) -> "PreTrainedTokenizerBase":
     """Check a tokenizer for training on conversations: with a probe of several turns, all three promises above.
 
     The EOS becomes the token that ends the assistant's turns in the template, which is not always the one that ended
     a document in pre-training. Padding gets a token of its own: collators that take EOS mask the EOS to be learned.
+    The template becomes plain Jinja, which every server reads: `{% generation %}` is known to transformers alone.
+
+    Args:
+        tokenizer: is changed.
+        name: of the model, for messages.
+        add_padding: where no control token is to spare for padding, add one; the embeddings must grow by its row.
 
     Raises:
         UsageError: no chat template, or one that breaks a promise; no token ends a turn; none is there for padding.
     """
     if not tokenizer.chat_template:
-        raise UsageError(f"model {name} has no chat template; put a chat_template.jinja into its folder")
+        raise UsageError(
+            f"model {name} has no chat template; set `chat_template` to one of {', '.join(TEMPLATES)}, to a "
+            "file.jinja, or to a model whose template it shall have"
+        )
+    _make_plain(tokenizer, name)
     probe = _probe(tokenizer, name)
     _set_end_of_turn(tokenizer, name, probe)
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
-        _set_padding(tokenizer, name, probe)
+        _set_padding(tokenizer, name, probe, add_padding)
     try:
         encoded = encode_conversation(tokenizer, probe)
         for i, message in enumerate(probe):
@@ -91,6 +108,48 @@ def prepare_tokenizer(tokenizer: "PreTrainedTokenizerBase", name: str) -> "PreTr
     except DataError as error:
         raise UsageError(f"model {name}: {error}") from None
     return tokenizer
+
+
+def render_probe(tokenizer: "PreTrainedTokenizerBase", name: str) -> str:
+    """The probe as the template writes it.
+
+    Raises:
+        UsageError: the template takes no conversation of user and assistant by turns.
+    """
+    return _render(tokenizer, _probe(tokenizer, name)).text
+
+
+def _make_plain(tokenizer: "PreTrainedTokenizerBase", name: str) -> None:
+    """Take the generation markers out of the template, or of each of several; what it writes stays the same.
+
+    Raises:
+        UsageError: a template of several is called by none, because there is no default.
+    """
+    given: Any = tokenizer.chat_template
+    if isinstance(given, dict) and "default" not in given:
+        raise UsageError(
+            f"model {name} has several chat templates ({', '.join(given)}) and none of them is called default; set "
+            "`chat_template` to a file that holds the right one"
+        )
+    # An `if` is as transparent as the markers, and its tags eat as much white space.
+    plain = {
+        key: re.sub(r"(\{%[-+]?\s*)(end)?generation(\s*[-+]?%\})", _as_if, text)
+        for key, text in (given if isinstance(given, dict) else {"default": given}).items()
+    }
+    if plain == given or plain["default"] == given:
+        return
+    before = render_probe(tokenizer, name)
+    tokenizer.chat_template = plain if isinstance(given, dict) else plain["default"]  # type: ignore[assignment]
+    if render_probe(tokenizer, name) != before:
+        raise UsageError(
+            f"model {name}: its chat template writes something else without its generation markers, which only "
+            "transformers knows; take them out"
+        )
+
+
+def _as_if(marker: re.Match[str]) -> str:
+    begin, is_end, end = marker.groups()
+    return f"{begin}endif{end}" if is_end else f"{begin}if true{end}"
 
 
 def _probe(tokenizer: "PreTrainedTokenizerBase", name: str) -> list[Message]:
@@ -134,11 +193,13 @@ def _set_end_of_turn(tokenizer: "PreTrainedTokenizerBase", name: str, probe: Seq
         tokenizer.eos_token = ends[0]
 
 
-def _set_padding(tokenizer: "PreTrainedTokenizerBase", name: str, probe: Sequence[Message]) -> None:
-    """Make a control token that is there for padding, or for nothing, the padding token.
+def _set_padding(
+    tokenizer: "PreTrainedTokenizerBase", name: str, probe: Sequence[Message], add: bool
+) -> None:
+    """Make a control token that is there for padding, or for nothing, the padding token; or add one.
 
     Raises:
-        UsageError: there is none to spare.
+        UsageError: there is none to spare, and none may be added.
     """
     text = _render(tokenizer, probe).text
     taken = {tokenizer.eos_token, tokenizer.bos_token}
@@ -149,20 +210,36 @@ def _set_padding(tokenizer: "PreTrainedTokenizerBase", name: str, probe: Sequenc
                 logger.info(f"model {name}: {each!r} is its padding token from here on")
                 tokenizer.pad_token = each
                 return
-    raise UsageError(
-        f"model {name}: its tokenizer has no padding token apart from the EOS {tokenizer.eos_token!r}, and no control "
-        "token to spare; add one (`tokenizer.add_special_tokens`, then `model.resize_token_embeddings`)"
-    )
+    if not add:
+        raise UsageError(
+            f"model {name}: its tokenizer has no padding token apart from the EOS {tokenizer.eos_token!r}, and no "
+            "control token to spare; as `model` of a configuration, it gets one"
+        )
+    add_control_tokens(tokenizer, [PADDING])
+    tokenizer.pad_token = PADDING
+
+
+def add_control_tokens(tokenizer: "PreTrainedTokenizerBase", tokens: Sequence[str]) -> None:
+    """Make control tokens of these texts, each a token of its own; ids that are new need rows in the embeddings."""
+    from tokenizers import AddedToken
+
+    new: Any = [AddedToken(token, special=True, normalized=False) for token in tokens]
+    tokenizer.add_tokens(new, special_tokens=True)
+    _control_tokens.cache_clear()
+    _can_be_cut.cache_clear()
 
 
 def encode_conversation(
-    tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message]
+    tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], learns_thinking: bool = True
 ) -> EncodedConversation:
     """A whole conversation, ending with the assistant's EOS, as ids and assistant mask of the same length.
 
+    The mask leaves out turns of weight 0, and thinking parts unless `learns_thinking`.
+
     Raises:
-        DataError: the template refuses the conversation, no turn is the assistant's, or the template writes a turn
-            otherwise than it asks for it, so that what is sampled would not continue what was trained.
+        DataError: the template refuses the conversation or leaves a part of it out, no turn is the assistant's, or the
+            template writes a turn otherwise than it asks for it, so that what is sampled would not continue what was
+            trained.
     """
     rendered = _render(tokenizer, messages)
     begins = []
@@ -174,10 +251,12 @@ def encode_conversation(
             begins.append(len(prompt))
     if not begins:
         raise DataError("no turn of the conversation is the assistant's, so nothing can be learned from it")
-    tokens = _tokenize(tokenizer, rendered, begins)
+    thought = {} if learns_thinking else _ends_of_thinking(rendered.text, messages, begins)
+    tokens = _tokenize(tokenizer, rendered, [*begins, *thought.values()])
     mask = [0] * len(tokens.ids)
     end = 0
-    for begin in begins:
+    said = [message for message in messages if message.role == "assistant"]
+    for message, begin in zip(said, begins, strict=True):
         first = next((i for i, start in enumerate(tokens.starts) if start >= begin), len(tokens.ids))
         try:
             end = tokens.ids.index(tokenizer.eos_token_id, first) + 1
@@ -186,8 +265,24 @@ def encode_conversation(
                 f"the chat template does not end the assistant's turn {rendered.text[begin : begin + 60]!r} with the "
                 f"eos_token {tokenizer.eos_token!r}"
             ) from None
-        mask[first:end] = [1] * (end - first)
+        if message.weight != 0:
+            learned = thought.get(begin, begin)
+            first = next(i for i, start in enumerate(tokens.starts) if start >= learned)
+            mask[first:end] = [1] * (end - first)
     return EncodedConversation(tokens.ids[:end], mask[:end])
+
+
+def _ends_of_thinking(text: str, messages: Sequence[Message], begins: Sequence[int]) -> dict[int, int]:
+    """Where the words begin behind the thinking part of each answer that has one, by where the answer begins."""
+    said = [message for message in messages if message.role == "assistant"]
+    found = {}
+    for message, begin in zip(said, begins, strict=True):
+        thought = (message.reasoning_content or "").strip()
+        at = text.find(thought, begin) if thought else -1
+        if at >= 0:
+            words = text.find(message.content.strip(), at + len(thought))
+            found[begin] = words if words >= 0 else at + len(thought)
+    return found
 
 
 def encode_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: Sequence[Message]) -> list[int]:
@@ -196,7 +291,13 @@ def encode_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: Sequence[Message
     Raises:
         DataError: the template refuses the prompt.
     """
-    return _tokenize(tokenizer, _render(tokenizer, prompt, add_generation_prompt=True)).ids
+    rendered = _render(tokenizer, prompt, add_generation_prompt=True)
+    begins = []
+    for i, message in enumerate(prompt):
+        if message.role == "assistant":
+            before = _until_answer(tokenizer, rendered.text, prompt[:i])
+            begins += [len(before)] * rendered.text.startswith(before)
+    return _tokenize(tokenizer, rendered, begins).ids
 
 
 def _render(
@@ -205,26 +306,42 @@ def _render(
     """What the template writes. Whatever looks like a control token in a message is covered while it does.
 
     Raises:
-        DataError: the template refuses the conversation.
+        DataError: the template refuses the conversation, or leaves a part of it out.
     """
     control = _control_tokens(tokenizer)
     dicts = messages_as_dicts(messages)
+    tools = dicts[0].pop("tools", None) if dicts else None
+    if dicts and not dicts[0]["content"] and not dicts[0].get("tool_calls"):
+        del dicts[0]  # it was there for the tools
     covered: list[str] = []
-    mark = _mark_for(dicts)
+    mark = _mark_for([dicts, tools])
 
     def cover(match: re.Match[str]) -> str:
         covered.append(match.group())
         return f"{mark}{len(covered) - 1}{mark}"
 
-    for each in dicts:
-        pattern = control.special if each["role"] == "assistant" else control.any
-        each["content"] = pattern.sub(cover, each["content"])
+    def cover_all(value: Any, pattern: re.Pattern[str]) -> Any:
+        if isinstance(value, str):
+            return pattern.sub(cover, value)
+        if isinstance(value, list):
+            return [cover_all(each, pattern) for each in value]
+        if isinstance(value, dict):
+            return {key: cover_all(each, pattern) for key, each in value.items()}
+        return value
+
+    dicts = [
+        cover_all(each, control.special if each["role"] == "assistant" else control.any) for each in dicts
+    ]
+    tools = cover_all(tools, control.any)
     try:
         text = str(
-            tokenizer.apply_chat_template(dicts, tokenize=False, add_generation_prompt=add_generation_prompt)
+            tokenizer.apply_chat_template(
+                dicts, tools=tools, tokenize=False, add_generation_prompt=add_generation_prompt
+            )
         )
     except Exception as error:  # jinja2's TemplateError, or whatever Python raises inside a template
-        raise DataError(f"the model's chat template refuses this conversation: {error}") from None
+        raise DataError(_refusal(error, messages)) from None
+    _check_nothing_is_left_out(text, dicts, tools)
     if not covered:
         return _Rendered(text)
     parts, literal, length = [], [], 0
@@ -235,6 +352,63 @@ def _render(
         parts.append(part)
         length += len(part)
     return _Rendered("".join(parts), literal)
+
+
+def _refusal(error: Exception, messages: Sequence[Message]) -> str:
+    said = " ".join(str(error).split())
+    way = ""
+    if any(message.role == "system" for message in messages):
+        way = "; if it has no system role, set data.system: merge_into_user"
+    return f"the model's chat template refuses this conversation: {said}{way}"
+
+
+def _check_nothing_is_left_out(text: str, messages: Sequence[dict[str, Any]], tools: Any) -> None:
+    """Refuse a template that drops what it has no form for, as many do without a word.
+
+    Thinking parts of all but the last answer are an exception: many templates leave them out by design.
+
+    Raises:
+        DataError: with what it leaves out.
+    """
+
+    def end_of(words: Any, begin: int = 0) -> int | None:
+        """Where the words end that the template wrote first behind a place, as they are or as JSON has them."""
+        words = str(words).strip()
+        forms = (words, json.dumps(words, ensure_ascii=False)[1:-1])
+        ends = [at + len(form) for form in forms if (at := text.find(form, begin)) >= 0]
+        return min(ends, default=None)
+
+    for tool in tools or []:
+        if end_of(name := tool.get("function", tool).get("name", "")) is None:
+            raise DataError(
+                f"the model's chat template leaves out the tools (of which one is '{name}'); use a model whose "
+                "template knows them, or take the column tools away"
+            )
+    at = 0
+    for i, message in enumerate(messages):
+        if message["role"] == "system":  # some templates write it before the last question
+            if end_of(message["content"]) is None:
+                raise DataError("the model's chat template leaves out what the system message says")
+            continue
+        for call in message.get("tool_calls", []):
+            if end_of(name := call["function"]["name"], at) is None:
+                raise DataError(
+                    f"the model's chat template leaves out calls of tools (messages.{i} calls '{name}'); use a model "
+                    "whose template knows them, or leave such rows out"
+                )
+        end = end_of(message["content"], at)
+        if end is None:
+            raise DataError(
+                f"the model's chat template leaves out what messages.{i} says ({message['role']}: "
+                f"{message['content'][:40]!r})"
+            )
+        at = end
+    thought = messages[-1].get("reasoning_content") if messages else None
+    if thought and end_of(thought) is None:
+        raise DataError(
+            "the model's chat template leaves out the thinking part (reasoning_content) of the last answer; set "
+            "sft.thinking: cut, or use a model whose template knows it"
+        )
 
 
 def _until_answer(tokenizer: "PreTrainedTokenizerBase", conversation: str, before: Sequence[Message]) -> str:
@@ -248,9 +422,9 @@ def _until_answer(tokenizer: "PreTrainedTokenizerBase", conversation: str, befor
     return conversation[: conversation.find(opening) + len(opening)] if opening in conversation else opening
 
 
-def _mark_for(messages: Sequence[dict[str, str]]) -> str:
-    """A character of the private use area that no message holds."""
-    said = "".join(message["content"] for message in messages)
+def _mark_for(conversation: Any) -> str:
+    """A character of the private use area that a conversation does not hold."""
+    said = json.dumps(conversation, ensure_ascii=False)
     return next(chr(code) for code in range(0xE000, 0xF8FF) if chr(code) not in said)
 
 
@@ -300,6 +474,8 @@ def _tokenize(
         for begin in begins
         if any(a < begin < b for a, b in zip(tokens.starts, tokens.ends, strict=True))
     ]
+    if begins and _joins_answers(tokenizer):
+        cuts = sorted(begins)
     if not rendered.literal and not cuts:
         return tokens
     if not _can_be_cut(tokenizer, anywhere=bool(cuts)):
@@ -353,6 +529,18 @@ def _tokenize_in_parts(
 
 
 @functools.lru_cache(maxsize=16)
+def _joins_answers(tokenizer: "PreTrainedTokenizerBase") -> bool:
+    """Whether an answer behind it changes the tokens at the end of a prompt, as words do with two line breaks."""
+    asked = [Message(role="user", content="Say it.")]
+    prompt = _render(tokenizer, asked, add_generation_prompt=True).text
+    whole = _render(tokenizer, [*asked, *answer("It.")]).text
+    before, behind = (
+        list(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in (prompt, whole)
+    )
+    return whole.startswith(prompt) and behind[: len(before)] != before
+
+
+@functools.lru_cache(maxsize=16)
 def _can_be_cut(tokenizer: "PreTrainedTokenizerBase", anywhere: bool) -> bool:
     """Whether parts of a text have the tokens that they have in the whole: cut at control tokens, or `anywhere` at all.
 
@@ -379,8 +567,20 @@ def _no_continuation(prompt: str, conversation: str) -> str:
 
 
 def decode_response(tokenizer: "PreTrainedTokenizerBase", token_ids: Sequence[int]) -> str:
-    """The text of a sampled answer, without special tokens and outer white space."""
-    return str(tokenizer.decode(list(token_ids), skip_special_tokens=True)).strip()
+    """The words of a sampled answer, without special tokens, thinking part and outer white space."""
+    text = str(tokenizer.decode(list(token_ids), skip_special_tokens=True))
+    return (without_thinking(text) if "</think>" in str(tokenizer.chat_template) else text).strip()
+
+
+def without_thinking(text: str) -> str:
+    """What comes behind the thinking part of an answer: nothing, where the answer was cut off before its end.
+
+    The part's first tag may stand in the prompt.
+    """
+    before, end, words = text.partition("</think>")
+    if end and (before.lstrip().startswith("<think>") or "<think>" not in before):
+        return words
+    return "" if text.lstrip().startswith("<think>") else text
 
 
 def answer(text: str) -> list[Message]:

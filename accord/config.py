@@ -3,15 +3,19 @@
 A key that nothing reads is an error, at every level, because a typo that is ignored costs a training run.
 """
 
+import ast
 import dataclasses
 import difflib
+import inspect
+import itertools
 import re
-from collections.abc import Callable, Mapping, Sequence
+import textwrap
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, ValidationError
 from pydantic_core import PydanticCustomError, core_schema
 
 from accord.errors import UsageError
@@ -29,12 +33,46 @@ class Config(BaseModel):
     needed_files: ClassVar[tuple[str, ...]] = ()
     """Those of them without which there is nothing to read; a configuration file must name them."""
 
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        """With what each setting means, and the files that must be named."""
+        schema = handler(core)
+        own = handler.resolve_ref_schema(schema)
+        for name, meaning in setting_docs(cls).items():
+            if name in own["properties"]:
+                own["properties"][name]["description"] = meaning
+        if needed := [*own.get("required", ()), *cls.needed_files]:
+            own["required"] = list(dict.fromkeys(needed))
+        return schema
+
+
+def setting_docs(config: type[BaseModel]) -> dict[str, str]:
+    """The text under each setting of a class, by its name."""
+    found: dict[str, str] = {}
+    for each in reversed(config.__mro__):
+        if not issubclass(each, BaseModel) or each is BaseModel:
+            continue
+        try:
+            statement = ast.parse(textwrap.dedent(inspect.getsource(each))).body[0]
+        except OSError:  # a class that was typed in
+            continue
+        assert isinstance(statement, ast.ClassDef)
+        for line, after in itertools.pairwise(statement.body):
+            if (
+                isinstance(line, ast.AnnAssign)
+                and isinstance(line.target, ast.Name)
+                and isinstance(after, ast.Expr)
+            ):
+                found[line.target.id] = " ".join(ast.literal_eval(after.value).split())
+    return found
+
 
 @dataclasses.dataclass(frozen=True)
 class ChosenBy:
     """Marks a section whose class follows from one of its keys: `Annotated[Base, ChosenBy("kind", find, "plain")]`.
 
-    Unlike a tagged union, it asks for the class when a section is read: classes may come from a user's file.
+    Unlike a tagged union, it asks for the class when a section is read: classes may come from a user's file. Where the
+    annotation is `Base | None`, there may be no section.
     """
 
     key: str
@@ -42,13 +80,15 @@ class ChosenBy:
     """From the value of the key to the class; raises UsageError, which then is said of the key."""
     default: Any
     """The value where the key is left out."""
+    known: Callable[[], Iterable[str]] = tuple
+    """The values that are known without a user's file, for editors."""
 
     def class_of(self, section: Mapping[str, Any]) -> type[BaseModel]:
         """The class of a section that was written as a mapping."""
         return self.find(section.get(self.key, self.default))
 
     def __get_pydantic_core_schema__(self, source: type[BaseModel], handler: Any) -> core_schema.CoreSchema:
-        def read(section: Any) -> BaseModel:
+        def read(section: Any) -> BaseModel | None:
             if isinstance(section, source):
                 return section
             if not isinstance(section, Mapping):
@@ -60,16 +100,32 @@ class ChosenBy:
                 place = (self.key,)
                 found = section.get(self.key, self.default)
                 raise ValidationError.from_exception_data(
-                    source.__name__, [{"type": said, "loc": place, "input": found}]
+                    self.key, [{"type": said, "loc": place, "input": found}]
                 ) from error
             return chosen.model_validate(section)
 
-        def written(section: BaseModel, info: Any) -> dict[str, Any]:
-            return section.model_dump(mode=info.mode)
+        def written(section: BaseModel | None, info: Any) -> dict[str, Any] | None:
+            return None if section is None else section.model_dump(mode=info.mode)
 
         return core_schema.no_info_plain_validator_function(
             read, serialization=core_schema.plain_serializer_function_ser_schema(written, info_arg=True)
         )
+
+    def __get_pydantic_json_schema__(self, _: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        """An object whose other keys follow from the one that chooses; all of them are open for a user's own class."""
+        known = list(self.known())
+        chosen = [
+            {
+                "if": {"properties": {self.key: {"const": value}}}
+                | ({} if value == self.default else {"required": [self.key]}),
+                # inside a union, the class's own changes to its schema count
+                "then": handler(core_schema.union_schema([self.find(value).__pydantic_core_schema__])),
+            }
+            for value in known
+        ]
+        key = {"anyOf": [{"enum": known}, {"type": "string", "pattern": ":"}], "default": self.default}
+        section = {"type": "object", "properties": {self.key: key}, "allOf": chosen}
+        return {"anyOf": [section, {"type": "null"}]}
 
 
 class LoraConfig(Config):
@@ -174,7 +230,12 @@ def _describe(error: ValidationError, config_type: type[BaseModel], values: Any)
 def _known_keys(config_type: Any, place: Sequence[Any], values: Any) -> list[str]:
     """What may stand at a place of a configuration that was written as these values."""
     for key in place:
-        values = values[key]
+        if not isinstance(key, int):
+            values = values.get(key) if isinstance(values, Mapping) else None
+        elif isinstance(values, Sequence) and not isinstance(
+            values, str
+        ):  # else a list of one, written without
+            values = values[key]
         if isinstance(key, str):  # a number is the place in a list, whose items are all of one class
             config_type = _section(config_type, key, values)
     return list(getattr(config_type, "model_fields", {}))

@@ -14,44 +14,111 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from accord.errors import DataError
 
 TEMPORARY = ".tmp"
 """How the name of a file ends that is not written to its end yet; a killed process may leave one."""
 
-Role = Literal["system", "user", "assistant"]
+Role = Literal["system", "user", "assistant", "tool"]
 
 
 class Message(BaseModel):
-    """One turn of a conversation."""
+    """One turn of a conversation, as OpenAI's API and chat templates have it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     role: Role
-    content: str = Field(min_length=1)
+    name: str | None = None
+    """Of the speaker, or of the tool that answers."""
+    tools: list[dict[str, Any]] | None = None
+    """Of the whole conversation, at its first message: the JSON schemas of the functions that the assistant may call.
+    A column `tools` of a row is kept here."""
+    tool_calls: list[dict[str, Any]] | None = None
+    """What the assistant calls: `{"type": "function", "function": {"name": ..., "arguments": {...}}}` each."""
+    tool_call_id: str | None = None
+    """Of the call that a tool's turn answers."""
+    reasoning_content: str | None = None
+    """What the assistant thought before it answered, without the tags of its template."""
+    weight: Literal[0, 1] | None = None
+    """0: this turn of the assistant is read, and not learned."""
+    content: str
+
+    @field_validator("content")
+    @classmethod
+    def _says_something(cls, content: str, info: ValidationInfo) -> str:
+        if not content and not (info.data.get("tool_calls") or info.data.get("tools")):
+            raise PydanticCustomError("string_too_short", "String should have at least 1 character")
+        return content
+
+    @property
+    def text(self) -> str:
+        """What people and judges read: the words, and the calls of tools as JSON, one a line."""
+        calls = [json.dumps(call.get("function", call), ensure_ascii=False) for call in self.tool_calls or []]
+        return "\n".join([*([self.content] if self.content else []), *calls])
+
+
+class _Place(str):
+    """A file and a line. Rows are equal wherever they were read, so all places are."""
+
+    __slots__ = ()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Place)
+
+    __hash__ = str.__hash__
 
 
 class Row(BaseModel):
     """One line of a file: named columns, and whatever other columns the file came with."""
 
     model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
+    _place: _Place = PrivateAttr(default=_Place())
+
+    @property
+    def place(self) -> str:
+        """The file and the line, or row, that it was read from; empty for one that was not."""
+        return str(self._place)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _tools_stand_at_the_first_message(cls, row: Any) -> Any:
+        name = next((each for each in ("messages", "prompt") if each in cls.model_fields), None)
+        if name is None or not isinstance(row, Mapping) or not row.get("tools"):
+            return row
+        messages = row.get(name)
+        if not isinstance(messages, list) or not messages or not isinstance(messages[0], Mapping):
+            return row
+        rest = {key: value for key, value in row.items() if key != "tools"}
+        return rest | {name: [{**messages[0], "tools": row["tools"]}, *messages[1:]]}
 
     @model_validator(mode="after")
     def _no_misspelled_column(self) -> Self:
         lacking = [name for name in type(self).model_fields if name not in self.model_fields_set]
         for name in self.model_extra or {}:
             for known in lacking:
-                if _is_slip(name, known):
+                if is_slip(name, known):
                     raise ValueError(f"unknown column '{name}'; did you mean '{known}'?")
         return self
 
 
-def _is_slip(written: str, meant: str) -> bool:
+def is_slip(written: str, meant: str) -> bool:
     """Whether a name is another one mistyped: one letter changed, left out, added or swapped with its neighbour.
 
     In a name of eight letters or more it may be two; names of up to three letters have too many neighbours.
@@ -78,22 +145,41 @@ class Demonstration(Row):
     messages: list[Message] = Field(min_length=2)
 
     @model_validator(mode="after")
-    def _ends_with_assistant(self) -> Self:
+    def _teaches(self) -> Self:
         if self.messages[-1].role != "assistant":
             raise ValueError("messages: the last message must be the assistant's")
+        turns = [
+            (i, turn) for i, turn in enumerate(self.messages) if turn.role == "assistant" and turn.weight != 0
+        ]
+        if not turns:
+            raise ValueError("messages: every turn of the assistant has weight 0, so nothing can be learned")
+        for i, turn in turns:
+            if not turn.text.strip():
+                raise ValueError(
+                    f"messages.{i}.content: a blank answer would be learned; leave the row out, or give "
+                    "the turn weight 0"
+                )
         return self
+
+
+def _text_of_number(value: Any) -> Any:
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+Id = Annotated[str, BeforeValidator(_text_of_number)]
+"""What identifies a row in its file; a whole number counts as its digits."""
 
 
 class Prompt(Row):
     """A conversation that waits for the assistant's next turn."""
 
     prompt: list[Message] = Field(min_length=1)
-    id: str | None = None
+    id: Id | None = None
 
     @model_validator(mode="after")
     def _ends_with_user(self) -> Self:
-        if self.prompt[-1].role != "user":
-            raise ValueError("prompt: the last message must be the user's")
+        if self.prompt[-1].role not in ("user", "tool"):
+            raise ValueError("prompt: the last message must be the user's, or a tool's")
         return self
 
 
@@ -104,18 +190,59 @@ class Preference(Row):
     chosen: list[Message] = Field(min_length=1)
     rejected: list[Message] = Field(min_length=1)
     margin: float | None = None
+    """By how much the chosen answer is better, in steps of the annotators' scale."""
     weight: float | None = Field(default=None, ge=0)
     annotators: int | None = Field(default=None, ge=1)
     agreement: float | None = Field(default=None, ge=0, le=1)
     chosen_truncated: bool | None = None
     rejected_truncated: bool | None = None
     """Whether the answer was cut off before its EOS, so that policy optimisation must not learn an EOS there."""
-    id: str | None = None
+    id: Id | None = None
 
     @model_validator(mode="after")
     def _is_a_choice(self) -> Self:
-        if self.chosen == self.rejected:
-            raise ValueError("chosen: equals rejected, so the row states no preference")
+        if (self.margin or 0) < 0:
+            raise ValueError(
+                f"margin: is {self.margin}; where the rejected answer is the better one, swap the two"
+            )
+        if self.prompt[-1].role == "assistant":
+            raise ValueError(
+                "prompt: the last message is the assistant's; its answers stand in chosen and rejected"
+            )
+        for name, turns in (("chosen", self.chosen), ("rejected", self.rejected)):
+            for i in (0, -1):
+                if turns[i].role != "assistant":
+                    raise ValueError(
+                        f"{name}: must begin and end with the assistant, found '{turns[i].role}'"
+                    )
+        if _words(self.chosen) == _words(self.rejected):
+            raise ValueError(
+                "chosen: equals rejected, but for white space at most, so the row states no preference"
+            )
+        return self
+
+
+def _words(turns: Iterable[Message]) -> list[str]:
+    return [f"{turn.role}: {turn.text.strip()}" for turn in turns]
+
+
+class UnpairedFeedback(Row):
+    """One answer to a prompt, and whether it is desirable; as TRL names the columns of its unpaired preferences."""
+
+    prompt: list[Message] = Field(min_length=1)
+    completion: list[Message] = Field(min_length=1)
+    label: bool
+    truncated: bool | None = None
+    """Whether the answer was cut off before its EOS, as for a `Preference`."""
+    id: Id | None = None
+
+    @model_validator(mode="after")
+    def _ends_with_assistant(self) -> Self:
+        for i in (0, -1):
+            if self.completion[i].role != "assistant":
+                raise ValueError(
+                    f"completion: must begin and end with the assistant, found '{self.completion[i].role}'"
+                )
         return self
 
 
@@ -158,7 +285,7 @@ class Ranking(BaseModel):
 class Comparison(Row):
     """Several answers to one prompt and every ranking of them, before anything is aggregated."""
 
-    id: str
+    id: Id
     prompt: list[Message] = Field(min_length=1)
     responses: list[Response] = Field(min_length=2)
     rankings: list[Ranking] = []
@@ -196,32 +323,43 @@ class Comparison(Row):
         return self.duplicate_of is not None or self.gold_ranks is not None
 
 
+def without_reasoning(message: Message) -> Message:
+    """The same turn without its thinking part."""
+    return message.model_copy(update={"reasoning_content": None}) if message.reasoning_content else message
+
+
+@contextmanager
+def said_of(row: Row) -> Iterator[None]:
+    """Within it, what is wrong is said of the row's file and line."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{row.place}: {error}" if row.place else str(error)) from None
+
+
 RowT = TypeVar("RowT", bound=Row)
 
 
 def read_jsonl(path: Path, row_type: type[RowT]) -> list[RowT]:
-    """Every row of a JSON Lines file.
+    """Every row of a JSON Lines file; each knows its place in it.
 
     Raises:
         DataError: the file is missing, unreadable or empty, or a line is not what `row_type` expects; the
             message names file, line and field.
     """
     rows = []
+    origin = origin_of(path)
     # Not splitlines(), which also splits at the U+2028 and U+0085 that a JSON string may hold as they are.
     for number, line in enumerate(read_text(path).split("\n"), start=1):
         if not line.strip():
             continue
         try:
-            value = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(
-                f"{path}:{number}: not valid JSON ({error.msg} at column {error.colno}); every line must hold one "
-                "complete JSON object, so a half-written last line must be completed or removed"
-            ) from None
-        try:
-            rows.append(row_type.model_validate(value))
+            rows.append(row_type.model_validate(parse_json(line)))
         except ValidationError as error:
             raise DataError(f"{path}:{number}: {describe(error)}") from None
+        except ValueError as error:
+            raise DataError(f"{path}:{number}: {error}") from None
+        rows[-1]._place = _Place(f"{origin}: row {number}" if origin else f"{path}:{number}")
     if not rows:
         raise DataError(
             f"{path}: holds no rows; it must hold at least one {row_type.__name__.lower()} a line"
@@ -229,20 +367,92 @@ def read_jsonl(path: Path, row_type: type[RowT]) -> list[RowT]:
     return rows
 
 
+def parse_json(text: str) -> Any:
+    """One JSON value, strictly: as `json.loads`, without what would be lost or could not be written later.
+
+    Raises:
+        ValueError: no JSON, nested too deep, a key that stands twice in one object, half a surrogate pair, or the
+            character NUL; the message says which and where.
+    """
+    try:
+        value = json.loads(text, object_pairs_hook=_without_twice)
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"not valid JSON ({error.msg} at column {error.colno}); every line must hold one "
+            "complete JSON object, so a half-written last line must be completed or removed"
+        ) from None
+    except RecursionError:
+        raise ValueError("is nested too deep to be read; a row is an object of columns") from None
+    if "\\u" in text:  # only so can JSON say what is not a character
+        try:
+            written = json.dumps(value, ensure_ascii=False)
+            written.encode()
+        except UnicodeEncodeError as error:
+            near = written[max(0, error.start - 30) : error.start]
+            raise ValueError(
+                f"holds half of a surrogate pair (\\u{ord(written[error.start]):04x}) after {near!r}, which is no "
+                "character; repair the text or leave the row out"
+            ) from None
+        if "\\u0000" in written.replace("\\\\", ""):
+            raise ValueError(
+                "holds the character NUL (\\u0000), which databases and pages refuse; leave it out"
+            )
+    return value
+
+
+def _without_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key '{twice}' stands twice, and only one of them would be read; remove one")
+    return found
+
+
+ORIGIN = ".origin"
+"""What the name of a file of rows ends with that says, beside it, from which file and how they were made."""
+
+
+def origin_of(path: Path) -> str:
+    """The user's file of which `path` holds the rows, one for one; empty for a file that is the user's own."""
+    try:
+        origin = json.loads(Path(f"{path}{ORIGIN}").read_text(encoding="utf-8"))
+    except OSError:
+        return ""
+    return str(origin["file"].partition("@sha256:")[0])
+
+
 def read_text(path: Path) -> str:
-    """A whole text file.
+    """A whole text file, in UTF-8, or in what its byte-order mark says.
 
     Raises:
         DataError: the file is missing or unreadable.
     """
     try:
-        return path.read_text(encoding="utf-8")
+        return decode(path.read_bytes(), str(path))
     except FileNotFoundError:
         raise DataError(
             f"{path}: no such file; check the path, which is relative to the working folder"
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise DataError(f"{path}: cannot be read as UTF-8 text ({error})") from None
+
+
+def decode(data: bytes, name: str) -> str:
+    """The text of a file's bytes; a byte-order mark is no part of it.
+
+    Raises:
+        DataError: they are not in the encoding; the message names the line.
+    """
+    encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise DataError(
+            f"{name}:{line}: cannot be read as UTF-8 text (byte 0x{data[error.start]:02X}: {error.reason}); it may be "
+            f"in another encoding: `iconv -f WINDOWS-1252 -t UTF-8 {name}` converts one that Windows writes"
+        ) from None
 
 
 def holds_comparisons(path: Path) -> bool:
@@ -256,15 +466,22 @@ def holds_comparisons(path: Path) -> bool:
 
 def describe(error: ValidationError) -> str:
     """A pydantic error as one sentence: the field, what is wrong, and what was found there."""
-    first = error.errors()[0]
-    field = ".".join(str(part) for part in first["loc"])
-    message = first["msg"].removeprefix("Value error, ")
-    found = json.dumps(first["input"], ensure_ascii=False, default=str)
-    found = found if len(found) <= 60 else found[:57] + "..."
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    if not field:
-        return message + more
-    return f"{field}: {message}{'' if first['type'] == 'missing' else f', found {found}'}{more}"
+    return describe_all(error)[0] + more
+
+
+def describe_all(error: ValidationError) -> list[str]:
+    """Each thing that is wrong, as one sentence."""
+    sentences = []
+    for each in error.errors():
+        field = ".".join(str(part) for part in each["loc"])
+        message = each["msg"].removeprefix("Value error, ")
+        found = json.dumps(each["input"], ensure_ascii=False, default=str)
+        found = found if len(found) <= 60 else found[:57] + "..."
+        if field:
+            message = f"{field}: {message}{'' if each['type'] == 'missing' else f', found {found}'}"
+        sentences.append(message)
+    return sentences
 
 
 def write_jsonl(path: Path, rows: Iterable[BaseModel | Mapping[str, Any]]) -> None:
@@ -319,6 +536,13 @@ def conversation_id(messages: Iterable[Message], digits: int = 64) -> str:
     return content_id(messages_as_dicts(messages), digits)
 
 
-def messages_as_dicts(messages: Iterable[Message]) -> list[dict[str, str]]:
-    """Messages in the plain form that chat templates and TRL take."""
-    return [message.model_dump() for message in messages]
+def question_id(prompt: Iterable[Message]) -> str:
+    """What prompts that ask the same have in common: words, but for case and white space, and no system messages."""
+    return content_id(
+        [[turn.role, " ".join(turn.text.casefold().split())] for turn in prompt if turn.role != "system"], 64
+    )
+
+
+def messages_as_dicts(messages: Iterable[Message]) -> list[dict[str, Any]]:
+    """Messages in the plain form that chat templates and TRL take; a turn's weight is no part of what it says."""
+    return [message.model_dump(exclude_none=True, exclude={"weight"}) for message in messages]

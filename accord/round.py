@@ -1,4 +1,4 @@
-"""One alignment round, from a base model to a verdict on its successor.
+"""One alignment round, from a base model to a verdict on its successor, or as far as its configuration goes.
 
     accord round configs/demo.yaml
 
@@ -8,13 +8,16 @@ killed continues, and while annotators are at work the command leaves with exit 
 
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 
+from accord.bundled import data_path
 from accord.chat import answer
+from accord.models.base import prepare_base
 from accord.models.references import Model, resolve
-from accord.preflight import check_round, finished_feedback
+from accord.preflight import check_round
+from accord.preflight.preferences import finished_feedback
 from accord.records import Comparison
 from accord.round_config import RoundConfig, StageName
+from accord.round_plan import stages_until
 from accord.rows import open_data
 from accord.runs import DataFile, Run, Runs
 from accord.sampling.shared import SharedSampler
@@ -28,14 +31,14 @@ from sft.train import fine_tune
 
 
 def run_round(
-    config: RoundConfig, runs: Runs, until: StageName = "eval", wait: bool = False, checked: bool = False
+    config: RoundConfig, runs: Runs, until: StageName | None = None, wait: bool = False, checked: bool = False
 ) -> Run:
     """Run or continue a round, and return the run of its last stage.
 
     Args:
         config: see `RoundConfig`.
         runs: where runs are kept and found again.
-        until: the last stage to run.
+        until: the last stage to run; None: the last one that the configuration has a section for.
         wait: stay while people rank, instead of raising.
         checked: `check_round` found nothing wrong with the same arguments, and need not look again.
 
@@ -44,60 +47,68 @@ def run_round(
         WaitingForAnnotatorsError: people have not ranked everything yet.
         AccordError: whatever else a stage finds wrong; what was finished stays.
     """
-    config = open_data(config, runs)
+    config = open_data(config, runs, keep_fault=lambda *_: None)  # check_round says what is wrong
     if not checked:
         check_round(config, runs, until)
-    earlier = None
-    if config.preferences and config.preferences.startswith("run:"):
-        earlier = finished_feedback(config.preferences, runs)
-    algorithm = algorithm_named(config.rl.algorithm)
+    stages = stages_until(config, until)
+    runs_made: list[Run] = []
 
     with SharedSampler(config.sampling, log=runs.root / "vllm.log") as sampler:
         # The base model learns the form of good answers from demonstrations.
-        policy = resolve(config.model, runs)
-        if config.sft:
-            sft_run = fine_tune(config.sft, runs, policy)
-            if until == "sft":
-                return sft_run
-            policy = resolve(f"run:{sft_run.id}", runs)
+        before = policy = prepare_base(config.model, runs, config.chat_template)
+        if config.sft and "sft" in stages:
+            runs_made.append(fine_tune(config.sft, runs, policy))
+            policy = resolve(f"run:{runs_made[-1].id}", runs)
 
         # People rank what this policy answers.
-        preferences: Run | DataFile
-        if config.feedback:
+        preferences: Run | DataFile | None = _preferences_given(config, runs)
+        if config.feedback and "feedback" in stages:
             doubtful = config.feedback.selection_reward_model
             selection_model = resolve(doubtful, runs) if doubtful else None
             scorer = partial(_scores, selection_model) if selection_model else None
-            preferences = gather_preferences(
-                config.feedback, runs, policy, sampler, wait, selection_model, scorer
-            )
-            if earlier:
-                preferences = join_feedback(runs, [preferences, earlier])
-            if until == "feedback":
-                return preferences
-        else:
-            preferences = earlier or DataFile(Path(str(config.preferences)))
+            asked = gather_preferences(config.feedback, runs, policy, sampler, wait, selection_model, scorer)
+            if isinstance(preferences, Run):
+                asked = join_feedback(runs, [asked, preferences])
+            preferences = asked
+            runs_made.append(asked)
 
         # A reward model learns from the rankings which answers people prefer.
-        previous = resolve(config.reward.previous, runs) if config.reward.previous else None
-        reward_run = train_reward_model(config.reward, runs, policy, preferences, previous)
-        if until == "reward":
-            return reward_run
+        reward_model = None
+        if config.reward and "reward" in stages:
+            assert preferences is not None
+            previous = resolve(config.reward.previous, runs) if config.reward.previous else None
+            runs_made.append(train_reward_model(config.reward, runs, policy, preferences, previous))
+            reward_model = resolve(f"run:{runs_made[-1].id}", runs)
 
         # The policy is optimised towards what they prefer.
-        reward_model = resolve(f"run:{reward_run.id}", runs)
-        new_policy_run = algorithm.train(config.rl, Inputs(runs, policy, reward_model, preferences, sampler))
-        if until == algorithm.name:
-            return new_policy_run
+        new_policy = policy
+        if config.rl and "rl" in stages:
+            inputs = Inputs(runs, policy, reward_model, preferences, sampler)
+            runs_made.append(algorithm_named(config.rl.algorithm).train(config.rl, inputs))
+            before, new_policy = policy, resolve(f"run:{runs_made[-1].id}", runs)
 
         # The gate decides whether the new policy may replace the old one.
-        return evaluate(
-            config.eval,
-            runs,
-            sampler,
-            baseline=policy,
-            candidate=resolve(f"run:{new_policy_run.id}", runs),
-            reward_model=reward_model,
-        )
+        if config.eval and "eval" in stages:
+            runs_made.append(
+                evaluate(
+                    config.eval,
+                    runs,
+                    sampler,
+                    baseline=before,
+                    candidate=new_policy,
+                    reward_model=reward_model,
+                )
+            )
+    return runs_made[-1]
+
+
+def _preferences_given(config: RoundConfig, runs: Runs) -> Run | DataFile | None:
+    """Those that `preferences` names: a finished feedback run, or a file."""
+    if config.preferences is None:
+        return None
+    if config.preferences.startswith("run:"):
+        return finished_feedback(config.preferences, runs)
+    return DataFile(data_path(config.preferences))
 
 
 def _scores(reward_model: Model, comparisons: Sequence[Comparison]) -> list[list[float]]:

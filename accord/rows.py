@@ -1,29 +1,37 @@
-"""Rows that are not in a file of accord's own form: those that Python passes, and those that a user's reader reads.
+"""Rows that are not in a file of accord's own form: of other conventions, from Python, or from a user's reader.
 
+    sft: {demonstrations: chats.parquet}                                # in any convention that accord.data knows
     fine_tune(config, runs, base, demonstrations=[{"messages": [{"role": "user", "content": "Name a prime."}, ...]}])
-    sft: {demonstrations: [{path: "readers.py:chats(export.xml)"}]}      # chats(Path("export.xml")) gives the rows
+    sft: {demonstrations: [{path: "readers.py:chats(export.xml)"}]}     # chats(Path("export.xml")) gives the rows
 
-A stage reads JSON Lines, and nothing else. So rows are checked and kept as such a file beside the runs, named by what
-it holds, `runs/rows/<12 hex>.jsonl`, and the setting names that file: ids, records, resuming and the checks of
-contamination and of tampering are those of any file, and equal rows are the same work. Where a reader made the rows,
-`<12 hex>.jsonl.origin` beside them says which one, and of which file; both are inputs of the run (`runs.DataFile`).
+A stage reads JSON Lines of accord's own form, and nothing else. So all other rows are checked and kept as such a file
+beside the runs, named by what it holds, `runs/rows/<12 hex>.jsonl`, and the setting names that file: ids, records,
+resuming and the checks of contamination and of tampering are those of any file, and equal rows are the same work.
+Where they come from a file, `<12 hex>.jsonl.origin` beside them says which one, and in which convention it is or what
+read it; both are inputs of the run (`runs.DataFile`).
 """
 
+import functools
 import hashlib
 import json
+import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from accord.bundled import data_path
+from accord.bundled import PREFIX, data_path
 from accord.config import Config
+from accord.data.config import DataConfig
+from accord.data.reading import OWN, Reading, read
 from accord.errors import AccordError, DataError, UsageError
-from accord.records import Comparison, Preference, Row, describe, jsonl, write_atomically
-from accord.runs import ORIGIN, DataFile, Run, Runs
+from accord.records import ORIGIN, Comparison, Preference, Row, describe, jsonl, write_atomically
+from accord.runs import DataFile, Run, Runs
 from accord.user_code import load, locate
+
+logger = logging.getLogger("accord.data")
 
 Rows = Iterable[Mapping[str, Any] | Row]
 """A list of dicts, a `datasets.Dataset`, rows as `accord.records` defines them, or a generator of any of these."""
@@ -37,26 +45,43 @@ READER = re.compile(r"(?P<reader>.+\.py:\w+|[\w.]+:\w+)\((?P<file>.+)\)")
 ConfigT = TypeVar("ConfigT", bound=Config)
 
 
-def open_data(config: ConfigT, runs: Runs, **rows: Rows | None) -> ConfigT:
+def open_data(
+    config: ConfigT,
+    runs: Runs,
+    data: DataConfig | None = None,
+    keep_fault: Callable[[str, AccordError], None] | None = None,
+    **rows: Rows | None,
+) -> ConfigT:
     """The configuration with every setting that names rows naming a file of accord's own form.
 
     Args:
         config: of a stage, or of a round, whose sections are then opened, too.
         runs: rows are kept beside them.
+        data: how files are read; that of a round's configuration by default.
+        keep_fault: called with the setting and what is wrong with what it names, in place of raising it.
         rows: by setting, what stands in the place of its file; None: the setting names it.
 
     Raises:
         UsageError: a setting that is needed has neither file nor rows, one has both, or a reader cannot be loaded.
         DataError: a row is not what the setting wants; the message names it.
     """
+    data = getattr(config, "data", data)
     changed: dict[str, Any] = {}
     for name, section in config:
-        if isinstance(section, Config) and (opened := open_data(section, runs)) is not section:
-            changed[name] = opened
+        if isinstance(section, Config):
+            below = functools.partial(_below, name, keep_fault) if keep_fault else None
+            if (opened := open_data(section, runs, data, below)) is not section:
+                changed[name] = opened
     for name, row_type in type(config).row_files.items():
         value, given = getattr(config, name), rows.get(name)
         if given is None:
-            opened = _opened(value, row_type, runs)
+            try:
+                opened = _opened(value, row_type, runs, data)
+            except AccordError as error:
+                if keep_fault is None:
+                    raise
+                keep_fault(name, error)
+                continue
             if opened != value:
                 changed[name] = opened
         elif name in config.model_fields_set and value:
@@ -73,6 +98,12 @@ def open_data(config: ConfigT, runs: Runs, **rows: Rows | None) -> ConfigT:
     return type(config).model_validate(
         {name: getattr(config, name) for name in config.model_fields_set} | changed
     )
+
+
+def _below(
+    section: str, keep_fault: Callable[[str, AccordError], None], name: str, error: AccordError
+) -> None:
+    keep_fault(f"{section}.{name}", error)
 
 
 def open_judgements(judgements: Judgements, runs: Runs) -> Run | DataFile:
@@ -122,14 +153,16 @@ def check_reader(reference: str) -> bool:
     return match is not None
 
 
-def _opened(value: Any, row_type: type[Row], runs: Runs) -> Any:
-    """A setting's value with what a reader reads in the place of the reference to it."""
+def _opened(value: Any, row_type: type[Row], runs: Runs, data: DataConfig | None = None) -> Any:
+    """A setting's value with accord's own form of its rows in the place of what is in another, or a reader's."""
     if isinstance(value, list):
-        files = [file.model_copy(update={"path": _opened(file.path, row_type, runs)}) for file in value]
+        files = [file.model_copy(update={"path": _opened(file.path, row_type, runs, data)}) for file in value]
         return value if files == value else files
-    match = READER.fullmatch(value or "")
-    if match is None:
+    if not value or value.startswith("run:") or (value.startswith(PREFIX) and data in (None, DataConfig())):
         return value
+    match = READER.fullmatch(value)
+    if match is None:
+        return _converted(value, row_type, runs, data or DataConfig())
     place = locate(match["reader"], "reader")
     read = load(place, "reader")
     file = DataFile(data_path(match["file"]))
@@ -146,6 +179,42 @@ def _opened(value: Any, row_type: type[Row], runs: Runs) -> Any:
             "rows"
         ) from error
     return str(_kept(text, runs, origin))
+
+
+def _converted(file: str, row_type: type[Row], runs: Runs, data: DataConfig) -> str:
+    """The file itself, or where its rows are kept in accord's own form."""
+    reading = _read_once(file, row_type, data.model_dump_json(), _state(file))
+    reading.check()
+    if reading.convention == OWN:
+        return file
+    path = data_path(file)
+    named = f"{file}@sha256:{DataFile(path).digest}" if path.is_file() else file
+    kept = _kept(jsonl(reading.rows), runs, {"convention": reading.convention, "file": named})
+    said = f"{file}: {len(reading.rows)} rows, {reading.convention}"
+    if said not in _said:
+        logger.info(f"{said}; kept as {kept}")
+        _said.add(said)
+    return str(kept)
+
+
+_said: set[str] = set()
+"""Each file is spoken of once."""
+
+
+@functools.lru_cache(maxsize=8)
+def _read_once(file: str, row_type: type[Row], data: str, state: object) -> Reading:
+    """What a file holds; `state` changes with it."""
+    return read(file, row_type, DataConfig.model_validate_json(data))
+
+
+def _state(file: str) -> object:
+    path = data_path(file)
+    files = [path] if path.is_file() else sorted(path.rglob("*")) if path.is_dir() else []
+    return tuple(
+        (str(each), status.st_size, status.st_mtime_ns, status.st_ino)
+        for each in files
+        for status in [each.stat()]
+    )
 
 
 def _checked(rows: Rows, row_type: type[Row], name: str) -> str:

@@ -35,7 +35,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from accord import parallel
 from accord.config import Config
 from accord.errors import AccordError, DataError, TamperedError, UsageError, WaitingForAnnotatorsError
-from accord.records import TEMPORARY, content_id, describe, write_atomically
+from accord.records import ORIGIN, TEMPORARY, content_id, describe, write_atomically
 
 SCHEMA_VERSION = 1
 PACKAGES = (
@@ -67,10 +67,6 @@ class Source(Protocol):
     def digest(self) -> str:
         """What identifies its content."""
         ...
-
-
-ORIGIN = ".origin"
-"""How the name of a file ends that says, by role, what the rows beside it were read from (`accord.rows`)."""
 
 
 @dataclass(frozen=True)
@@ -242,7 +238,10 @@ class Runs:
     """All runs below one folder."""
 
     def __init__(self, root: Path | str = "runs", only: str | None = None):
-        """Args: root: the folder. only: the one stage that may do work; the others must be finished already."""
+        """Args: root: the folder. only: the one stage that may do work; the others must be finished already.
+
+        The preparation of a base model (`accord.models.base`) belongs to each of them.
+        """
         self.root = Path(root)
         self.only = only
         self._checked: set[str] = set()
@@ -278,7 +277,7 @@ class Runs:
         parents, inputs = _split(sources)
         run_id = self.run_id_for(stage, config, sources)
         path = self.root / run_id
-        if self.only not in (None, stage) and not self._is_done(path):
+        if self.only not in (None, stage) and stage != "base" and not self._is_done(path):
             raise UsageError(
                 f"the {stage} stage that this builds on is not finished; run `{_command(stage)}` first, or all stages "
                 f"with `accord round CONFIG` (its run will be {run_id})"

@@ -26,9 +26,12 @@ from transformers.trainer_callback import PrinterCallback, TrainerState
 
 from accord.config import LoraConfig
 from accord.errors import AccordError, UsageError
+from accord.models.references import Model
+from accord.models.saving import readable_as_neighbours, write_model
+from accord.models.weights import stored_dtype
 from accord.progress import EveryFewSeconds
 from accord.runs import Run
-from accord.training_config import TrainingConfig
+from accord.training_config import SaveDtype, TrainingConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -223,9 +226,13 @@ def last_whole_checkpoint(folder: Path) -> Path | None:
 
 
 def save_trained_model(
-    trainer: Trainer, tokenizer: "PreTrainedTokenizerBase", run: Run, base: "PreTrainedModel | None"
+    trainer: Trainer,
+    tokenizer: "PreTrainedTokenizerBase",
+    run: Run,
+    base: "PreTrainedModel | None",
+    dtype: torch.dtype = torch.float32,
 ) -> None:
-    """Write `model/`: whole weights in float32 with tokenizer, whatever was trained; and `adapter/` for LoRA.
+    """Write `model/`: whole weights with tokenizer, whatever was trained; and `adapter/`, in float32, for LoRA.
 
     Args:
         trainer: the trainer after training.
@@ -233,12 +240,17 @@ def save_trained_model(
         run: the run to write to.
         base: for LoRA, the base in float32, onto which the adapter is merged (the trained copy of the base may be
             rounded to bfloat16 or quantised to 4 bit); None for full fine-tuning.
+        dtype: of the whole weights, from `save_dtype`.
     """
-    save_model(trainer.accelerator.unwrap_model(trainer.model), tokenizer, run, base)
+    save_model(trainer.accelerator.unwrap_model(trainer.model), tokenizer, run, base, dtype)
 
 
 def save_model(
-    model: Any, tokenizer: "PreTrainedTokenizerBase", run: Run, base: "PreTrainedModel | None"
+    model: Any,
+    tokenizer: "PreTrainedTokenizerBase",
+    run: Run,
+    base: "PreTrainedModel | None",
+    dtype: torch.dtype = torch.float32,
 ) -> None:
     """The same for a model: its adapter "default" is the one that is saved."""
     if base is not None:
@@ -246,12 +258,15 @@ def save_model(
 
         shutil.rmtree(run.path / "adapter", ignore_errors=True)
         model.save_pretrained(run.path / "adapter", selected_adapters=["default"])
+        readable_as_neighbours(run.path / "adapter")
         model = peft.PeftModel.from_pretrained(base, str(run.path / "adapter")).merge_and_unload()
-    model.config.use_cache = True
-    model.config.pad_token_id = tokenizer.pad_token_id
-    shutil.rmtree(run.path / "model", ignore_errors=True)
-    model.to(torch.float32).save_pretrained(run.path / "model")
-    tokenizer.save_pretrained(run.path / "model")
+    write_model(model, tokenizer, run.path / "model", dtype)
+
+
+def save_dtype(setting: SaveDtype, base: Model) -> torch.dtype:
+    """The dtype to save a model in that was trained from `base`."""
+    found: torch.dtype = getattr(torch, stored_dtype(base.folder) if setting == "auto" else setting)
+    return found
 
 
 def logged(trainer: Trainer, key: str, first: bool = False) -> float | None:

@@ -7,6 +7,8 @@ from pydantic import Field
 from accord.config import Config, LoraConfig
 from accord.errors import UsageError
 
+SaveDtype = Literal["auto", "float32", "bfloat16", "float16"]
+
 
 class TrainingConfig(Config):
     """Optimisation, checkpoints and precision; each stage's configuration adds its data and its loss.
@@ -30,8 +32,11 @@ class TrainingConfig(Config):
     max_sequence_tokens: int = Field(default=1024, ge=8)
     """Longer rows are dropped, and counted."""
     precision: Literal["auto", "float32", "bfloat16"] = "float32"
-    """What is computed in; weights that are trained, and the saved model, stay float32. auto: bfloat16 on a GPU that
+    """What is computed in; weights that are trained stay float32. auto: bfloat16 on a GPU that
     has it and on CPUs with AMX, float32 elsewhere, where it is the faster one."""
+    save_dtype: SaveDtype = "auto"
+    """Of the saved model's weights; auto: as the weights that it started from have on disk. Adapters are kept in
+    float32 in any case. In bfloat16, what changed by less than a part in 256 of a weight may be lost."""
     lora: LoraConfig | None = None
     """Train low-rank adapters instead of all weights; the saved model is the merged one."""
     checkpoint_every_updates: int = Field(default=1, ge=1)

@@ -67,7 +67,8 @@ def train_with_accord(shape: str, folder: Path) -> float:
     rows = encode_choices(tokenizer, choices_from_pairs(judged(shape)))
     per_update = PAIRS_PER_UPDATE * len(rows) // len(judged(shape))
     trainer = GroupRewardTrainer(
-        model=load_reward_model(base), args=RewardConfig(per_device_train_batch_size=per_update, **_arguments(folder)),
+        model=load_reward_model(base, new_head=True),
+        args=RewardConfig(per_device_train_batch_size=per_update, **_arguments(folder)),
         train_dataset=rows, processing_class=tokenizer, peft_config=peft_config(base, LoraConfig(), "SEQ_CLS"),
         centering_coefficient=0.01,
     )  # fmt: skip
@@ -124,7 +125,9 @@ def score_with(what: str, folder: Path) -> float:
     base = resolve(bundled.MODEL, Runs(folder))
     tokenizer = load_tokenizer(base)
     rows = [encode_conversation(tokenizer, [*row.prompt, *row.chosen]).input_ids for row in judged("pairs")]
-    models: list[Any] = [load_reward_model(base).eval() for _ in range(1 if what == "ensemble" else HEADS)]
+    models: list[Any] = [
+        load_reward_model(base, new_head=True).eval() for _ in range(1 if what == "ensemble" else HEADS)
+    ]
     if what == "ensemble":
         set_heads(models[0], torch.randn(HEADS, models[0].score.in_features))
     started = time.perf_counter()

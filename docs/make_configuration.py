@@ -3,9 +3,6 @@
 .venv/bin/python docs/make_configuration.py
 """
 
-import ast
-import inspect
-import textwrap
 import types
 import typing
 from pathlib import Path
@@ -13,13 +10,14 @@ from pathlib import Path
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from accord.config import LoraConfig
+from accord.config import LoraConfig, setting_docs
+from accord.data.config import DataConfig
 from accord.sampling.config import SamplingConfig
 from accord.training_config import TrainingConfig
 from eval.config import EvalConfig, Margin
 from feedback.config import FeedbackConfig
 from reward.config import RewardConfig
-from rl.config import DPOConfig, OnlineConfig, PPOConfig
+from rl.config import DPOConfig, KTOConfig, OnlineConfig, PPOConfig
 from sft.config import SFTConfig, WeightedFile
 
 PAGE = Path(__file__).parent / "configuration.md"
@@ -27,11 +25,13 @@ PAGE = Path(__file__).parent / "configuration.md"
 INTRODUCTION = """\
 # Configuration
 
-One YAML file a round; [`configs/demo.yaml`](../configs/demo.yaml) is the one to start from. Its top level holds
-`model` (a model reference), the sections `sampling`, `sft` (left out: the base model is aligned as it is), `feedback`
-or `preferences` (a file in its place), `reward`, `rl` and `eval`. On the command line a setting is
-`rl.learning_rate=1e-6`. A key that nothing reads, or that stands twice, is an error. Data files inside the package are
-`bundled:demo/prompts.train.jsonl` and the like; other paths are relative to the working folder.
+One YAML file a round; `accord init` writes one to start from, [`configs/demo.yaml`](../configs/demo.yaml) is a whole
+one. Its top level holds `model` (a model reference), `chat_template` (for a base model without one), `data`,
+`sampling`, and a section for each stage that is to be run: `sft` (left out: the base model is aligned as it is),
+`feedback` or `preferences` (a file in its place), `reward`, `rl` and `eval`. On the command line a setting is
+`rl.learning_rate=1e-6`. A key that nothing reads, or that stands twice, is an error. `accord config check` says all
+that is wrong, `accord config show` all that is set. Data files inside the package
+are `bundled:demo/prompts.train.jsonl` and the like; other paths are relative to the working folder.
 
 This page is written by `docs/make_configuration.py`.
 """
@@ -39,12 +39,18 @@ TRAINING = set(TrainingConfig.model_fields)
 OTHERS = "[optimise-with-other-algorithms.md](optimise-with-other-algorithms.md)"
 AND_TRAINING = "And the settings of every training stage."
 SECTIONS: list[tuple[str, type[BaseModel], str, set[str]]] = [
+    (
+        "data",
+        DataConfig,
+        "How the files that stages name are read ([bring your data](bring-your-data.md)).",
+        set(),
+    ),
     ("sampling", SamplingConfig, "The engine that samples answers, shared by all stages of a round.", set()),
     (
         "Settings of every training stage",
         TrainingConfig,
         "`sft`, `reward` and `rl` (but for PPO) have these. A row is a conversation for `sft`, a prompt with all its "
-        "answers for `reward`, a pair for DPO, an answer for RLOO and GRPO.",
+        "answers for `reward`, a pair for DPO, an answer for KTO, RLOO and GRPO.",
         set(),
     ),
     ("lora", LoraConfig, "`lora:` of a training stage.", set()),
@@ -57,6 +63,12 @@ SECTIONS: list[tuple[str, type[BaseModel], str, set[str]]] = [
         DPOConfig,
         f"What `rl` is where it names no algorithm; see {OTHERS}. {AND_TRAINING}",
         TRAINING - {"learning_rate"},
+    ),
+    (
+        "rl with algorithm: kto",
+        KTOConfig,
+        f"See {OTHERS}. {AND_TRAINING}",
+        TRAINING - {"learning_rate", "rows_per_update", "rows_per_pass"},
     ),
     ("rl with algorithm: ppo", PPOConfig, "See [optimise-with-ppo.md](optimise-with-ppo.md).", set()),
     (
@@ -78,7 +90,7 @@ def page() -> str:
 def section(title: str, config: type[BaseModel], introduction: str, left_out: set[str]) -> str:
     """One class as a heading and a table."""
     lines = ["", f"## {title}", "", introduction, "", "| setting | type | default | |", "|---|---|---|---|"]
-    meaning = docstrings(config)
+    meaning = setting_docs(config)
     for name, field in config.model_fields.items():
         if name in left_out:
             continue
@@ -108,24 +120,6 @@ def kind(annotation: typing.Any) -> str:
         "bool": "true or false",
         "Any": "anything",
     }.get(annotation.__name__, annotation.__name__.removesuffix("Config").lower())
-
-
-def docstrings(config: type[BaseModel]) -> dict[str, str]:
-    """The text under each field, base classes first."""
-    found: dict[str, str] = {}
-    for each in reversed(config.__mro__):
-        if not issubclass(each, BaseModel) or each is BaseModel:
-            continue
-        statement = ast.parse(textwrap.dedent(inspect.getsource(each))).body[0]
-        assert isinstance(statement, ast.ClassDef)
-        for line, after in zip(statement.body, statement.body[1:], strict=False):
-            if (
-                isinstance(line, ast.AnnAssign)
-                and isinstance(line.target, ast.Name)
-                and isinstance(after, ast.Expr)
-            ):
-                found[line.target.id] = " ".join(ast.literal_eval(after.value).split())
-    return found
 
 
 if __name__ == "__main__":

@@ -130,7 +130,7 @@ class EvalConfig(Config):
     """Use only so many items of each suite, the first ones of its file."""
     max_contaminated_share: float = Field(default=0.01, ge=0, le=1)
     """A suite with more of its items in the candidate's training data cannot pass; `prompts` counts as a suite."""
-    gate: dict[str, Margin] = Field(min_length=1)
+    gate: dict[str, Margin]
     """The metrics that decide. The others are measured and shown, and decide nothing. A margin of `null` takes a metric
     out again, on the command line."""
 
@@ -150,14 +150,18 @@ class EvalConfig(Config):
             names[name] = reference
         return suites
 
-    @field_validator("gate", mode="before")
+    @field_validator("gate", mode="before", json_schema_input_type=dict[str, Margin | None])
     @classmethod
     def _without_nulls(cls, gate: Any) -> Any:
-        return (
-            {name: margin for name, margin in gate.items() if margin is not None}
-            if isinstance(gate, dict)
-            else gate
-        )
+        if not isinstance(gate, dict | None):
+            return gate
+        margins = {name: margin for name, margin in (gate or {}).items() if margin is not None}
+        if not margins:
+            raise ValueError(
+                "names no metric that decides, so there would be no verdict; give one a margin, such as "
+                "{eos_rate: {margin: 0.1}}"
+            )
+        return margins
 
     @field_validator("gate")
     @classmethod

@@ -114,6 +114,12 @@ def contradictory_pairs(rows: Sequence[Preference]) -> tuple[int, int]:
     return opposed, undecided
 
 
+def repeated_pairs(rows: Sequence[Preference]) -> int:
+    """How many pairs say what an earlier one said: the same answer to the same prompt over the same other one."""
+    said = {tuple(conversation_id(part) for part in (row.prompt, row.chosen, row.rejected)) for row in rows}
+    return len(rows) - len(said)
+
+
 def _by_prompt(rows: Sequence[Preference]) -> Iterable[list[Preference]]:
     """The rows of each prompt, in the order in which prompts occur first."""
     found: dict[str, list[Preference]] = {}

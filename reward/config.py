@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from accord.records import Demonstration, Row
-from accord.training_config import TrainingConfig
+from accord.training_config import SaveDtype, TrainingConfig
 
 
 class RewardConfig(TrainingConfig):
@@ -14,6 +14,9 @@ class RewardConfig(TrainingConfig):
 
     row_files: ClassVar[Mapping[str, type[Row]]] = {"demonstrations": Demonstration}
 
+    save_dtype: SaveDtype = "float32"
+    """As for the other training stages; float32 here, because PPO's shared_base adds the adapter, which is not rounded,
+    to the policy, and its scores shall be those of the saved model."""
     loss: Literal["bradley_terry", "plackett_luce"] = "bradley_terry"
     """bradley_terry: from pairs, by their weights; ties are dropped, and counted. plackett_luce: from the rankings
     themselves, ties included, by the reliability, liking for places and for length of whoever gave them; needs a

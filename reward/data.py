@@ -17,9 +17,12 @@ from accord.records import (
     Message,
     Preference,
     Prompt,
+    UnpairedFeedback,
     conversation_id,
     holds_comparisons,
+    question_id,
     read_jsonl,
+    said_of,
 )
 from accord.runs import DataFile, Run
 from feedback.belief.kept import RELIABILITY, read_reliability
@@ -72,55 +75,72 @@ def read_preference_data(source: Run | DataFile, with_reliability: bool = False)
     )
 
 
-PromptedT = TypeVar("PromptedT", Preference, Prompt)
+PromptedT = TypeVar("PromptedT", Preference, Prompt, UnpairedFeedback)
 
 
 def split_by_prompt(
     rows: Sequence[PromptedT], heldout_fraction: float
 ) -> tuple[list[PromptedT], list[PromptedT]]:
-    """Train and held-out rows; all rows of one prompt are on the same side.
+    """Train and held-out rows; all rows of prompts that ask the same (`records.question_id`) are on the same side.
 
     The prompts with the smallest hashes are held out: at least one, and the same ones in every stage that asks
     for the same fraction of the same rows.
     """
-    ids = [conversation_id(row.prompt) for row in rows]
-    draws = {id_: _draw(row.prompt) for id_, row in zip(ids, rows, strict=True)}
-    heldout = set(
-        sorted(draws, key=lambda id_: (draws[id_], id_))[: math.ceil(heldout_fraction * len(draws))]
-    )
+    ids = [question_id(row.prompt) for row in rows]
+    draws: dict[str, tuple[str, str]] = {}
+    for id_, row in zip(ids, rows, strict=True):
+        draw = (_draw(row.prompt), conversation_id(row.prompt))
+        draws[id_] = min(draw, draws.get(id_, draw))
+    heldout = set(sorted(draws, key=lambda id_: draws[id_])[: math.ceil(heldout_fraction * len(draws))])
     parts: tuple[list[PromptedT], list[PromptedT]] = [], []
     for id_, row in zip(ids, rows, strict=True):
         parts[id_ in heldout].append(row)
     return parts
 
 
-def drop_too_long(
+def usable_pairs(
     tokenizer: PreTrainedTokenizerBase, rows: Sequence[Preference], max_sequence_tokens: int
-) -> tuple[list[Preference], int]:
-    """The rows whose prompt with either answer fits, and how many did not; TRL would filter or cut them silently."""
+) -> tuple[list[Preference], dict[str, int]]:
+    """The pairs from which something can be learned, and how many of the others there are of each kind.
 
-    def tokens(row: Preference, answer: Sequence[Message]) -> int:
-        return len(encode_conversation(tokenizer, [*row.prompt, *answer]).input_ids)
+    `too_long`: the prompt with either answer does not fit; TRL would filter or cut it silently. `equal_once_encoded`:
+    both answers have the same tokens, as with a template that trims them. `weight_zero`: they count for nothing.
 
-    kept = [
-        row for row in rows if max(tokens(row, row.chosen), tokens(row, row.rejected)) <= max_sequence_tokens
-    ]
-    return kept, len(rows) - len(kept)
+    Raises:
+        DataError: the chat template refuses one.
+    """
+    dropped = {"too_long": 0, "equal_once_encoded": 0, "weight_zero": 0}
+    kept = []
+    for row in rows:
+        with said_of(row):
+            chosen, rejected = (
+                encode_conversation(tokenizer, [*row.prompt, *answer]).input_ids
+                for answer in (row.chosen, row.rejected)
+            )
+        if max(len(chosen), len(rejected)) > max_sequence_tokens:
+            dropped["too_long"] += 1
+        elif chosen == rejected:
+            dropped["equal_once_encoded"] += 1
+        elif row.weight == 0:
+            dropped["weight_zero"] += 1
+        else:
+            kept.append(row)
+    return kept, dropped
 
 
 def drop_long_comparisons(
     tokenizer: PreTrainedTokenizerBase, comparisons: Sequence[Comparison], max_sequence_tokens: int
 ) -> tuple[list[Comparison], int]:
     """The same for comparisons, of which every response must fit."""
-    kept = [
-        comparison
-        for comparison in comparisons
-        if all(
-            len(encode_conversation(tokenizer, [*comparison.prompt, *answer]).input_ids)
-            <= max_sequence_tokens
-            for answer in answers_of(comparison)
-        )
-    ]
+    kept = []
+    for comparison in comparisons:
+        with said_of(comparison):
+            lengths = [
+                len(encode_conversation(tokenizer, [*comparison.prompt, *answer]).input_ids)
+                for answer in answers_of(comparison)
+            ]
+        if max(lengths) <= max_sequence_tokens:
+            kept.append(comparison)
     return kept, len(comparisons) - len(kept)
 
 
@@ -169,4 +189,4 @@ def _head_weights(prompt: Sequence[Message], heads: int, seed: int | None) -> li
 
 def _draw(prompt: Sequence[Message]) -> str:
     """What decides by chance which prompts are held out: a hash of the words, so that nothing else changes it."""
-    return hashlib.sha256("\n".join(f"{m.role}: {m.content}" for m in prompt).encode()).hexdigest()
+    return hashlib.sha256("\n".join(f"{m.role}: {m.text}" for m in prompt).encode()).hexdigest()

@@ -168,7 +168,7 @@ class Judge:
             raise AccordError(
                 f"{self.reference} gave no grade for {len(unread)} of {len(verdicts)} answers "
                 f"({len(unread) / len(verdicts):.0%}), asked twice, and none is made up; to the answer "
-                f"{_short(conversations[unread[0]][-1].content)!r} it said "
+                f"{_short(conversations[unread[0]][-1].text)!r} it said "
                 f"{_short(self.model.last_reply(questions[unread[0]]))!r}; take a judge that follows the instruction, "
                 "or mend the rubric"
             )
@@ -179,7 +179,7 @@ class Judge:
         ]
 
     def _question(self, conversation: Sequence[Message], *answers: Sequence[Message]) -> str:
-        parts = [[(m.role, self.model.defuse(m.content)) for m in each] for each in (conversation, *answers)]
+        parts = [[(m.role, self.model.defuse(m.text)) for m in each] for each in (conversation, *answers)]
         texts = [text for part in parts for _, text in part]
         # A mark that the texts hold nowhere; the same for the two orders of a pair.
         mark = _mark(sorted(texts))

@@ -127,6 +127,7 @@ def score_ids_by_head(
     """
     scores: list[list[float]] = [[]] * len(rows)
     shift = reward_shift(model)
+    model.config.pad_token_id = tokenizer.pad_token_id  # by which the model finds a row's last token
     by_length = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     for start in range(0, len(by_length), rows_per_batch):
         chosen = by_length[start : start + rows_per_batch]

@@ -5,15 +5,17 @@
                                                            by a judge, "chosen_is_better" and "orders_disagree"
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import mean, pstdev
-from typing import Any
+from typing import Any, cast
 
+from accord.data.check import kind_of_rows
+from accord.data.conventions import PLURALS
+from accord.data.reading import read
 from accord.errors import AccordError, DataError, UsageError
-from accord.records import Demonstration, Preference, Row, read_jsonl
+from accord.records import Demonstration, Preference, Row
 from reward.judge import summarise
 from reward.scorers import Scorer
 
@@ -22,38 +24,20 @@ Scored = tuple[list[dict[str, Any]], dict[str, Any]]
 
 
 def read_rows(path: Path) -> list[Demonstration] | list[Preference]:
-    """The rows of a file whose first row says which of the two kinds all of them are.
+    """The conversations or preferences of a file, of any kind and convention that `accord.data` knows.
 
     Raises:
-        DataError: a bad file, a row of neither kind, or a preference that does not end with the assistant.
+        DataError: a bad file, or its rows are neither.
     """
-    first = _first_row(path)
-    if "messages" in first:
-        return read_jsonl(path, Demonstration)
-    if not {"prompt", "chosen", "rejected"} & first.keys():
+    row_type = kind_of_rows(str(path), {})
+    if row_type not in (Demonstration, Preference):
         raise DataError(
-            f"{path}:1: has the fields {', '.join(first) or 'none'}, but a row to score is a conversation "
+            f"{path}: holds {PLURALS[row_type]}, but a row to score is a conversation "
             '{"messages": [...]} or a preference {"prompt": [...], "chosen": [...], "rejected": [...]}'
         )
-    rows = read_jsonl(path, Preference)
-    for number, row in enumerate(rows, start=1):
-        for name, turns in (("chosen", row.chosen), ("rejected", row.rejected)):
-            if turns[-1].role != "assistant":
-                raise DataError(f"{path}: row {number}: {name}: the last message must be the assistant's")
-    return rows
-
-
-def _first_row(path: Path) -> dict[str, Any]:
-    """The first line's fields; none where `read_jsonl` will say what is wrong with it."""
-    try:
-        with path.open(encoding="utf-8") as file:
-            first = json.loads(next((line for line in file if line.strip()), "{}"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError):
-        read_jsonl(path, Row)
-        raise
-    if not isinstance(first, dict) or not first:
-        read_jsonl(path, Demonstration)
-    return dict(first)
+    reading = read(str(path), row_type)
+    reading.check()
+    return cast("list[Demonstration] | list[Preference]", reading.rows)
 
 
 def score_rows(scorer: Scorer, rows: Sequence[Demonstration] | Sequence[Preference]) -> Scored:

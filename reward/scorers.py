@@ -57,7 +57,7 @@ class Scorer:
         if self.function is None:
             return list(self.score(conversations))
         return self.function(
-            [each[:-1] for each in conversations], [each[-1].content for each in conversations], columns
+            [each[:-1] for each in conversations], [each[-1].text for each in conversations], columns
         )
 
 
@@ -129,7 +129,7 @@ def check_is_reward_model(model: Model) -> None:
 
 def _decided(function: RewardFunction, conversations: Conversations) -> list[float]:
     """What a function says where every answer needs a score."""
-    found = function([each[:-1] for each in conversations], [each[-1].content for each in conversations])
+    found = function([each[:-1] for each in conversations], [each[-1].text for each in conversations])
     scores = [reward for reward in found if reward is not None]
     if len(scores) < len(found):
         number = found.index(None) + 1

@@ -10,6 +10,7 @@ and a report card in place of a number called accuracy.
 
 import functools
 import json
+import logging
 import math
 import statistics
 from pathlib import Path
@@ -32,6 +33,7 @@ from accord.records import (
     Message,
     Preference,
     conversation_id,
+    question_id,
     read_jsonl,
     write_atomically,
     write_jsonl,
@@ -46,6 +48,7 @@ from accord.training import (
     mean_loss,
     quantization,
     quiet_libraries,
+    save_dtype,
     save_trained_model,
     train_in_run,
     trainer_arguments,
@@ -55,15 +58,16 @@ from reward.choices import (
     choices_from_pairs,
     choices_from_rankings,
     contradictory_pairs,
+    repeated_pairs,
 )
 from reward.config import NO_RANKINGS, RewardConfig
 from reward.data import (
     PreferenceData,
     drop_long_comparisons,
-    drop_too_long,
     encode_choices,
     read_preference_data,
     split_by_prompt,
+    usable_pairs,
 )
 from reward.heldout import TRAINED_ON, longer_chosen_share, score_heldout
 from reward.length import without_length
@@ -71,6 +75,8 @@ from reward.page.report import write_report
 from reward.report_card import report_card
 from reward.score import save_heads, score, set_heads
 from reward.trainer import GroupRewardTrainer, initialise_heads
+
+logger = logging.getLogger("accord.reward")
 
 check_arguments = functools.partial(
     check_trainer_arguments,
@@ -108,25 +114,26 @@ def train_reward_model(
         # load
         tokenizer = load_tokenizer(base)
         given = read_preference_data(preferences, with_reliability=config.loss == "plackett_luce")
-        kept, too_long = drop_too_long(tokenizer, given.pairs, config.max_sequence_tokens)
+        kept, dropped_pairs = usable_pairs(tokenizer, given.pairs, config.max_sequence_tokens)
         comparisons, long_comparisons = drop_long_comparisons(
             tokenizer, given.comparisons, config.max_sequence_tokens
         )
         demonstrations, long_demonstrations = _demonstrations(config, tokenizer)
         dropped = {
-            "too_long": too_long, "comparisons_too_long": long_comparisons,
+            **dropped_pairs, "comparisons_too_long": long_comparisons,
             "demonstrations_too_long": long_demonstrations, **given.dropped,
         }  # fmt: skip
         train, heldout = split_by_prompt(kept, config.heldout_fraction)
         name = preferences.id if isinstance(preferences, Run) else str(preferences.path)
         check_enough(name, train, heldout, config)
-        heldout_prompts = {conversation_id(row.prompt) for row in heldout}
-        compared = [each for each in comparisons if conversation_id(each.prompt) not in heldout_prompts]
-        compared_heldout = [each for each in comparisons if conversation_id(each.prompt) in heldout_prompts]
+        heldout_prompts = {question_id(row.prompt) for row in heldout}
+        compared = [each for each in comparisons if question_id(each.prompt) not in heldout_prompts]
+        compared_heldout = [each for each in comparisons if question_id(each.prompt) in heldout_prompts]
 
         # build
         arguments = trainer_arguments(config, run, evaluate=True)
-        model: Any = load_reward_model(base, base_dtype(config), **quantization(config.lora))
+        model: Any = load_reward_model(base, base_dtype(config), new_head=True, **quantization(config.lora))
+        logger.info("reward: %s gets a new scalar head (score.weight)", base.reference)
         set_heads(model, torch.zeros(config.heads, model.score.in_features))
         initialise_heads(model.score, config.seed)
         groups, heldout_groups = (
@@ -181,6 +188,7 @@ def train_reward_model(
                 "pairs": len(train),
                 "prompts": len({conversation_id(group.prompt) for group in groups}),
                 "contradictory_pairs": contradictory_pairs(kept)[0],
+                "repeated_pairs": repeated_pairs(kept),
                 "updates": trainer.state.global_step,
                 "train_loss": mean_loss(trainer),
                 "heldout_loss": logged(trainer, "eval_loss"),
@@ -203,7 +211,7 @@ def check_enough(name: str, train: list[Preference], heldout: list[Preference], 
             f"{name}: leaves {len(train)} pairs to train on and {len(heldout)} held out; at least "
             f"{config.minimum_pairs} and 1 are needed, so collect at least {enough} in all. {_intervals(config)}"
         )
-    if len({tuple(row.chosen) for row in train}) == len({tuple(row.rejected) for row in train}) == 1:
+    if all(row.chosen == train[0].chosen and row.rejected == train[0].rejected for row in train):
         raise DataError(
             f"{name}: all {len(train)} pairs to train on choose the same answer over the same other one, which teaches "
             "nothing of any third; collect preferences between different answers"
@@ -254,7 +262,10 @@ def _save(
     head.weight = torch.nn.Parameter(heads.mean(dim=0, keepdim=True))
     head.out_features = 1
     with quiet_libraries():  # the fresh head of the base is said to be untrained; the merge replaces it
-        save_trained_model(trainer, tokenizer, run, load_reward_model(base) if config.lora else None)
+        save_trained_model(
+            trainer, tokenizer, run, load_reward_model(base, new_head=True) if config.lora else None,
+            save_dtype(config.save_dtype, base),
+        )  # fmt: skip
     folder = run.path / "model"
     if config.heads > 1:
         save_heads(folder, heads)

@@ -2,7 +2,7 @@
 
 The command line reads this table to print its help, so each row imports what it needs when it is used.
 
-    dpo, ppo, rloo, grpo                 the rows of `ALGORITHMS`
+    dpo, kto, ppo, rloo, grpo            the rows of `ALGORITHMS`
     my_algorithms.py:BEST_OF_N           an `Algorithm` in a file of the user's; also module:NAME
 
 A new algorithm is a configuration (a subclass of `rl.config.AlgorithmConfig`) and a function that trains, in a file of
@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from accord.models.references import Model
     from accord.runs import DataFile, Run, Runs
     from accord.sampling.shared import SharedSampler
-    from rl.config import AlgorithmConfig, DPOConfig, OnlineConfig, PPOConfig
+    from rl.config import AlgorithmConfig, DPOConfig, KTOConfig, OnlineConfig, PPOConfig
+
+
+PREFERENCES, REWARD = "preferences", "reward"
 
 
 @dataclass(frozen=True)
@@ -31,10 +34,10 @@ class Inputs:
     """Where the algorithm's run is kept."""
     policy: "Model"
     """What is optimised; the reference, too."""
-    reward_model: "Model"
-    """Trained from this policy on these preferences."""
-    preferences: "Run | DataFile"
-    """`accord.runs.file_of(preferences, "preferences.jsonl")` is the file."""
+    reward_model: "Model | None"
+    """Trained from this policy on these preferences; None where the round has none, and the algorithm needs none."""
+    preferences: "Run | DataFile | None"
+    """`accord.runs.file_of(preferences, "preferences.jsonl")` is the file; None as for the reward model."""
     sampler: "SharedSampler"
     """The round's."""
 
@@ -53,6 +56,8 @@ class Algorithm:
     """From an instance of that class, train and return the finished run, whose `model/` is the new policy."""
     check: Callable[[Any], None] = lambda config: None
     """Look at such an instance before anything starts; raises UsageError for what can be known to fail."""
+    needs: Callable[[Any], tuple[str, ...]] = lambda config: (PREFERENCES,)
+    """What such an instance cannot do without: "preferences", "reward" (a reward model)."""
 
 
 def _config_of_dpo() -> "type[AlgorithmConfig]":
@@ -64,6 +69,7 @@ def _config_of_dpo() -> "type[AlgorithmConfig]":
 def _train_dpo(config: "DPOConfig", inputs: Inputs) -> "Run":
     from rl.dpo import train_dpo
 
+    assert inputs.preferences is not None
     return train_dpo(config, inputs.runs, inputs.policy, inputs.preferences)
 
 
@@ -71,6 +77,28 @@ def _check_dpo(config: "DPOConfig") -> None:
     from rl.dpo import check_arguments
 
     check_arguments(config.trainer)
+
+
+def _config_of_kto() -> "type[AlgorithmConfig]":
+    from rl.config import KTOConfig
+
+    return KTOConfig
+
+
+def _train_kto(config: "KTOConfig", inputs: Inputs) -> "Run":
+    from rl.kto import train_kto
+
+    return train_kto(config, inputs.runs, inputs.policy, inputs.preferences)
+
+
+def _check_kto(config: "KTOConfig") -> None:
+    from rl.kto import check_arguments
+
+    check_arguments(config.trainer)
+
+
+def _needs_of_kto(config: "KTOConfig") -> tuple[str, ...]:
+    return () if config.feedback else (PREFERENCES,)
 
 
 def _config_of_ppo() -> "type[AlgorithmConfig]":
@@ -82,6 +110,7 @@ def _config_of_ppo() -> "type[AlgorithmConfig]":
 def _train_ppo(config: "PPOConfig", inputs: Inputs) -> "Run":
     from rl.ppo import train_ppo
 
+    assert inputs.reward_model is not None and inputs.preferences is not None
     return train_ppo(
         config, inputs.runs, inputs.policy, inputs.reward_model, inputs.preferences, inputs.sampler
     )
@@ -103,6 +132,7 @@ def _config_of_online() -> "type[AlgorithmConfig]":
 def _train_online(config: "OnlineConfig", inputs: Inputs) -> "Run":
     from rl.online import train_online
 
+    assert inputs.preferences is not None
     return train_online(config, inputs.runs, inputs.policy, inputs.reward_model, inputs.preferences)
 
 
@@ -111,6 +141,10 @@ def _check_online(config: "OnlineConfig") -> None:
 
     check_arguments(config)
     _check_reward_function(config.reward_function)
+
+
+def _needs_of_online(config: "OnlineConfig") -> tuple[str, ...]:
+    return (PREFERENCES,) if config.reward_function else (PREFERENCES, REWARD)
 
 
 def _check_reward_function(reference: str | None) -> None:
@@ -128,12 +162,23 @@ ALGORITHMS = {
         Algorithm(
             "dpo", "Optimise the policy on the round's preferences", _config_of_dpo, _train_dpo, _check_dpo
         ),
-        Algorithm("ppo", _OF_SCORES, _config_of_ppo, _train_ppo, _check_ppo),
-        Algorithm("rloo", _OF_SCORES, _config_of_online, _train_online, _check_online),
-        Algorithm("grpo", _OF_SCORES, _config_of_online, _train_online, _check_online),
+        Algorithm(
+            "kto",
+            "Optimise the policy on answers that are desirable or not",
+            _config_of_kto,
+            _train_kto,
+            _check_kto,
+            _needs_of_kto,
+        ),
+        # the critic starts from the reward model, whatever gives the scores
+        Algorithm(
+            "ppo", _OF_SCORES, _config_of_ppo, _train_ppo, _check_ppo, lambda config: (PREFERENCES, REWARD)
+        ),
+        Algorithm("rloo", _OF_SCORES, _config_of_online, _train_online, _check_online, _needs_of_online),
+        Algorithm("grpo", _OF_SCORES, _config_of_online, _train_online, _check_online, _needs_of_online),
     )
 }
-OTHER_STAGES = ("sft", "feedback", "reward", "eval")
+OTHER_STAGES = ("base", "sft", "feedback", "reward", "eval")
 DEFAULT = "dpo"
 """What `rl` is about where it does not say."""
 
@@ -147,7 +192,7 @@ def algorithm_named(reference: Any) -> Algorithm:
     if isinstance(reference, str) and reference in ALGORITHMS:
         return ALGORITHMS[reference]
     if not isinstance(reference, str) or ":" not in reference:
-        raise UsageError(f"must be one of {', '.join(ALGORITHMS)}, or file.py:NAME for one of your own")
+        raise UsageError(f"must be one of {', '.join(ALGORITHMS)}, or file.py:NAME for your own")
     from accord import user_code
 
     found = user_code.load(user_code.locate(reference, "algorithm"), "algorithm")

@@ -8,8 +8,13 @@ from pydantic import Field, model_validator
 
 from accord.config import Config, LoraConfig
 from accord.errors import DataError
-from accord.records import Demonstration, Prompt, Row
-from accord.training_config import TrainingConfig
+from accord.records import Demonstration, Prompt, Row, UnpairedFeedback
+from accord.training_config import SaveDtype, TrainingConfig
+
+NO_RATINGS = (
+    "holds pairs, and rl.labels: ratings reads comparisons with annotators' ratings; give a file of those, a feedback "
+    "run that asked for ratings, or set rl.labels to pairs"
+)
 
 
 class AlgorithmConfig(Config):
@@ -52,6 +57,46 @@ class DPOConfig(TrainingConfig, AlgorithmConfig):
             raise ValueError(
                 "length_desensitisation does not go with loss: ipo, which averages over an answer's tokens anyway; "
                 "leave it out"
+            )
+        return self
+
+
+class KTOConfig(TrainingConfig, AlgorithmConfig):
+    """Kahneman-Tversky optimisation (Ethayarajh et al. 2024, https://arxiv.org/abs/2402.01306) of answers that are
+    desirable or not, each by itself; a row is an answer.
+    """
+
+    row_files: ClassVar[Mapping[str, type[Row]]] = {"feedback": UnpairedFeedback}
+    algorithm: Literal["kto"]
+    feedback: str | None = None
+    """A file of answers, each with a prompt and a label: true where it is desirable. Left out: the round's preferences
+    are used, as `labels` says."""
+    labels: Literal["pairs", "ratings"] = "pairs"
+    """What makes an answer of the round's preferences desirable. pairs: each chosen one is, each rejected one is not.
+    ratings: one whose ratings by annotators average 4 of 5 or more is, one of 2 or less, or that most of them flagged
+    as harmful, is not, and the others are left out, and counted."""
+    learning_rate: float = Field(default=1e-6, gt=0)
+    rows_per_update: int = Field(default=8, ge=2)
+    """Answers that make one optimiser step."""
+    rows_per_pass: int = Field(default=8, ge=2)
+    """Answers computed at a time. They also give the reference point of the loss: the KL from the reference, estimated
+    by giving each prompt the answer of the row before it. So the result depends on this a little; more is better."""
+    kl_coefficient: float = Field(default=0.1, gt=0)
+    """The paper's beta: how dearly the policy pays for leaving the reference."""
+    desirable_weight: float = Field(default=1.0, gt=0)
+    """Of the desirable rows' loss. The weighted numbers of desirable and undesirable rows should be between 1:1 and
+    4:3."""
+    undesirable_weight: float = Field(default=1.0, gt=0)
+    """Of the others'."""
+    heldout_fraction: float = Field(default=0.2, gt=0, lt=1)
+    """Share of the prompts whose rows are held out, for the curves; the reward model's choice by default."""
+
+    @model_validator(mode="after")
+    def _has_one_source(self) -> Self:
+        if self.feedback and self.labels == "ratings":
+            raise ValueError(
+                "labels: ratings is about the round's preferences, and feedback names a file in their place; leave one "
+                "out"
             )
         return self
 
@@ -142,6 +187,8 @@ class PPOConfig(AlgorithmConfig):
     """Stop after so many evaluations in a row with a higher held-out score and a worse held-out preference loss than
     the best one's: the sign that the policy exploits the reward model."""
     precision: Literal["auto", "float32", "bfloat16"] = "float32"
+    """As for the other training stages."""
+    save_dtype: SaveDtype = "auto"
     """As for the other training stages."""
     lora: LoraConfig | None = None
     """Train adapters of policy and critic instead of all weights; the reference is then the policy without its own."""

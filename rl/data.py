@@ -9,8 +9,8 @@ from transformers import PreTrainedTokenizerBase
 
 from accord.chat import encode_prompt
 from accord.errors import DataError
-from accord.records import Message, Preference, Prompt, conversation_id, read_jsonl
-from reward.data import drop_too_long, split_by_prompt
+from accord.records import Message, Preference, Prompt, question_id, read_jsonl, said_of
+from reward.data import split_by_prompt, usable_pairs
 from rl.pairs import encode_pairs
 
 
@@ -59,18 +59,18 @@ def load_data(
         DataError: a bad file, or nothing is left of the prompts or of the held-out pairs.
     """
     longest_prompt = max_sequence_tokens - max_response_tokens
-    kept, pairs_too_long = drop_too_long(tokenizer, read_jsonl(preferences, Preference), max_sequence_tokens)
+    kept, dropped_pairs = usable_pairs(tokenizer, read_jsonl(preferences, Preference), max_sequence_tokens)
     heldout = split_by_prompt(kept, heldout_fraction)[1]
     if not heldout:
         raise DataError(
-            f"{preferences}: no pair is left to hold out, {pairs_too_long} were longer than max_sequence_tokens; "
-            "collect more preferences or raise it"
+            f"{preferences}: no pair is left to hold out, {dropped_pairs['too_long']} were longer than "
+            "max_sequence_tokens; collect more preferences or raise it"
         )
     rows = read_jsonl(prompts, Prompt)
-    aside: dict[str, Preference | Prompt] = {conversation_id(row.prompt): row for row in heldout}
-    aside |= {id_: row for row in rows if (id_ := conversation_id(row.prompt)) in aside}
+    aside: dict[str, Preference | Prompt] = {question_id(row.prompt): row for row in heldout}
+    aside |= {id_: row for row in rows if (id_ := question_id(row.prompt)) in aside}
     asked = [row for row in aside.values() if _has(row, needed)]
-    own = [row for row in rows if conversation_id(row.prompt) not in aside]
+    own = [row for row in rows if question_id(row.prompt) not in aside]
     training = [row for row in own if _has(row, needed)]
     if not training and own:
         raise DataError(
@@ -83,15 +83,15 @@ def load_data(
         dropped["heldout_prompts_without_columns"] = len(aside) - len(asked)
     if not asked:
         training, instead = split_by_prompt(training, heldout_fraction)
-        asked = list({conversation_id(row.prompt): row for row in instead}.values())
+        asked = list({question_id(row.prompt): row for row in instead}.values())
         dropped["prompts_heldout"] += len(instead)
     names = dict.fromkeys(name for row in (*training, *asked) for name in _columns(row))
 
     def encode(row: Preference | Prompt) -> EncodedPrompt:
         columns = _columns(row)
-        return EncodedPrompt(
-            encode_prompt(tokenizer, row.prompt), row.prompt, {name: columns.get(name) for name in names}
-        )
+        with said_of(row):
+            ids = encode_prompt(tokenizer, row.prompt)
+        return EncodedPrompt(ids, row.prompt, {name: columns.get(name) for name in names})
 
     encoded = [encode(row) for row in training]
     short = [prompt for prompt in encoded if len(prompt.ids) <= longest_prompt]
@@ -109,7 +109,8 @@ def load_data(
         )
     dropped |= {
         "prompts_too_long": len(training) - len(short),
-        "heldout_prompts_too_long": len(heldout_encoded) - len(heldout_prompts), "pairs_too_long": pairs_too_long,
+        "heldout_prompts_too_long": len(heldout_encoded) - len(heldout_prompts),
+        **{f"pairs_{why}": count for why, count in dropped_pairs.items()},
     }  # fmt: skip
     return Data(short, heldout_prompts, list(encode_pairs(tokenizer, heldout)), dropped)
 

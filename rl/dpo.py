@@ -21,8 +21,7 @@ from accord.errors import DataError
 from accord.models.adapters import peft_config
 from accord.models.loading import load_policy, load_tokenizer
 from accord.models.references import Model
-from accord.progress import progress
-from accord.records import Preference, content_id, read_jsonl
+from accord.records import Preference, read_jsonl
 from accord.rows import Judgements, open_judgements
 from accord.runs import Run, Runs, file_of
 from accord.training import (
@@ -33,11 +32,13 @@ from accord.training import (
     mean_loss,
     quantization,
     quiet_libraries,
+    save_dtype,
     save_trained_model,
     train_in_run,
     trainer_arguments,
 )
-from reward.data import drop_too_long, split_by_prompt
+from reward.choices import contradictory_pairs, repeated_pairs
+from reward.data import split_by_prompt, usable_pairs
 from rl import reference_cache
 from rl.config import DPOConfig
 from rl.pairs import encode_pairs
@@ -47,8 +48,6 @@ OURS = (
     "precompute_ref_log_probs", "precompute_ref_batch_size",
 )  # fmt: skip
 check_arguments = functools.partial(check_trainer_arguments, "rl.trainer", target=TrlDPOConfig, ours=OURS)
-REFERENCES = "reference-log-probabilities"
-"""The folder, below that of the runs, that keeps them; it may be deleted at any time."""
 
 
 def train_dpo(config: DPOConfig, runs: Runs, policy: Model, preferences: Judgements) -> Run:
@@ -66,12 +65,12 @@ def train_dpo(config: DPOConfig, runs: Runs, policy: Model, preferences: Judgeme
         path = file_of(preferences, "preferences.jsonl")
         tokenizer = load_tokenizer(policy)
         rows = read_jsonl(path, Preference)
-        kept, too_long = drop_too_long(tokenizer, rows, config.max_sequence_tokens)
+        kept, dropped = usable_pairs(tokenizer, rows, config.max_sequence_tokens)
         train, heldout = split_by_prompt(kept, config.heldout_fraction)
         if not train or not heldout:
             raise DataError(
-                f"{path}: leaves {len(train)} pairs to train on and {len(heldout)} held out, {too_long} were longer "
-                "than max_sequence_tokens; collect more preferences or raise it"
+                f"{path}: leaves {len(train)} pairs to train on and {len(heldout)} held out, {dropped['too_long']} "
+                "were longer than max_sequence_tokens; collect more preferences or raise it"
             )
 
         # build
@@ -83,7 +82,7 @@ def train_dpo(config: DPOConfig, runs: Runs, policy: Model, preferences: Judgeme
         made_by = [policy.digest, str(base_dtype(config)), arguments["bf16"], quantized]
         trainer = _Trainer(
             made_by=made_by,
-            references=runs.root / REFERENCES,
+            references=runs.root / reference_cache.FOLDER,
             model=load_policy(policy, base_dtype(config), **quantization(config.lora)),
             args=build_arguments("rl", TrlDPOConfig, arguments),
             train_dataset=encode_pairs(tokenizer, train),
@@ -96,10 +95,15 @@ def train_dpo(config: DPOConfig, runs: Runs, policy: Model, preferences: Judgeme
         train_in_run(trainer, run, "dpo", evaluate_first=True)
 
         # save
-        save_trained_model(trainer, tokenizer, run, load_policy(policy) if config.lora else None)
+        save_trained_model(
+            trainer, tokenizer, run, load_policy(policy) if config.lora else None,
+            save_dtype(config.save_dtype, policy),
+        )  # fmt: skip
         metrics = {
             "pairs": len(train),
             "heldout_pairs": len(heldout),
+            "contradictory_pairs": contradictory_pairs(kept)[0],
+            "repeated_pairs": repeated_pairs(kept),
             "updates": trainer.state.global_step,
             "first_loss": logged(trainer, "loss", first=True),
             "train_loss": mean_loss(trainer),
@@ -111,7 +115,7 @@ def train_dpo(config: DPOConfig, runs: Runs, policy: Model, preferences: Judgeme
             "heldout_rejected_log_probability_before": logged(trainer, "eval_logps/rejected", first=True),
             "heldout_rejected_log_probability": logged(trainer, "eval_logps/rejected"),
         }
-        run.finish(metrics, {"too_long": too_long})
+        run.finish(metrics, dropped)
     return run
 
 
@@ -131,19 +135,16 @@ class _Trainer(DPOTrainer):
 
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
         """The pairs with the columns `ref_chosen_logps` and `ref_rejected_logps` [pairs], in nats."""
-        rows = list(dataset)
-        identity = content_id([self._made_by, self.ld_alpha, batch_size, rows], 64)
-        path = self._references / f"{identity[:12]}.json"
-        found = reference_cache.read(path, identity, len(rows))
-        if found is None:
-            found = []
-            with progress(f"dpo: reference log-probabilities ({name})", len(rows)) as update:
-                for start in range(0, len(rows), batch_size):
-                    batch = self._prepare_inputs(self.data_collator(rows[start : start + batch_size]))
-                    chosen, rejected = self.compute_ref_log_probs(self.model, batch)
-                    found += zip(chosen.tolist(), rejected.tolist(), strict=True)
-                    update(len(found))
-            reference_cache.write(path, identity, found)
+
+        def compute(rows: Any) -> tuple[list[float], list[float]]:
+            batch = self._prepare_inputs(self.data_collator(rows))
+            chosen, rejected = self.compute_ref_log_probs(self.model, batch)
+            return chosen.tolist(), rejected.tolist()
+
+        found = reference_cache.kept_or_computed(
+            self._references, [self._made_by, self.ld_alpha], list(dataset), batch_size,
+            f"dpo: reference log-probabilities ({name})", compute,
+        )  # fmt: skip
         chosen_column, rejected_column = (list(column) for column in zip(*found, strict=True))
         return dataset.add_column("ref_chosen_logps", chosen_column).add_column(
             "ref_rejected_logps", rejected_column

@@ -35,6 +35,7 @@ from accord.training import (
     logged,
     quantization,
     quiet_libraries,
+    save_dtype,
     save_trained_model,
     train_in_run,
     trainer_arguments,
@@ -149,7 +150,10 @@ def train_online(
 
         # save
         model.generation_config = generation_config
-        save_trained_model(trainer, tokenizer, run, load_policy(policy) if config.lora else None)
+        save_trained_model(
+            trainer, tokenizer, run, load_policy(policy) if config.lora else None,
+            save_dtype(config.save_dtype, policy),
+        )  # fmt: skip
         last, first = functools.partial(logged, trainer), functools.partial(logged, trainer, first=True)
         metrics = {
             "prompts": len(data.prompts),

@@ -26,7 +26,7 @@ from accord.models.references import Model
 from accord.rows import Judgements, Rows, open_data, open_judgements
 from accord.runs import DataFile, Run, Runs, Source, file_of
 from accord.sampling.shared import SharedSampler
-from accord.training import base_dtype, computes_in_bfloat16, quiet_libraries, save_model
+from accord.training import base_dtype, computes_in_bfloat16, quiet_libraries, save_dtype, save_model
 from reward.scorers import scorer_of
 from rl.config import PPOConfig
 from rl.data import load_data
@@ -142,7 +142,10 @@ def train_ppo(
         # save
         if parallel.is_first():
             load_best(checkpoints, progress, actors)
-            save_model(actors.policy, tokenizer, run, load_policy(policy) if config.lora else None)
+            save_model(
+                actors.policy, tokenizer, run, load_policy(policy) if config.lora else None,
+                save_dtype(config.save_dtype, policy),
+            )  # fmt: skip
         run.finish(final_figures(progress), data.dropped)
     return run
 

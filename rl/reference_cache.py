@@ -1,23 +1,57 @@
-"""The reference's log-probabilities of pairs, kept in a file so that the next run on the same ones reads them.
+"""The reference's log-probabilities of rows, kept in a file so that the next run on the same ones reads them.
 
     {"id": "5f0c...", "log_probabilities": [[-41.25, -38.5], ...], "sha256": "9a41..."}
 
-A pair is [chosen, rejected], in nats. The id hashes all that the numbers depend on: reference, precision, pairs.
+Each row has two, in nats: of the chosen and the rejected answer for DPO, of the row's own answer and of the one that
+KTO gives its prompt for the KL. The id hashes all that the numbers depend on: reference, precision, rows.
 """
 
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+from accord.progress import progress
 from accord.records import content_id, write_atomically
 
+FOLDER = "reference-log-probabilities"
+"""Below that of the runs; it may be deleted at any time."""
 
-def read(path: Path, identity: str, pairs: int) -> list[tuple[float, float]] | None:
+
+def kept_or_computed(
+    folder: Path, made_by: Sequence[Any], rows: Sequence[Any], batch_size: int, label: str,
+    compute: Callable[[Sequence[Any]], tuple[list[float], list[float]]],
+) -> list[tuple[float, float]]:  # fmt: skip
+    """The two log-probabilities of every row, computed `batch_size` rows at a time unless they are kept already.
+
+    Args:
+        folder: where they are kept.
+        made_by: what they depend on besides the rows.
+        rows: as the trainer's data set has them, token ids included.
+        batch_size: rows at a time, on which the numbers depend by rounding.
+        label: for the progress.
+        compute: both log-probabilities of a batch of rows, in nats.
+    """
+    identity = content_id([*made_by, batch_size, rows], 64)
+    path = folder / f"{identity[:12]}.json"
+    found = read(path, identity, len(rows))
+    if found is None:
+        found = []
+        with progress(label, len(rows)) as update:
+            for start in range(0, len(rows), batch_size):
+                found += zip(*compute(rows[start : start + batch_size]), strict=True)
+                update(len(found))
+        write(path, identity, found)
+    return found
+
+
+def read(path: Path, identity: str, rows: int) -> list[tuple[float, float]] | None:
     """What `write` wrote; None where there is no such file, or it is not whole, or is about something else."""
     try:
         content = json.loads(path.read_bytes())
         found = content["log_probabilities"]
         is_whole = content["sha256"] == content_id([content["id"], found], 64)
-        if not is_whole or content["id"] != identity or len(found) != pairs:
+        if not is_whole or content["id"] != identity or len(found) != rows:
             return None
         return [(chosen, rejected) for chosen, rejected in found]
     except (OSError, ValueError, KeyError, TypeError):

@@ -8,13 +8,14 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from accord.chat import encode_conversation
 from accord.errors import DataError
-from accord.records import Demonstration, conversation_id, read_jsonl
+from accord.records import Demonstration, conversation_id, read_jsonl, said_of, without_reasoning
 
 
 @dataclass(frozen=True)
@@ -63,18 +64,25 @@ def load_demonstrations(
 
 
 def encode_demonstrations(
-    tokenizer: PreTrainedTokenizerBase, rows: Sequence[Demonstration], max_sequence_tokens: int
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Demonstration],
+    max_sequence_tokens: int,
+    thinking: Literal["learn", "keep", "cut"] = "learn",
 ) -> tuple[Dataset, int]:
-    """Rows as `input_ids` and `labels` (-100 wherever the assistant does not speak), and how many were too long.
+    """Rows as `input_ids` and `labels` (-100 wherever nothing is learned), and how many were too long.
 
     Raises:
-        DataError: there are no rows, or every row is longer than `max_sequence_tokens`.
+        DataError: there are no rows, every row is longer than `max_sequence_tokens`, or the chat template refuses one.
     """
     if not rows:
         raise DataError(
             "no demonstrations are left to train on, without the held-out and the duplicate ones; add more rows"
         )
-    encoded = [encode_conversation(tokenizer, row.messages) for row in rows]
+    encoded = []
+    for row in rows:
+        messages = [without_reasoning(turn) for turn in row.messages] if thinking == "cut" else row.messages
+        with said_of(row):
+            encoded.append(encode_conversation(tokenizer, messages, learns_thinking=thinking == "learn"))
     kept = [row for row in encoded if len(row.input_ids) <= max_sequence_tokens]
     if not kept:
         raise DataError(

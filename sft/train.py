@@ -27,6 +27,7 @@ from accord.training import (
     mean_loss,
     quantization,
     quiet_libraries,
+    save_dtype,
     save_trained_model,
     train_in_run,
     trainer_arguments,
@@ -77,11 +78,13 @@ def fine_tune(
         # load
         tokenizer = load_tokenizer(base)
         rows = load_demonstrations(files, heldout_file, config.heldout_fraction, config.seed)
-        train, too_long = encode_demonstrations(tokenizer, rows.train, config.max_sequence_tokens)
+        train, too_long = encode_demonstrations(
+            tokenizer, rows.train, config.max_sequence_tokens, config.thinking
+        )
         evaluation = None
         if rows.heldout:
             evaluation, heldout_too_long = encode_demonstrations(
-                tokenizer, rows.heldout, config.max_sequence_tokens
+                tokenizer, rows.heldout, config.max_sequence_tokens, config.thinking
             )
             too_long += heldout_too_long
 
@@ -107,7 +110,10 @@ def fine_tune(
         train_in_run(trainer, run, "sft", evaluate_first=evaluation is not None)
 
         # save
-        save_trained_model(trainer, tokenizer, run, load_policy(base) if config.lora else None)
+        save_trained_model(
+            trainer, tokenizer, run, load_policy(base) if config.lora else None,
+            save_dtype(config.save_dtype, base),
+        )  # fmt: skip
         metrics = {
             "demonstrations": len(train),
             "heldout_demonstrations": 0 if evaluation is None else len(evaluation),

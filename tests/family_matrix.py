@@ -31,7 +31,7 @@ from accord.models.families import decoder_layers
 from accord.models.loading import load_policy, load_reward_model, load_tokenizer
 from accord.models.references import Model, resolve
 from accord.packing import Packed, body_of, compute_packed_rows, hidden_states
-from accord.preflight_families import check_balance
+from accord.preflight.families import check_balance
 from accord.records import Demonstration, Message, Preference, write_jsonl
 from accord.runs import Runs
 from accord.sampling.config import SamplingConfig

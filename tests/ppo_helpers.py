@@ -27,7 +27,7 @@ SAMPLING = SamplingConfig(engine="transformers", max_sequence_tokens=300)
 
 def make_reward_model(base: Model, folder: Path, seed: int = 1) -> Model:
     """A reward model over the base's tokens, with a random head and slightly other weights than the base."""
-    model: Any = load_reward_model(base)
+    model: Any = load_reward_model(base, new_head=True)
     initialise_heads(model.score, seed)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

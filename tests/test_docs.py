@@ -8,8 +8,11 @@ import click
 import pytest
 import yaml
 
+from accord.cli.config import PURPOSES
 from accord.cli.main import main
+from accord.errors import UsageError
 from accord.round_config import RoundConfig
+from accord.round_plan import stages_until
 from eval.suites.metrics import METRICS
 from rl.config import OnlineConfig
 from rl.online import check_arguments
@@ -75,7 +78,34 @@ def test_examples_of_optimisation_are_valid(example: str) -> None:
 
 def test_every_algorithm_has_an_example() -> None:
     named = {yaml.safe_load(example)["rl"]["algorithm"] for example in EXAMPLES}
-    assert named == {"dpo", "ppo", "rloo", "grpo"}
+    assert named == {"dpo", "kto", "ppo", "rloo", "grpo"}
+
+
+def test_one_stage_alone_is_as_the_page_says() -> None:
+    page = (ROOT / "docs/run-a-round.md").read_text().partition("## One stage alone")[2].partition("\n## ")[0]
+    written = re.findall(r"`accord init (\w+)`, `accord (\w+) (\w+).yaml`", page)
+    assert [purpose for purpose, *_ in written] == ["sft", "dpo", "kto", "reward"]
+    assert all(purpose == command == file for purpose, command, file in written)
+    assert {purpose for purpose, *_ in written} <= set(PURPOSES)
+    for purpose, *_ in written:
+        sections = re.search(rf"\| ([^|]*) \| `accord init {purpose}`", page)
+        assert sections
+        config = yaml.safe_load((ROOT / f"configs/{purpose}.yaml").read_text())
+        assert re.findall(r"`(\w+)`", sections[1]) == [name for name in config if name != "model"]
+    (example,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    assert stages_until(RoundConfig.model_validate(yaml.safe_load(example)), "sft") == ["sft"]
+    said = re.findall(r"^error: (.*)$", page, re.MULTILINE)
+    for until, sections, sentence in zip(("reward", "dpo"), ({}, {"rl": {}}), said, strict=True):
+        with pytest.raises(UsageError) as refused:
+            stages_until(RoundConfig.model_validate(sections), until)
+        assert str(refused.value) == sentence
+
+
+def test_the_glossary_is_short_and_in_order() -> None:
+    entries = (ROOT / "docs/glossary.md").read_text().split("\n\n")[2:]
+    terms = [entry.split("**")[1] for entry in entries]
+    assert all(len(entry.strip().splitlines()) <= 2 for entry in entries)
+    assert terms == sorted(terms, key=str.lower)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

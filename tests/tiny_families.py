@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase, PreTrain
 
 from accord import bundled
 from accord.models.references import Model
-from accord.preflight_families import spread_weights
+from accord.preflight.families import spread_weights
 
 WINDOW = 16
 SIZES: dict[str, Any] = {

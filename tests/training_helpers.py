@@ -21,7 +21,7 @@ TIMES = ("_runtime", "_per_second", "step_time")
 
 
 def run_stage(stage: str, config: dict[str, Any], base: Model, data: Path, runs: Runs) -> Run:
-    """One run of "sft", "reward" or "dpo" on a file."""
+    """One run of "sft", "reward", "dpo" or "kto" on a file."""
     if stage == "sft":
         from sft.config import SFTConfig
         from sft.train import fine_tune
@@ -32,6 +32,11 @@ def run_stage(stage: str, config: dict[str, Any], base: Model, data: Path, runs:
         from reward.train import train_reward_model
 
         return train_reward_model(RewardConfig(**config), runs, base, DataFile(data))
+    if stage == "kto":
+        from rl.config import KTOConfig
+        from rl.kto import train_kto
+
+        return train_kto(KTOConfig(algorithm="kto", **config), runs, base, DataFile(data))
     from rl.config import DPOConfig
     from rl.dpo import train_dpo
 
@@ -44,7 +49,7 @@ def run_stage_and_be_killed(
     """The same in a process of its own that gets SIGKILL before update `kill_at`, or at "train_end" or "finish"."""
     # A fork server imports torch and TRL once; its children are forked in no time and die alone.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["sft.train", "reward.train", "rl.dpo"])
+    context.set_forkserver_preload(["sft.train", "reward.train", "rl.dpo", "rl.kto"])
     process = context.Process(target=_run_and_die, args=(stage, config, base, data, runs.root, kill_at))
     process.start()
     process.join()

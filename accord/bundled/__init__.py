@@ -18,7 +18,7 @@ from accord.errors import UsageError
 
 PREFIX = "bundled:"
 MODEL = "bundled:smollm2-135m-instruct"
-CONVERSION_VERSION = 1
+CONVERSION_VERSION = 2
 """Raise it with every change to the conversion: the cached folder is named by it."""
 
 

@@ -10,6 +10,8 @@ from typing import Any
 import click
 
 from accord import __version__, parallel
+from accord.cli.config import config_group, init
+from accord.cli.data import data
 from accord.cli.eval import evaluation, finish_with_verdict
 from accord.cli.feedback import feedback
 from accord.cli.keys import keys
@@ -76,6 +78,10 @@ def main(ctx: click.Context, runs_root: Path, traceback: bool) -> None:
 # --- rounds and stages
 
 
+main.add_command(init)
+main.add_command(config_group)
+
+
 @main.command(short_help="Run one whole round on the bundled model, in about 20 minutes.")
 @click.option("--human", is_flag=True, help="Leave the ranking to you, in the browser; ranks 20 prompts.")
 @OVERRIDES
@@ -90,19 +96,27 @@ def demo(human: bool, overrides: tuple[str, ...]) -> None:
     _round(config_path("demo.yaml"), (*people, *overrides) if human else overrides, wait=human)
 
 
-@main.command("round")
+@main.command("round", short_help="Run or continue a round; finished stages are reused.")
 @CONFIG
 @OVERRIDES
 @click.option(
     "--wait", is_flag=True, help="Stay while annotators work, instead of leaving with exit code 75."
 )
 def round_(config: Path, overrides: tuple[str, ...], wait: bool) -> None:
-    """Run or continue a round; finished stages are reused."""
+    """Run or continue a round: the stages that the configuration has sections for. Finished ones are reused."""
     _round(config, overrides, wait)
 
 
 def _round(config: Path, overrides: tuple[str, ...], wait: bool) -> None:
-    finish_with_verdict(run_until("eval", config, overrides, wait))
+    run = run_until(None, config, overrides, wait)
+    if run.record.stage == "eval":
+        finish_with_verdict(run)
+    elif parallel.is_first():
+        click.echo(f"{run.record.stage}: {run.path}\n{json.dumps(run.metrics, indent=2)}")
+        click.echo(
+            "\nthe round ends here: its configuration has no eval section, so there is no verdict, and nothing can be "
+            "promoted"
+        )
 
 
 def _stage_command(stage: str, does: str, key: str = "") -> None:
@@ -149,7 +163,7 @@ def gate(
 ) -> None:
     """Compare any two models by pre-declared margins: PASS, FAIL or INCONCLUSIVE."""
     from accord.config import load_config
-    from accord.models.references import resolve
+    from accord.models.base import prepare_base
     from accord.sampling.config import SamplingConfig
     from accord.sampling.shared import SharedSampler
     from eval.config import EvalConfig
@@ -158,7 +172,7 @@ def gate(
 
     config = load_config(config_file, EvalConfig, overrides)
     runs = runs_of_command()
-    models = [resolve(reference, runs) for reference in (baseline, candidate)]
+    models = [prepare_base(reference, runs) for reference in (baseline, candidate)]
     scorer = scorer_of(reward_model, runs) if reward_model else None
     with SharedSampler(SamplingConfig()) as sampler:
         run = evaluate(config, runs, sampler, models[0], models[1], scorer)
@@ -197,6 +211,9 @@ def report(run: str, output: Path | None) -> None:
 
     runs = runs_of_command()
     click.echo(rebuild(runs.load(run), runs, output))
+
+
+main.add_command(data)
 
 
 # --- runs

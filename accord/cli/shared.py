@@ -24,9 +24,9 @@ def runs_of_command(only: str | None = None) -> "Runs":
 
 
 def run_until(
-    stage: str, config: Path, overrides: tuple[str, ...], wait: bool = False, alone: bool = False
+    stage: str | None, config: Path, overrides: tuple[str, ...], wait: bool = False, alone: bool = False
 ) -> "Run":
-    """Run or continue a round's stages up to `stage`; `alone` refuses to do the earlier ones' work."""
+    """Run or continue a round's stages up to `stage` (None: all); `alone` refuses to do the earlier ones' work."""
     from accord.config import load_config
     from accord.round_config import RoundConfig
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from accord.errors import UsageError
 from accord.models.families import attention_for, reward_model_class
 from accord.models.references import Model
+from accord.models.weights import check_is_policy, names, read_settings, refuse_misfits, without_load_report
 
 if TYPE_CHECKING:
     import torch
@@ -18,7 +19,35 @@ def load_tokenizer(model: Model) -> "PreTrainedTokenizerBase":
 
     from accord.chat import prepare_tokenizer
 
-    return prepare_tokenizer(AutoTokenizer.from_pretrained(model.folder), model.reference)
+    tokenizer = prepare_tokenizer(AutoTokenizer.from_pretrained(model.folder), model.reference)
+    check_tokens_have_rows(model, tokenizer)
+    return tokenizer
+
+
+def check_tokens_have_rows(model: Model, tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Whether the embeddings have a row for each token that may be read. A control token that is never used needs none.
+
+    Raises:
+        UsageError: with both sizes.
+    """
+    config = read_settings(model.folder / "config.json")
+    rows = config.get("vocab_size") or (config.get("text_config") or {}).get("vocab_size")
+    if not isinstance(rows, int):
+        return
+    template = str(tokenizer.chat_template)
+    used = {tokenizer.eos_token, tokenizer.pad_token, tokenizer.bos_token}
+    added = {str(token): token.special for token in tokenizer.added_tokens_decoder.values()}
+    without = [
+        token
+        for token, id_ in tokenizer.get_vocab().items()
+        if id_ >= rows and (not added.get(token) or token in used or token in template)
+    ]
+    if without:
+        raise UsageError(
+            f"the tokenizer of {model.reference} has {len(tokenizer)} tokens and its embeddings have {rows} rows, so "
+            f"{len(without)} of its tokens have none ({names(without)}); set `chat_template`, which adds rows, or give "
+            "it the tokenizer that it was trained with"
+        )
 
 
 def check_same_tokens(ours: "PreTrainedTokenizerBase", policy: Model, reward_model: Model) -> None:
@@ -44,39 +73,66 @@ def load_policy(model: Model, dtype: "torch.dtype | None" = None, **options: Any
     """The model with its language-model head, in `dtype` (default float32).
 
     Attention is transformers' own ("eager") on CPU, where torch's fused backward pass is slower, and sdpa on GPU.
+
+    Raises:
+        UsageError: it is a reward model, or its weights are not those that its architecture needs.
     """
     import torch
     from transformers import AutoModelForCausalLM
 
+    check_is_policy(model.reference, model.folder)
     _no_bars_in_log_files()
-    return AutoModelForCausalLM.from_pretrained(
-        model.folder,
-        dtype=dtype or torch.float32,
-        attn_implementation=attention_implementation(model),
-        use_safetensors=True,
-        **options,
-    )
+    with without_load_report():
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            model.folder,
+            dtype=dtype or torch.float32,
+            attn_implementation=attention_implementation(model),
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **options,
+        )
+    refuse_misfits(model.reference, loaded[0], loaded[1])
+    return _with_whole_embeddings(loaded[0])
 
 
-def load_reward_model(model: Model, dtype: "torch.dtype | None" = None, **options: Any) -> "PreTrainedModel":
-    """The model with a scalar head; a new head (zero bias, one row) where the model has none yet.
+def load_reward_model(
+    model: Model, dtype: "torch.dtype | None" = None, new_head: bool = False, **options: Any
+) -> "PreTrainedModel":
+    """The model with a scalar head, in `dtype` (default float32).
+
+    With `new_head`, a model that has none yet gets one (zero bias, one row), whose weights are random.
 
     Raises:
-        UsageError: its family cannot be given one.
+        UsageError: it has no such head, its family cannot be given one, or its weights are not those that its
+            architecture needs.
     """
     import torch
     from transformers import AutoConfig
 
     _no_bars_in_log_files()
-    found: PreTrainedModel = reward_model_class(AutoConfig.from_pretrained(model.folder)).from_pretrained(
-        model.folder,
-        num_labels=1,
-        dtype=dtype or torch.float32,
-        attn_implementation=attention_implementation(model),
-        use_safetensors=True,
-        **options,
-    )
-    return found
+    family = reward_model_class(AutoConfig.from_pretrained(model.folder))
+    with without_load_report():
+        loaded: Any = family.from_pretrained(
+            model.folder,
+            num_labels=1,
+            dtype=dtype or torch.float32,
+            attn_implementation=attention_implementation(model),
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **options,
+        )
+    refuse_misfits(model.reference, loaded[0], loaded[1], new_head)
+    return _with_whole_embeddings(loaded[0])
+
+
+def _with_whole_embeddings(model: Any) -> Any:
+    """A padding token's row gets no gradient: where config.json takes EOS for padding, EOS would not be learned."""
+    embeddings = model.get_input_embeddings()
+    if getattr(embeddings, "padding_idx", None) is not None:
+        embeddings.padding_idx = None
+    return model
 
 
 def _no_bars_in_log_files() -> None:

@@ -8,6 +8,15 @@ from pathlib import Path
 
 from accord import bundled
 from accord.errors import UsageError
+from accord.models.weights import (
+    ADAPTER,
+    INDEX,
+    SINGLE,
+    check_adapter_file,
+    check_config,
+    check_files,
+    read_settings,
+)
 from accord.records import content_id
 from accord.runs import Run, Runs, file_digest
 
@@ -26,29 +35,40 @@ class Model:
     digest: str
     run_id: str | None = None
 
+    @property
+    def is_adapter(self) -> bool:
+        """Whether the folder holds a PEFT adapter and no model (`accord.models.base` makes one of it)."""
+        return holds_adapter(self.folder)
 
-def resolve(reference: str | Run, runs: Runs) -> Model:
+
+def resolve(reference: str | Run, runs: Runs, adapter_too: bool = False) -> Model:
     """Find a model by reference or as what a run made, and check that its folder holds what a model needs.
 
+    Args:
+        reference: see above.
+        runs: where `run:...` is looked for.
+        adapter_too: take a folder with a PEFT adapter alone.
+
     Raises:
-        UsageError: nothing has this name, or the folder lacks config, safetensors weights or tokenizer.
+        UsageError: nothing has this name, or the folder lacks config, safetensors weights or tokenizer, or has two sets
+            of weights, damaged or quantised ones.
         TamperedError: the run's weights were changed after it finished.
     """
     if isinstance(reference, Run):
         reference = f"run:{reference.id}"
-    return _found(reference, runs, with_weights=True)
+    return _found(reference, runs, with_weights=True, adapter_too=adapter_too)
 
 
-def locate(reference: str, runs: Runs) -> Model:
+def locate(reference: str, runs: Runs, adapter_too: bool = False) -> Model:
     """As `resolve`, but in no time: weights are neither downloaded nor hashed, so a model from outside has no digest.
 
     Raises:
         UsageError: as `resolve`.
     """
-    return _found(reference, runs, with_weights=False)
+    return _found(reference, runs, with_weights=False, adapter_too=adapter_too)
 
 
-def _found(reference: str, runs: Runs, with_weights: bool) -> Model:
+def _found(reference: str, runs: Runs, with_weights: bool, adapter_too: bool) -> Model:
     if reference == bundled.MODEL:
         folder = bundled.smollm2_135m_instruct()
         return Model(reference, folder, f"{reference}@{_folder_digest(folder)}" if with_weights else "")
@@ -60,27 +80,47 @@ def _found(reference: str, runs: Runs, with_weights: bool) -> Model:
         if with_weights:
             runs.check(run)
         else:
-            _check_folder(folder)
+            _check_folder(folder, has_weights=False)
         return Model(f"run:{run.id}", folder, run.digest, run.id)
     if Path(reference).exists():
         folder = Path(reference)
-        _check_folder(folder)
+        _check_folder(folder, adapter_too=adapter_too)
         return Model(reference, folder, f"sha256:{_folder_digest(folder)}" if with_weights else "")
     folder = _download(reference, WEIGHT_AND_TOKENIZER_FILES if with_weights else SMALL_FILES)
-    _check_folder(folder, with_weights)
+    _check_folder(folder, with_weights, adapter_too)
     return Model(reference, folder, f"{reference}@{folder.name}" if with_weights else "")
 
 
-def _check_folder(folder: Path, has_weights: bool = True) -> None:
-    for patterns, what in (
-        (["config.json"], "config.json"),
-        (WEIGHTS, "safetensors weights (accord loads no pickled ones)"),
-        (["tokenizer.*", "vocab.*"], "tokenizer; save it there with `tokenizer.save_pretrained`"),
-    ):
-        if patterns is WEIGHTS and not has_weights:
-            continue
-        if not any(list(folder.glob(pattern)) for pattern in patterns):
-            raise UsageError(f"model folder {folder} has no {what}")
+def holds_adapter(folder: Path) -> bool:
+    """Whether a folder holds a PEFT adapter and no whole model."""
+    return (folder / ADAPTER).exists() and not any((folder / name).exists() for name in (SINGLE, INDEX))
+
+
+def _check_folder(folder: Path, has_weights: bool = True, adapter_too: bool = False) -> None:
+    if holds_adapter(folder):
+        settings = read_settings(folder / ADAPTER)
+        if not adapter_too:
+            raise UsageError(
+                f"{folder} holds an adapter of {settings.get('base_model_name_or_path')} and no model of its own; as "
+                "`model` of a configuration, or in `accord gate`, it is merged with that"
+            )
+        if has_weights:
+            check_adapter_file(folder)
+        return
+    if (folder / ADAPTER).exists():
+        raise UsageError(
+            f"model folder {folder} holds both a whole model and an adapter ({ADAPTER}), and which of them is meant "
+            "cannot be told; move one of them to a folder of its own"
+        )
+    if not (folder / "config.json").exists():
+        raise UsageError(f"model folder {folder} has no config.json")
+    check_config(folder)
+    if has_weights:
+        check_files(folder)
+    if not any(list(folder.glob(pattern)) for pattern in ("tokenizer.*", "vocab.*")):
+        raise UsageError(
+            f"model folder {folder} has no tokenizer; save it there with `tokenizer.save_pretrained`"
+        )
 
 
 def _folder_digest(folder: Path) -> str:

@@ -10,6 +10,7 @@ import yaml
 from accord.runs import RunRecord
 
 STAGES = {
+    "base": "Base model",
     "sft": "Supervised fine-tuning",
     "feedback": "Feedback",
     "reward": "Reward model",
@@ -31,6 +32,7 @@ FIGURES = {
     "training_pairs": "Pairs it was trained on",
     "prompts": "Prompts it was trained on",
     "contradictory_pairs": "Pairs whose opposite was preferred too",
+    "repeated_pairs": "Pairs that repeat an earlier one",
     "heldout_pairs": "Held-out pairs",
     "heldout_prompts": "Held-out prompts",
     "heldout_accuracy": "Held-out pairs ordered as preferred (share)",
@@ -87,6 +89,15 @@ FIGURES = {
     "heldout_chosen_log_probability": "Held-out preferred answers: log-probability after (nats)",
     "heldout_rejected_log_probability_before": "Held-out other answers: log-probability before (nats)",
     "heldout_rejected_log_probability": "Held-out other answers: log-probability after (nats)",
+    "desirable_rows": "Desirable answers it was trained on",
+    "undesirable_rows": "Undesirable answers it was trained on",
+    "heldout_rows": "Held-out answers",
+    "contradictory_rows": "Answers that are called desirable and undesirable",
+    "heldout_kl_nats": "KL from the reference, on held-out prompts (nats an answer)",
+    "heldout_desirable_log_probability_before": "Held-out desirable answers: log-probability before (nats)",
+    "heldout_desirable_log_probability": "Held-out desirable answers: log-probability after (nats)",
+    "heldout_undesirable_log_probability_before": "Held-out undesirable answers: log-probability before (nats)",
+    "heldout_undesirable_log_probability": "Held-out undesirable answers: log-probability after (nats)",
     "first_reward": "Score of an answer, first update",
     "reward": "Score of an answer, last update",
     "kl_nats_per_token": "KL from the reference, last update (nats a token)",

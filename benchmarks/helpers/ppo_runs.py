@@ -62,7 +62,7 @@ def prepare(folder: Path, layout: str, top_layers: int | None = None) -> None:
         (folder / "reward-model").symlink_to(run.path / "model")
         (folder / "reward-run").write_text(run.id)
         return
-    model: Any = load_reward_model(base)
+    model: Any = load_reward_model(base, new_head=True)
     initialise_heads(model.score, seed=0)
     model.save_pretrained(folder / "reward-model")
     load_tokenizer(base).save_pretrained(folder / "reward-model")

@@ -176,7 +176,7 @@ def evaluated_texts(
 ) -> dict[str, list[tuple[str, str]]]:
     """What the candidate must not have been trained on: by suite, each item's texts; held-out prompts as "prompts"."""
     found: dict[str, list[tuple[str, str]]] = {
-        PROMPTS: [(sample.id, sample.prompt[-1].content) for sample in samples if sample.sample == 0]
+        PROMPTS: [(sample.id, sample.prompt[-1].text) for sample in samples if sample.sample == 0]
     }
     for item in items:
         if not item.item:  # a document of lm-eval's, whose text is not at hand
@@ -276,7 +276,7 @@ def _turns(line: str, path: Path, number: int) -> tuple[str, ...]:
         row = json.loads(line)
         turns = [
             each["content"]
-            for name in ("prompt", "messages", "chosen", "rejected")
+            for name in ("prompt", "messages", "chosen", "rejected", "completion")
             for each in row.get(name) or ()
         ]
         turns += [each["text"] for each in row.get("responses") or ()]

@@ -18,15 +18,15 @@ Annotators = Literal["simulated", "human", "unknown"]
 def annotators_behind(run_ids: Iterable[str | None], runs: Runs) -> set[Annotators]:
     """The kinds of annotators that judged for these runs and for all that they descend from.
 
-    Preferences from a file count as "unknown". None is a model from outside, of which nothing is known either, and
-    which adds no kind.
+    Preferences and labels from a file count as "unknown". None is a model from outside, of which nothing is known
+    either, and which adds no kind.
     """
     found: set[Annotators] = set()
     for run_id in {each for each in run_ids if each}:
         for run in runs.lineage(runs.load(run_id)):
             if run.record.stage == "feedback":
                 found.add(_kind(run))
-            elif "preferences" in run.record.inputs:
+            elif {"preferences", "feedback"} & run.record.inputs.keys():
                 found.add("unknown")
     return found
 

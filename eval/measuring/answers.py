@@ -26,15 +26,16 @@ def read_prompts(path: Path) -> dict[str, list[Message]]:
         DataError: a bad line, an id or a prompt that occurs twice, or fewer than two prompts.
     """
     prompts: dict[str, list[Message]] = {}
-    contents: set[str] = set()
+    places: dict[str, str] = {}
     for row in read_jsonl(path, Prompt):
         content = conversation_id(row.prompt, 12)
         name = row.id or content
-        if name in prompts or content in contents:
-            raise DataError(
-                f"{path}: the prompt '{name}' occurs twice; items must differ to count, remove one"
-            )
-        contents.add(content)
+        for what, key in ((f"the id '{row.id}'", name), ("the same prompt", content)):
+            if earlier := places.get(key):
+                raise DataError(
+                    f"{row.place}: {what} stands in {earlier}, too; items must differ to count, leave one out"
+                )
+        places |= dict.fromkeys((name, content), row.place)
         prompts[name] = row.prompt
     if len(prompts) < 2:
         raise DataError(f"{path}: holds one prompt; a comparison with an interval needs at least two")

@@ -19,7 +19,8 @@ def check_sources(config: EvalConfig, has_reward_model: bool) -> None:
     """
     lacking = []
     if not has_reward_model:
-        lacking.append((sorted(config.gate.keys() & OF_REWARDS), "a reward model; name one"))
+        what = "a reward model; add a reward section to the round, or name one with --reward-model"
+        lacking.append((sorted(config.gate.keys() & OF_REWARDS), what))
     if not config.judge:
         judged = sorted(name for name in config.gate if name.startswith("judge_"))
         lacking.append((judged, "a judge; name one in eval.judge"))

@@ -188,7 +188,9 @@ def record_of(comparison: Comparison, dataset_name: str) -> dict[str, Any]:
         for position, index in enumerate(order_of(comparison, dataset_name), start=1)
     }
     prompt = [
-        {"role": message.role, "content": displayable(message.content)} for message in comparison.prompt
+        {"role": message.role, "content": displayable(message.text)}
+        for message in comparison.prompt
+        if message.text
     ]
     return {"external_id": record_id(dataset_name, comparison.id), "fields": {"prompt": prompt, **texts}}
 

@@ -17,6 +17,7 @@ def read_prompts(file: Path, most: int | None) -> dict[str, Prompt]:
     for prompt in read_jsonl(file, Prompt)[:most]:
         name = prompt.id or conversation_id(prompt.prompt, 12)
         if name in found:
-            raise UsageError(f"{file}: the id '{name}' stands twice; give every prompt its own, once")
+            what = f"the id '{name}'" if prompt.id else "the same prompt"
+            raise UsageError(f"{prompt.place}: {what} stands in {found[name].place}, too; leave one out")
         found[name] = prompt
     return found

@@ -181,7 +181,7 @@ class MistakeView:
     @classmethod
     def of(cls, mistake: Mistake, pair: ScoredPair) -> "MistakeView":
         """A mistake with the texts of its pair."""
-        chosen, rejected = ("\n\n".join(m.content for m in side) for side in (pair.chosen, pair.rejected))
+        chosen, rejected = ("\n\n".join(m.text for m in side) for side in (pair.chosen, pair.rejected))
         return cls(
             mistake=mistake, name=pair.id or f"line {mistake.row + 1}", prompt=pair.prompt,
             chosen=chosen[:LONGEST_SHOWN], rejected=rejected[:LONGEST_SHOWN],

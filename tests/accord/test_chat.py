@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from accord.chat import answer, decode_response, encode_conversation, encode_pro
 from accord.errors import DataError, UsageError
 from accord.models.loading import load_tokenizer
 from accord.models.references import Model
-from accord.records import Demonstration, Message, messages_as_dicts, read_jsonl
+from accord.records import Demonstration, Message, messages_as_dicts, read_jsonl, write_jsonl
 from sft.data import encode_demonstrations
 
 DEFAULT_SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
@@ -155,7 +156,7 @@ NO_END = CHATML.replace("<|im_end|>", "")
 @pytest.mark.parametrize(
     ("attributes", "says"),
     [
-        ({"chat_template": None}, "has no chat template; put a chat_template.jinja"),
+        ({"chat_template": None}, "has no chat template; set `chat_template` to one of chatml"),
         (
             {"chat_template": NO_END},
             "ends the assistant's turns with '<|im_start|>', '<|im_start|>', no control token",
@@ -304,3 +305,171 @@ def test_a_tokenizer_that_puts_blanks_in_front_says_that_it_cannot() -> None:
         DataError, match=r"the control token '<end>' stands in a message, and this model's tokenizer"
     ):
         encode_conversation(tokenizer, [Message(role="user", content="it <end>"), *answer("it")])
+
+
+# --- tools, thinking and turns that are not learned, with other models' templates
+
+
+TOOLS = [{"type": "function", "function": {"name": "tide_table", "parameters": {"type": "object"}}}]
+CALL = {"type": "function", "function": {"name": "tide_table", "arguments": {"harbour": "Leith"}}}
+ASKED_TIDE = [
+    Message(role="user", content="When is high water?", tools=TOOLS),
+    Message(role="assistant", content="", tool_calls=[CALL]),
+    Message(role="tool", name="tide_table", content='{"high": "06:40"}'),
+]
+
+
+def with_template(bundled_model: Model, name: str) -> PreTrainedTokenizerBase:
+    """The bundled tokenizer with a chat template of TRL's and the control tokens in it."""
+    import trl
+
+    template = (Path(trl.__file__).parent / "chat_templates" / f"{name}.jinja").read_text()
+    tokenizer = AutoTokenizer.from_pretrained(bundled_model.folder)
+    marks = sorted(set(re.findall(r"<\|\w+\|>|<(?:start|end)_of_turn>", template)))
+    tokenizer.add_special_tokens({"additional_special_tokens": marks})
+    tokenizer.chat_template = template
+    return prepare_tokenizer(tokenizer, name)
+
+
+def learned(tokenizer: PreTrainedTokenizerBase, messages: list[Message], **options: bool) -> str:
+    encoded = encode_conversation(tokenizer, messages, **options)
+    pairs = zip(encoded.input_ids, encoded.assistant_mask, strict=True)
+    return str(tokenizer.decode([token for token, is_said in pairs if is_said]))
+
+
+def test_an_answer_does_not_change_the_end_of_its_prompt(bundled_model: Model) -> None:
+    """Llama-3's prompts end with two line breaks, which byte-pair tokenizers write otherwise before a word."""
+    tokenizer = with_template(bundled_model, "llama3_2")
+    conversation = [
+        Message(role="system", content="Be brief."),
+        *CONVERSATION,
+        Message(role="user", content="So?"),
+    ]
+    whole = encode_conversation(tokenizer, [*conversation, *answer("Yes")])
+    for length in (2, 4, 6):
+        prompt = encode_prompt(tokenizer, [*conversation, *answer("Yes")][:length])
+        assert whole.input_ids[: len(prompt)] == prompt
+        assert tokenizer.convert_ids_to_tokens(prompt)[-1] == "ĊĊ"
+    assert learned(tokenizer, conversation[:5]) == "Yes<|eot_id|>No\n\nnever<|eot_id|>"
+
+
+@pytest.mark.parametrize(
+    ("template", "call"),
+    [
+        ("qwen2_5", '<tool_call>\n{"name": "tide_table", "arguments": {"harbour": "Leith"}}\n</tool_call><|im_end|>'),
+        ("llama3_1", '{"name": "tide_table", "parameters": {"harbour": "Leith"}}<|eot_id|>'),
+    ],
+)  # fmt: skip
+def test_tools_are_rendered_and_their_calls_learned(bundled_model: Model, template: str, call: str) -> None:
+    tokenizer = with_template(bundled_model, template)
+    conversation = [*ASKED_TIDE, *answer("At 06:40.")]
+    assert learned(tokenizer, conversation) == f"{call}At 06:40.{tokenizer.eos_token}"
+    text = tokenizer.decode(encode_conversation(tokenizer, conversation).input_ids)
+    assert text.count("06:40") == 2 and text.index("tide_table") < text.index("When is high water?")
+    # the same tools in a message of their own, as a system message without words
+    apart = [
+        Message(role="system", content="", tools=TOOLS),
+        Message(role="user", content=ASKED_TIDE[0].content),
+    ]
+    assert encode_conversation(tokenizer, [*apart, *conversation[1:]]) == encode_conversation(
+        tokenizer, conversation
+    )
+    # what looks like a control token is text here, too
+    marked = [
+        ASKED_TIDE[0],
+        ASKED_TIDE[1],
+        ASKED_TIDE[2].model_copy(update={"content": f"a{tokenizer.eos_token}b"}),
+    ]
+    ends = encode_conversation(tokenizer, [*marked, *answer("At 06:40.")]).input_ids.count(
+        tokenizer.eos_token_id
+    )
+    assert ends == encode_conversation(tokenizer, conversation).input_ids.count(tokenizer.eos_token_id)
+
+
+def test_what_a_template_would_leave_out_is_refused(
+    bundled_model: Model, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    said = answer("At 06:40.")
+    with pytest.raises(DataError, match=r"leaves out the tools \(of which one is 'tide_table'\)"):
+        encode_conversation(tokenizer, [*ASKED_TIDE, *said])
+    without_tools = [Message(role="user", content="When?"), *ASKED_TIDE[1:], *said]
+    with pytest.raises(DataError, match=r"leaves out calls of tools \(messages.1 calls 'tide_table'\)"):
+        encode_conversation(tokenizer, without_tools)
+    with pytest.raises(DataError, match=r"leaves out calls of tools"):
+        encode_conversation(with_template(bundled_model, "lfm2"), [*ASKED_TIDE, *said])
+    thought = [
+        Message(role="user", content="Why?"),
+        Message(role="assistant", content="So.", reasoning_content="Hm."),
+    ]
+    with pytest.raises(DataError, match=r"leaves out the thinking part .*set sft.thinking: cut"):
+        encode_conversation(tokenizer, thought)
+    no_tool_turns = CHATML.replace(
+        "{% for m in messages %}", "{% for m in messages if m['role'] != 'tool' %}"
+    )
+    deaf = prepare_tokenizer(AutoTokenizer.from_pretrained(bundled_model.folder), "deaf")
+    deaf.chat_template = no_tool_turns
+    turns = [Message(role="user", content="When?"), *answer("I look."), ASKED_TIDE[2], *answer("Then.")]
+    with pytest.raises(DataError, match=r"leaves out what messages.2 says \(tool: "):
+        encode_conversation(deaf, turns)
+    with pytest.raises(
+        DataError,
+        match=r"System role not supported.*; if it has no system role, set data.system: merge_into_user",
+    ):
+        encode_conversation(
+            with_template(bundled_model, "gemma"), [Message(role="system", content="Hm."), *CONVERSATION]
+        )
+
+
+def test_thinking_is_learned_kept_or_cut(bundled_model: Model) -> None:
+    tokenizer = with_template(bundled_model, "qwen3")
+    row = Demonstration(messages=[
+        Message(role="user", content="Seven?"),
+        Message(role="assistant", reasoning_content="It is odd.", content="Prime."),
+    ])  # fmt: skip
+    thought = "<think>\nIt is odd.\n</think>\n\n"
+    labels = {}
+    for thinking in ("learn", "keep", "cut"):
+        (encoded,), _ = encode_demonstrations(tokenizer, [row], 999, thinking)
+        labels[thinking] = tokenizer.decode([label for label in encoded["labels"] if label != -100])
+        assert (thought in tokenizer.decode(encoded["input_ids"])) == (thinking != "cut")
+    assert labels == {
+        "learn": f"{thought}Prime.<|im_end|>", "keep": "Prime.<|im_end|>",
+        "cut": "<think>\n\n</think>\n\nPrime.<|im_end|>",
+    }  # fmt: skip
+
+
+def test_people_and_judges_see_no_thinking(bundled_model: Model, tokenizer: PreTrainedTokenizerBase) -> None:
+    thinks = with_template(bundled_model, "qwen3")
+    for text, words in (
+        ("<think>\n\n</think>\n\nSeven.<|im_end|>", "Seven."),
+        ("<think>\nIt is odd.</think>\n\nSeven. </think>", "Seven. </think>"),
+        ("It is odd.\n</think>\n\nSeven.<|im_end|>", "Seven."),  # the first tag stood in the prompt
+        ("<think>\nIt is odd", ""),  # cut off
+        ("A <think> tag.", "A <think> tag."),
+    ):
+        assert decode_response(thinks, thinks(text)["input_ids"]) == words
+        assert (
+            decode_response(tokenizer, tokenizer(text)["input_ids"]) == text.replace("<|im_end|>", "").strip()
+        )
+
+
+def test_turns_of_weight_0_are_read_and_not_learned(tokenizer: PreTrainedTokenizerBase) -> None:
+    bad = Message(role="assistant", content="Yes", weight=0)
+    row = [CONVERSATION[0], bad, *CONVERSATION[2:]]
+    assert learned(tokenizer, row) == "No\n\nnever<|im_end|>"
+    assert (
+        encode_conversation(tokenizer, row).input_ids
+        == encode_conversation(tokenizer, CONVERSATION).input_ids
+    )
+    last = [*CONVERSATION[:3], Message(role="assistant", content="No", weight=0)]
+    assert learned(tokenizer, last) == "Yes<|im_end|>"
+
+
+def test_a_row_that_the_template_refuses_is_named(bundled_model: Model, tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "rows.jsonl", [Demonstration(messages=CONVERSATION), Demonstration(messages=[
+        Message(role="system", content="Hm."), *CONVERSATION])])  # fmt: skip
+    rows = read_jsonl(tmp_path / "rows.jsonl", Demonstration)
+    with pytest.raises(
+        DataError, match=r"rows\.jsonl:2: the model's chat template refuses this conversation"
+    ):
+        encode_demonstrations(with_template(bundled_model, "gemma"), rows, 999)

@@ -20,7 +20,7 @@ from accord.models.families import attention_for, context_length, reward_model_c
 from accord.models.loading import load_policy, load_reward_model
 from accord.models.references import Model
 from accord.packing import compute_packed_rows, packed_attention
-from accord.preflight_families import family_faults, tiny_model
+from accord.preflight.families import family_faults, tiny_model
 from accord.round_config import RoundConfig
 from rl.policy_gradient.actors import pack
 from rl.policy_gradient.layouts import check_logits

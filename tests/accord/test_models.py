@@ -214,6 +214,6 @@ def test_code_that_comes_with_a_model_is_not_run(runs: Runs, tiny_model: Model, 
 def test_models_load_in_float32_by_default_and_with_one_reward(tiny_model: Model) -> None:
     assert {p.dtype for p in load_policy(tiny_model).parameters()} == {torch.float32}
     assert {p.dtype for p in load_policy(tiny_model, torch.bfloat16).parameters()} == {torch.bfloat16}
-    reward_model = load_reward_model(tiny_model)
+    reward_model = load_reward_model(tiny_model, new_head=True)
     assert reward_model.score.weight.shape == (1, 64)  # one reward from 64 hidden units
     assert reward_model.score.bias is None

@@ -344,7 +344,7 @@ def test_prompts_with_one_id(runs: Runs, with_people: dict[str, Any], tmp_path: 
     lines = faults_of(
         changed(with_people, {"feedback.prompts": str(tmp_path / "two.jsonl")}), runs, "feedback"
     )
-    assert any("feedback.prompts: " in line and "the id 'same' stands twice" in line for line in lines)
+    assert any("feedback.prompts: " in line and "'same' stands in" in line for line in lines)
 
 
 def test_the_key_of_a_running_argilla_is_tried(
@@ -466,12 +466,12 @@ def test_the_exit_code_is_that_of_what_is_wrong(runs: Runs, good: dict[str, Any]
         (
             "sft",
             {"sft": None},
-            "this configuration has no sft section: without one, the model itself is aligned",
+            "this configuration has no sft section, which `accord sft` needs; add one with sft.demonstrations",
         ),
         (
             "feedback",
             {},
-            "this configuration has no feedback section: its preferences come from `preferences`",
+            "this configuration has no feedback section, which `accord feedback pull` needs; its preferences come",
         ),
         ("dpo", {}, "this configuration says rl.algorithm: ppo; run `accord ppo`, or change the algorithm"),
     ],

@@ -129,7 +129,7 @@ def test_missing_empty_and_non_utf8_files(tmp_path: Path) -> None:
         with pytest.raises(DataError, match="holds no rows; it must hold at least one prompt a line"):
             read_jsonl(path, Prompt)
     path.write_bytes('{"prompt": [{"role": "user", "content": "Grüß"}]}'.encode("latin-1"))
-    with pytest.raises(DataError, match=r"rows\.jsonl: cannot be read as UTF-8"):
+    with pytest.raises(DataError, match=r"rows\.jsonl:1: cannot be read as UTF-8"):
         read_jsonl(path, Prompt)
 
 
@@ -146,7 +146,7 @@ def test_round_trip_keeps_every_row_and_column_identical(tmp_path: Path) -> None
             "weight": 0.0,
             "annotators": 4,
             "agreement": 0.75,
-            "margin": -0.5,
+            "margin": 0.5,
             "id": "p",
             "tag": None,
         },

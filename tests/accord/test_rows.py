@@ -16,7 +16,15 @@ from safetensors.torch import load_file
 from accord.config import load_config
 from accord.errors import AccordError, DataError, UsageError
 from accord.models.references import Model, resolve
-from accord.records import Comparison, Demonstration, Message, Preference, Prompt, read_jsonl
+from accord.records import (
+    Comparison,
+    Demonstration,
+    Message,
+    Preference,
+    Prompt,
+    read_jsonl,
+    write_jsonl,
+)
 from accord.round_config import RoundConfig
 from accord.rows import check_reader, keep_rows, open_data, open_judgements
 from accord.runs import DataFile, Run, Runs
@@ -325,8 +333,9 @@ def test_a_reader_can_be_a_module_s_and_its_classes_may_be_dataclasses(
 ) -> None:
     Path("house_readers.py").write_text(READER)
     monkeypatch.syspath_prepend(str(tmp_path))
+    write_jsonl(Path("a.jsonl"), [ROW])
     by_module = open_data(
-        SFTConfig(heldout="house_readers:chats(export.tsv)", demonstrations=[{"path": "a"}]), runs
+        SFTConfig(heldout="house_readers:chats(export.tsv)", demonstrations=[{"path": "a.jsonl"}]), runs
     )
     assert len(read_jsonl(Path(str(by_module.heldout)), Demonstration)) == 24
     Path("classes.py").write_text(

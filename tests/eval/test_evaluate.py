@@ -152,7 +152,7 @@ def test_bad_prompt_files(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="at least two"):
         read_prompts(path)
     path.write_text(json.dumps(row | {"id": "a"}) + "\n" + json.dumps(row | {"id": "b"}) + "\n")
-    with pytest.raises(DataError, match="'b' occurs twice"):
+    with pytest.raises(DataError, match="stands in"):
         read_prompts(path)
     with pytest.raises(DataError, match="no such file"):
         read_prompts(tmp_path / "missing.jsonl")

@@ -254,7 +254,7 @@ def train_one_step(data: Path, model: Model, scratch: Path) -> None:
     tokenizer = load_tokenizer(model)
     for trainer in (
         RewardTrainer(
-            model=load_reward_model(model), args=RewardConfig(str(scratch / "reward"), **options),
+            model=load_reward_model(model, new_head=True), args=RewardConfig(str(scratch / "reward"), **options),
             train_dataset=rows, processing_class=tokenizer,
         ),
         DPOTrainer(

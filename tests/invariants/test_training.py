@@ -45,8 +45,10 @@ PROMPTS = {**PAIRS, "rows_per_update": 4, "rows_per_pass": 2}
         ("sft", {**SFT, "lora": LORA}, "9", "finish", 11),
         ("dpo", PAIRS, "6", "finish", 6),
         ("reward", {**PROMPTS, "lora": LORA}, "4", "train_end", 6),
+        # 64 answers by 8
+        ("kto", PAIRS, "6", "finish", 12),
     ],
-    ids=["sft", "sft-lora", "dpo", "reward-lora"],
+    ids=["sft", "sft-lora", "dpo", "reward-lora", "kto"],
 )
 def test_killed_and_continued_equals_uninterrupted(
     tiny_model: Model, tmp_path: Path, request: pytest.FixtureRequest,

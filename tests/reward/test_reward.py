@@ -15,7 +15,7 @@ from accord.models.references import Model, resolve
 from accord.packing import Packed, hidden_states
 from accord.records import Message, Preference, read_jsonl, write_jsonl
 from accord.runs import Run, Runs
-from reward.data import drop_too_long, split_by_prompt
+from reward.data import split_by_prompt, usable_pairs
 from reward.score import load_scorer, score, score_ids_by_head
 from reward.trainer import initialise_heads
 
@@ -167,8 +167,9 @@ def test_pairs_over_the_length_are_counted(tiny_model: Model, tmp_path: Path) ->
     rows = [pair("p"), pair("p", chosen="long" * 30), pair("p", rejected="long" * 30)]
     both = [[*row.prompt, *turn] for row in rows for turn in (row.chosen, row.rejected)]
     lengths = [len(encode_conversation(tokenizer, messages).input_ids) for messages in both]
-    assert drop_too_long(tokenizer, rows, max(lengths)) == (rows, 0)
-    assert drop_too_long(tokenizer, rows, max(lengths) - 1) == (rows[:1], 2)
+    none = {"too_long": 0, "equal_once_encoded": 0, "weight_zero": 0}
+    assert usable_pairs(tokenizer, rows, max(lengths)) == (rows, none)
+    assert usable_pairs(tokenizer, rows, max(lengths) - 1) == (rows[:1], none | {"too_long": 2})
     rows = [pair(f"prompt {i}", f"good {i}") for i in range(30)] + [pair("prompt 3", chosen="long" * 30)]
     write_jsonl(tmp_path / "pairs.jsonl", rows)
     config = {**CONFIG, "max_sequence_tokens": 200}

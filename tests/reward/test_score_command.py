@@ -155,17 +155,18 @@ def test_a_judge_compares_the_answers(preferences: Path, tiny_model: Model, runs
 def test_files_that_cannot_be_scored(demonstrations: Path, letters: str, runs: Runs, tmp_path: Path) -> None:
     user, said = {"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}
     for text, problem in {
-        '{"prompt_": [], "response": "x"}': ":1: has the fields prompt_, response, but a row to score is",
+        '{"prompt_": [], "response": "x"}': ":1: its columns (prompt_, response) are in no convention",
         '{"messages": [{"role": "user"': ":1: not valid JSON",
-        "[1, 2]": ":1: Input should be",
+        "[1, 2]": ": row 1: a row is an object of columns, found 1",
         "": "holds no rows",
-        json.dumps({"messages": [said, user]}): ":1: messages: the last message must be the assistant's",
+        json.dumps({"prompt": [user]}): "holds prompts, but a row to score is a conversation",
+        json.dumps({"messages": [said, user]}): "holds prompts, but a row to score is",
         json.dumps({"messages": [user, said]}) + "\n" + json.dumps({"prompt": [user], "chosen": [said]}): (
-            ":2: messages: Field required"
+            ":2: is in another convention than the rows before it"
         ),
-        json.dumps({"prompt": [user], "chosen": [said]}): ":1: rejected: Field required",
+        json.dumps({"prompt": [user], "chosen": [said]}): "holds prompts, but a row to score is",
         json.dumps({"prompt": [user], "chosen": [said], "rejected": [user]}): (
-            "row 1: rejected: the last message must be the assistant's"
+            ":1: rejected: must begin and end with the assistant"
         ),
     }.items():
         file = tmp_path / "rows.jsonl"

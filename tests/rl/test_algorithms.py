@@ -88,9 +88,9 @@ def test_a_round_runs_an_algorithm_from_a_user_s_file(
     with pytest.raises(UsageError, match="run `accord round`, or change the algorithm"):
         run_round(config, runs, until="ppo")
     with pytest.raises(
-        UsageError, match="no stage 'kto'; name one of sft, feedback, reward, eval, imitation"
+        UsageError, match="no stage 'sarsa'; name one of sft, feedback, reward, eval, imitation"
     ):
-        run_round(config, runs, until="kto")
+        run_round(config, runs, until="sarsa")
 
 
 def test_what_is_wrong_with_a_user_s_algorithm_is_said_of_its_key(tmp_path: Path) -> None:

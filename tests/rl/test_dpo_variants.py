@@ -23,7 +23,7 @@ from accord.runs import Runs
 from reward.data import split_by_prompt
 from rl import reference_cache
 from rl.config import DPOConfig
-from rl.dpo import REFERENCES, check_arguments
+from rl.dpo import check_arguments
 from rl.pairs import encode_pairs
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -123,7 +123,7 @@ BRIEF = {**CONFIG, "epochs": 0.25}  # one update, where only the reference matte
 
 
 def reference_files(runs: Runs) -> list[Path]:
-    return sorted((runs.root / REFERENCES).iterdir())
+    return sorted((runs.root / reference_cache.FOLDER).iterdir())
 
 
 def test_the_reference_s_log_probabilities_are_those_without_padding(

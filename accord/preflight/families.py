@@ -17,7 +17,7 @@ from accord.models.families import context_length, reward_model_class
 from accord.models.references import Model
 from accord.round_config import RoundConfig
 from accord.training import quiet_libraries
-from rl.config import DPOConfig, PPOConfig
+from rl.config import DPOConfig, KTOConfig, PPOConfig
 
 SMALL = {
     "vocab_size": 256, "intermediate_size": 128, "moe_intermediate_size": 32, "ffn_dim": 128, "n_inner": 128,
@@ -60,7 +60,7 @@ def family_faults(
         for name in sections:
             with fault_of(f"{name}.lora"):
                 _check_adapters(model, of_family, getattr(getattr(config, name), "lora", None), name)
-            if name == "sft" or (name == "rl" and isinstance(config.rl, DPOConfig)):
+            if name == "sft" or (name == "rl" and isinstance(config.rl, DPOConfig | KTOConfig)):
                 with fault_of(f"{name}.trainer"):
                     check_balance(of_family, name, getattr(config, name).trainer)
         if "reward" in sections:
@@ -98,8 +98,8 @@ def check_balance(of_family: Any, section: str, trainer: dict[str, Any]) -> None
         UsageError: this family has them under another.
     """
     text = of_family.get_text_config()
-    cannot = hasattr(text, "output_router_logits") and not hasattr(text, "num_experts")
-    if cannot and trainer.get("router_aux_loss_coef") != 0:
+    has_experts = hasattr(text, "output_router_logits") and not hasattr(text, "num_experts")
+    if has_experts and trainer.get("router_aux_loss_coef") != 0:
         raise UsageError(
             f"{section}.trainer: TRL computes no loss of the balance between experts for {of_family.model_type} "
             "models; set router_aux_loss_coef there to 0.0"
@@ -122,7 +122,7 @@ def _check_ppo(model: Model, of_family: Any, config: RoundConfig) -> None:
     if tiny is not None:
         check_logits(tiny)
         pack(body_of(tiny), 64)
-    if config.rl.shared_base and config.rl.lora and config.reward.lora:
+    if config.rl.shared_base and config.rl.lora and config.reward and config.reward.lora:
         theirs, ours = (
             set(peft_config(model, lora, "CAUSAL_LM").target_parameters or ())
             for lora in (config.reward.lora, config.rl.lora)

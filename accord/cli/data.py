@@ -1,0 +1,197 @@
+"""`accord data ...`: look at files of rows before anything learns from them, and turn them into accord's own form."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from accord.cli.shared import AS_JSON, Group, runs_of_command
+
+if TYPE_CHECKING:
+    from accord.data.check import Report
+    from accord.data.reading import Reading
+
+KINDS = ("demonstrations", "prompts", "preferences", "comparisons", "feedback")
+
+
+def _reading_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that say how a file is read."""
+    for option in (
+        click.option(
+            "--system", type=click.Choice(["keep", "merge_into_user"]), default="keep", show_default=True,
+            help="merge_into_user: put system messages before the user's first words.",
+        ),
+        click.option(
+            "--columns", multiple=True, metavar="PART=COLUMN",
+            help="Which column is what, where names do not say it: --columns prompt=Q --columns completion=A.",
+        ),
+        click.option(
+            "--as", "kind", type=click.Choice(KINDS), help="What the rows are; default: what the first one is."
+        ),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+@click.group(cls=Group, short_help="Check files of rows, and convert them to accord's own form.")
+def data() -> None:
+    """Look at files of rows before anything learns from them, and turn them into accord's own form."""
+
+
+@data.command(short_help="Report all faults of files, and what they hold.")
+@click.argument("files", nargs=-1, required=True, metavar="FILE...")
+@_reading_options
+@click.option("--model", metavar="REF", help="Whose chat template and tokens are tried on every row.")
+@click.option("--max-tokens", type=click.IntRange(min=1), help="Count rows over this length; needs --model.")
+@click.option(
+    "--drop-faulty", is_flag=True,
+    help="Write the good rows to FILE.good.jsonl and the others, with their faults, to FILE.faulty.jsonl.",
+)  # fmt: skip
+@click.option("--page", type=click.Path(path_type=Path), help="Write the report as a page, too.")
+@AS_JSON
+def check(
+    files: tuple[str, ...], kind: str | None, columns: tuple[str, ...], system: str, model: str | None,
+    max_tokens: int | None, drop_faulty: bool, page: Path | None, as_json: bool,
+) -> None:  # fmt: skip
+    """Report all faults of files, and what they hold: rows, roles, lengths, duplicates, control tokens, ...
+
+    FILE is JSON Lines (also .gz, .zst), a JSON array, CSV, TSV, Parquet, an Arrow folder or hub:owner/name:split.
+    Exit code 1 if a row is faulty and --drop-faulty is not given.
+    """
+    from accord.data.check import examine
+
+    if max_tokens and not model:
+        raise click.UsageError("--max-tokens needs --model, whose tokens are counted")
+    tokenizer = None
+    if model:
+        from accord.models.loading import load_tokenizer
+        from accord.models.references import locate
+
+        tokenizer = load_tokenizer(locate(model, runs_of_command()))
+    reports, written = [], []
+    for file in files:
+        reading = _read(file, kind, columns, system)
+        reports.append(examine(reading, tokenizer, max_tokens))
+        if drop_faulty and reading.faulty:
+            good = Path(f"{file}.good.jsonl")
+            written += [good, _write(reading, good)]
+    if as_json:
+        click.echo(json.dumps([report.as_dict() for report in reports], indent=2, ensure_ascii=False))
+    else:
+        for report in reports:
+            _show(report)
+        for path in filter(None, written):
+            click.echo(f"written: {path}")
+    if page:
+        _write_page(reports, page)
+        click.echo(f"page: {page}", err=True)
+    if any(report.faults for report in reports) and not drop_faulty:
+        click.get_current_context().exit(1)
+
+
+@data.command(short_help="Write a file's rows in accord's own form.")
+@click.argument("file")
+@click.option(
+    "--output", required=True, type=click.Path(path_type=Path), help="Where the rows go, as JSON Lines."
+)
+@_reading_options
+@click.option(
+    "--drop-faulty",
+    is_flag=True,
+    help="Write faulty rows to OUTPUT.faulty.jsonl, with their faults.",
+)
+def convert(
+    file: str, output: Path, kind: str | None, columns: tuple[str, ...], system: str, drop_faulty: bool
+) -> None:
+    """Write the rows of a file of any kind and convention in accord's own form."""
+    reading = _read(file, kind, columns, system)
+    if not drop_faulty:
+        reading.check()
+    faulty = _write(reading, output)
+    click.echo(f"{output}: {len(reading.rows)} rows, from {reading.convention}")
+    if faulty:
+        click.echo(f"{faulty}: {len(reading.faulty)} rows that were left out")
+
+
+def _read(file: str, kind: str | None, columns: tuple[str, ...], system: str) -> "Reading":
+    from accord.data.check import kind_of_rows
+    from accord.data.config import DataConfig
+    from accord.data.conventions import PLURALS
+    from accord.data.reading import read
+
+    parts: dict[str, str] = {}
+    for each in columns:
+        part, equals, column = each.partition("=")
+        if not equals or not column:
+            raise click.UsageError(f"--columns {each}: write PART=COLUMN, for example prompt=question")
+        parts[part] = column
+    row_type = (
+        {name: row_type for row_type, name in PLURALS.items()}[kind] if kind else kind_of_rows(file, parts)
+    )
+    config: DataConfig = DataConfig.model_validate({"columns": {file: parts}, "system": system})
+    return read(file, row_type, config)
+
+
+def _write(reading: "Reading", good: Path) -> Path | None:
+    """The good rows, and beside them the others with their faults; returns the file of those, if there are any."""
+    from accord.records import write_jsonl
+
+    write_jsonl(good, reading.rows)
+    if not reading.faulty:
+        return None
+    faulty = (
+        good.with_suffix("").with_suffix(".faulty.jsonl")
+        if good.name.endswith(".good.jsonl")
+        else Path(f"{good}.faulty.jsonl")
+    )
+    write_jsonl(
+        faulty,
+        (
+            {"place": faults[0].place, "faults": [fault.message for fault in faults], "row": row}
+            for faults, row in reading.faulty
+        ),
+    )
+    return faulty
+
+
+def _show(report: "Report") -> None:
+    from accord.data.check import FIGURES
+
+    held = report.contents
+    encoding = f", {report.encoding}" if report.encoding else ""
+    click.echo(f"{report.name}: {held.rows} {report.kind} ({report.convention}{encoding})")
+    if report.faults:
+        click.echo(f"  {report.faulty_rows} faulty rows, {len(report.faults)} kinds of faults:")
+        for each in report.faults:
+            more = ", ..." if each.count > len(each.places) else ""
+            click.echo(f"  {each.count:>6}  {each.example}")
+            click.echo(f"          {', '.join(each.places)}{more}")
+    else:
+        click.echo("  no faulty rows")
+    if held.roles:
+        click.echo(f"  turns: {', '.join(f'{count} {role}' for role, count in held.roles.items())}")
+        by_turns = ", ".join(f"{turns}: {count}" for turns, count in held.turns.items())
+        click.echo(f"  rows by number of turns: {by_turns}")
+    if held.lengths:
+        spread = ", ".join(f"{name} {value:,.0f}" for name, value in held.lengths.items())
+        click.echo(f"  {held.unit} a row: {spread}")
+    for what, count in held.figures.items():
+        click.echo(f"  {count:>6}  {FIGURES[what]}")
+        for where in [place for name, place, _ in report.examples if name == what][:3]:
+            click.echo(f"          {where}")
+    if held.columns:
+        click.echo(f"  columns that stay as they are: {', '.join(held.columns)}")
+
+
+def _write_page(reports: list["Report"], page: Path) -> None:
+    import accord.data
+    from accord.data.check import FIGURES
+    from accord.page.render import render
+    from accord.records import write_atomically
+
+    names = ", ".join(Path(report.name).name for report in reports)
+    folder = Path(accord.data.__path__[0])
+    values = {"reports": reports, "names": names, "labels": FIGURES}
+    write_atomically(page, render(folder, "check.html.jinja", values))

@@ -1,0 +1,82 @@
+"""Before a round starts: whatever its stages will need is looked at, and all that is wrong is said at once.
+
+    check_round(config, runs, until="eval")
+
+A typo in `eval.prompts` would otherwise show after hours. So files are read by the readers of the stages that will read
+them, references are resolved, functions imported and servers asked; nothing is sampled, and no model is loaded. What
+takes no time comes first. Only where that is all right are weights hashed and downloaded (once: later stages know the
+digests) and the libraries imported that training needs anyway.
+
+What only the doing of a stage needs, such as a server, is not asked for where a finished run has its settings.
+"""
+
+from functools import partial
+
+from accord.models.base import look_at_base
+from accord.models.references import locate
+from accord.preflight.evaluation import annotators_of, look_at_evaluation
+from accord.preflight.feedback import look_at_feedback, look_at_sampling
+from accord.preflight.preferences import look_at_preferences
+from accord.preflight.rendering import look_at_rendering
+from accord.preflight.shared import Faults, read_rows
+from accord.preflight.training import look_at_algorithm, look_at_trainer
+from accord.preflight.weights import look_at_amounts, look_at_weights
+from accord.records import Demonstration
+from accord.round_config import RoundConfig, StageName
+from accord.round_plan import stages_until
+from accord.rows import open_data
+from accord.runs import Runs
+from eval.measuring.annotators import check_formula_is_not_gated
+from reward.scorers import check_is_reward_model
+
+
+def check_round(config: RoundConfig, runs: Runs, until: StageName | None = None) -> None:
+    """Look at whatever the stages up to `until` will need; None: all stages that the configuration has.
+
+    Raises:
+        UsageError: `until` is no stage of this configuration, which lacks a section; or several things are wrong, a
+            reference among them.
+        DataError: data files are wrong, and nothing else is.
+        AccordError: whatever else is wrong. The message of several has a line for each.
+    """
+    sections = stages_until(config, until)
+    faults = Faults()
+    config = open_data(config, runs, keep_fault=partial(faults.keep_unreadable, sections))
+    with faults.of("model"):
+        look_at_base(config.model, runs, config.chat_template)
+    if config.sft and "sft" in sections:
+        for file in config.sft.demonstrations:
+            with faults.of("sft.demonstrations"):
+                read_rows(file.path, Demonstration)
+        if config.sft.heldout:
+            with faults.of("sft.heldout"):
+                read_rows(config.sft.heldout, Demonstration)
+    if config.feedback and "feedback" in sections:
+        look_at_feedback(config.feedback, runs, faults)
+    look_at_sampling(config, runs, sections, faults)
+    prompts = None
+    if config.eval and "eval" in sections:
+        prompts = look_at_evaluation(config.eval, runs, "reward" in sections, faults)
+    if {"feedback", "reward", "rl"} & set(sections):
+        look_at_preferences(config, runs, sections, prompts, faults)
+    if config.eval and "eval" in sections:
+        with faults.of("eval.gate"):
+            check_formula_is_not_gated(config.eval.gate, annotators_of(config, runs))
+    if config.reward and "reward" in sections:
+        if config.reward.previous:
+            with faults.of("reward.previous"):
+                check_is_reward_model(locate(config.reward.previous, runs))
+        if config.reward.demonstrations:
+            with faults.of("reward.demonstrations"):
+                read_rows(config.reward.demonstrations, Demonstration)
+    if "rl" in sections:
+        look_at_algorithm(config, runs, faults)
+    for name in sections:
+        look_at_trainer(name, getattr(config, name), faults)
+    faults.report()
+
+    tokenizer = look_at_weights(config, runs, sections, faults)
+    look_at_amounts(config, runs, sections, faults)
+    if tokenizer:
+        look_at_rendering(config, tokenizer, sections, faults)
+    faults.report()
