@@ -85,7 +85,7 @@ class Family:
     def reward_model(self, lora: LoraConfig | None = None) -> Model:
         """A reward model of this policy, with random weights in its head and in its adapters, which are merged."""
         if lora not in self.made:
-            model: Any = load_reward_model(self.policy)
+            model: Any = load_reward_model(self.policy, new_head=True)
             torch.nn.init.normal_(model.score.weight, std=0.1)
             folder = self.folder / f"reward-{len(self.made)}"
             if lora:
@@ -224,7 +224,7 @@ def head(family: Family) -> str:
 
 
 def packed(family: Family) -> str:
-    body = body_of(load_reward_model(family.policy).eval())
+    body = body_of(load_reward_model(family.policy, new_head=True).eval())
     prompts, answers = sequences_for(259)
     rows = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
     right = plain_states(body, rows)

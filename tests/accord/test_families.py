@@ -123,7 +123,7 @@ def test_a_family_without_a_classifier_is_given_a_head_that_is_saved_and_loaded(
 ) -> None:
     """With the causal model's weights beneath it, and buffers that are not saved, as Falcon-H1 has them."""
     policy = make_family(family, tmp_path / "policy")
-    model: Any = load_reward_model(policy)
+    model: Any = load_reward_model(policy, new_head=True)
     ids = torch.arange(3, 43)[None]
     body = packing.body_of(load_policy(policy).eval())
     with torch.no_grad():

@@ -13,8 +13,9 @@ from accord.errors import DataError
 from accord.models.loading import load_tokenizer
 from accord.models.references import Model, resolve
 from accord.packing import Packed, hidden_states
-from accord.records import Message, Preference, read_jsonl, write_jsonl
+from accord.records import Message, Preference, question_id, read_jsonl, write_jsonl
 from accord.runs import Run, Runs
+from reward.choices import repeated_pairs
 from reward.data import split_by_prompt, usable_pairs
 from reward.score import load_scorer, score, score_ids_by_head
 from reward.trainer import initialise_heads
@@ -151,15 +152,31 @@ def test_the_split_does_not_depend_on_order_or_process() -> None:
     assert of(heldout) == of(smallest[:4])
 
 
-def test_a_system_message_makes_another_prompt() -> None:
-    plain = pair("prompt")
-    system = Preference(
-        prompt=[Message(role="system", content="Be brief."), *plain.prompt],
-        chosen=plain.chosen,
-        rejected=plain.rejected,
-    )
-    train, heldout = split_by_prompt([plain, system], 0.5)
-    assert (len(train), len(heldout)) == (1, 1)
+def test_prompts_that_ask_the_same_are_on_one_side() -> None:
+    """Other case, white space or system message make no other question; other words do."""
+    spellings = ["Why is it  so?", "why is it so?", " Why is it so?\n", "WHY IS IT SO?"]
+    for others in ([f"Other {i}?" for i in range(12)], [f"Another {i}?" for i in range(12)]):
+        rows = [pair(text) for text in (*spellings, *others)]
+        system = Message(role="system", content="Be brief.")
+        rows.append(
+            Preference(prompt=[system, *rows[0].prompt], chosen=rows[0].chosen, rejected=rows[0].rejected)
+        )
+        train, heldout = split_by_prompt(rows, 0.5)
+        same = {id(rows[i]) for i in (0, 1, 2, 3, -1)}
+        assert len({id(row) for row in train} & same) in (0, 5)
+        assert len({question_id(row.prompt) for row in heldout}) == 7 and len(train) + len(heldout) == 17
+    turns = [Message(role="user", content="a"), *answer("b"), Message(role="user", content="c")]
+    assert question_id(turns) != question_id(turns[2:]) != question_id([Message(role="user", content="c?")])
+
+
+def test_pairs_that_teach_nothing_are_counted(tiny_model: Model) -> None:
+    tokenizer = load_tokenizer(tiny_model)
+    tokenizer.chat_template = str(tokenizer.chat_template).replace("['content']", "['content'].strip()")
+    same = pair("p", chosen="Yes", rejected="no").model_copy(update={"rejected": answer("Yes ")})
+    rows = [pair("p"), same, pair("p").model_copy(update={"weight": 0.0}), pair("p", chosen="long" * 30)]
+    kept, dropped = usable_pairs(tokenizer, rows, 150)
+    assert kept == rows[:1] and dropped == {"too_long": 1, "equal_once_encoded": 1, "weight_zero": 1}
+    assert repeated_pairs([*rows, rows[0]]) == 2  # weights do not make another pair
 
 
 def test_pairs_over_the_length_are_counted(tiny_model: Model, tmp_path: Path) -> None:
