@@ -35,7 +35,7 @@ TOP = LoraConfig(rank=2, top_layers=2)
 
 
 @pytest.mark.parametrize(
-    "family", ["gemma2", "gemma3_text", "opt", "qwen3_moe", "deepseek_v3", "cohere2", "falcon_h1"]
+    "family", ["gemma2", "gemma3_text", "gemma3", "opt", "qwen3_moe", "deepseek_v3", "cohere2", "falcon_h1"]
 )
 def test_every_part_is_right_or_refused(family: str) -> None:
     for part, cell in cells(family).items():
@@ -94,6 +94,16 @@ def test_experts_and_routers_have_adapters_in_the_top_layers_only(family: str, t
         assert any("experts" in name or "input_linear" in name for name in here)
         assert any(word in name for name in here for word in (".gate.", ".router."))
         assert any(word in name for name in here for word in ("self_attn", "mamba"))
+
+
+def test_top_layers_are_those_that_read_text(tmp_path: Path) -> None:
+    """Gemma 3 has as many that see here, before them."""
+    model = make_family("gemma3", tmp_path)
+    adapted = peft.get_peft_model(load_policy(model), peft_config(model, TOP, "CAUSAL_LM"))
+    names = [name for name, p in adapted.named_parameters() if p.requires_grad]
+    assert names and all(
+        ".language_model.layers.2." in name or ".language_model.layers.3." in name for name in names
+    )
 
 
 def test_experts_have_no_dropout(tmp_path: Path) -> None:
