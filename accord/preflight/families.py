@@ -98,8 +98,10 @@ def check_balance(of_family: Any, section: str, trainer: dict[str, Any]) -> None
         UsageError: this family has them under another.
     """
     text = of_family.get_text_config()
-    has_experts = hasattr(text, "output_router_logits") and not hasattr(text, "num_experts")
-    if has_experts and trainer.get("router_aux_loss_coef") != 0:
+    coefficient = trainer.get("router_aux_loss_coef")
+    if coefficient is None:
+        coefficient = getattr(text, "router_aux_loss_coef", 0.0)
+    if coefficient and hasattr(text, "output_router_logits") and not hasattr(text, "num_experts"):
         raise UsageError(
             f"{section}.trainer: TRL computes no loss of the balance between experts for {of_family.model_type} "
             "models; set router_aux_loss_coef there to 0.0"

@@ -244,6 +244,10 @@ def test_a_balance_loss_that_trl_cannot_compute_is_said_before_the_round(tmp_pat
     whole = round_config().model_dump(exclude_unset=True) | {"rl": rl}
     (found,) = family_faults(model, RoundConfig.model_validate(whole), ["rl"])
     assert found[0] == "rl.trainer" and "set router_aux_loss_coef there to 0.0" in str(found[1])
+    for family in ("deepseek_v3", "mixtral", "gpt_oss"):  # has no such loss; has the number under that name
+        assert not family_faults(
+            make_family(family, tmp_path / family), RoundConfig.model_validate(whole), ["rl"]
+        )
     rl["trainer"] = {"router_aux_loss_coef": 0.0}
     assert not family_faults(model, RoundConfig.model_validate(whole), ["rl"])
 
