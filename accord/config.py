@@ -219,7 +219,12 @@ def _describe(error: ValidationError, config_type: type[BaseModel], values: Any)
         elif problem["type"] == "missing":
             sentences.append(f"'{key}' is missing")
         else:
-            reason = problem["msg"].removeprefix("Value error, ")
+            is_section = problem["type"] == "model_type"
+            reason = (
+                "must be a section of settings"
+                if is_section
+                else problem["msg"].removeprefix("Value error, ")
+            )
             reason = reason[0].lower() + reason[1:]
             # A check over a whole section would show all of it as what was found.
             found = "" if isinstance(problem["input"], dict) else f", found {problem['input']!r}"

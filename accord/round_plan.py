@@ -55,8 +55,6 @@ def stages_until(config: RoundConfig, until: StageName | None) -> list[str]:
     needs = algorithm.needs(config.rl) if algorithm and "rl" in found else ()
     if "reward" in found and not _is_reward_model_used(config, until, algorithm, needs):
         found.remove("reward")
-    if until is not None and section == "rl" and "preferences" not in needs and "feedback" in found:
-        found.remove("feedback")
     if "reward" in needs and config.reward is None:
         assert algorithm is not None
         why = WHY_REWARD.get(algorithm.name, "its algorithm takes one")

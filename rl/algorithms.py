@@ -132,7 +132,6 @@ def _config_of_online() -> "type[AlgorithmConfig]":
 def _train_online(config: "OnlineConfig", inputs: Inputs) -> "Run":
     from rl.online import train_online
 
-    assert inputs.preferences is not None
     return train_online(config, inputs.runs, inputs.policy, inputs.reward_model, inputs.preferences)
 
 
@@ -144,7 +143,7 @@ def _check_online(config: "OnlineConfig") -> None:
 
 
 def _needs_of_online(config: "OnlineConfig") -> tuple[str, ...]:
-    return (PREFERENCES,) if config.reward_function else (PREFERENCES, REWARD)
+    return () if config.reward_function else (PREFERENCES, REWARD)
 
 
 def _check_reward_function(reference: str | None) -> None:

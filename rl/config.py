@@ -261,8 +261,9 @@ class OnlineConfig(TrainingConfig, AlgorithmConfig):
     missing_eos_penalty: float = Field(default=1.0, ge=0)
     """An answer that max_response_tokens cuts off gets minus this as its score."""
     heldout_fraction: float = Field(default=0.2, gt=0, lt=1)
-    """Share of the prompts whose preferences are held out; the reward model's choice by default. Their prompts are
-    answered once before the first update and once whenever it is evaluated."""
+    """Share of the prompts whose preferences are held out; the reward model's choice by default. Without preferences,
+    which a reward function needs none of, share of the prompts that are. They are answered once before the first update
+    and once whenever it is evaluated."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

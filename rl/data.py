@@ -37,20 +37,21 @@ class Data:
 
 
 def load_data(
-    tokenizer: PreTrainedTokenizerBase, prompts: Path, preferences: Path, heldout_fraction: float,
+    tokenizer: PreTrainedTokenizerBase, prompts: Path, preferences: Path | None, heldout_fraction: float,
     max_sequence_tokens: int, max_response_tokens: int, needed: Collection[str] = (),
 ) -> Data:  # fmt: skip
     """Prompts without those that are held out, and held-out pairs and their prompts.
 
     A reward function may need columns: prompts that lack one are left out, and counted. A held-out prompt has those of
     the row of `prompts` that asks the same, or else its preference's. Where all of them lack one, because the
-    preferences are about other things, the same share of `prompts` is held out to be asked instead.
+    preferences are about other things, or there are no preferences, the same share of `prompts` is held out to be asked
+    instead.
 
     Args:
         tokenizer: the policy's.
         prompts: a file of prompts.
-        preferences: a file of preferences.
-        heldout_fraction: share of the prompts whose preferences are held out.
+        preferences: a file of preferences, if there is one.
+        heldout_fraction: share of the prompts whose preferences, or that themselves, are held out.
         max_sequence_tokens: the longest prompt and answer together.
         max_response_tokens: the longest answer.
         needed: columns without which a prompt cannot be asked.
@@ -59,13 +60,17 @@ def load_data(
         DataError: a bad file, or nothing is left of the prompts or of the held-out pairs.
     """
     longest_prompt = max_sequence_tokens - max_response_tokens
-    kept, dropped_pairs = usable_pairs(tokenizer, read_jsonl(preferences, Preference), max_sequence_tokens)
-    heldout = split_by_prompt(kept, heldout_fraction)[1]
-    if not heldout:
-        raise DataError(
-            f"{preferences}: no pair is left to hold out, {dropped_pairs['too_long']} were longer than "
-            "max_sequence_tokens; collect more preferences or raise it"
-        )
+    heldout: list[Preference] = []
+    dropped_pairs: dict[str, int] = {}
+    if preferences is not None:
+        pairs = read_jsonl(preferences, Preference)
+        kept, dropped_pairs = usable_pairs(tokenizer, pairs, max_sequence_tokens)
+        heldout = split_by_prompt(kept, heldout_fraction)[1]
+        if not heldout:
+            raise DataError(
+                f"{preferences}: no pair is left to hold out, {dropped_pairs['too_long']} were longer than "
+                "max_sequence_tokens; collect more preferences or raise it"
+            )
     rows = read_jsonl(prompts, Prompt)
     aside: dict[str, Preference | Prompt] = {question_id(row.prompt): row for row in heldout}
     aside |= {id_: row for row in rows if (id_ := question_id(row.prompt)) in aside}
@@ -104,7 +109,7 @@ def load_data(
     heldout_prompts = [prompt for prompt in heldout_encoded if len(prompt.ids) <= longest_prompt]
     if not heldout_prompts:
         raise DataError(
-            f"{preferences}: no held-out prompt leaves room for {max_response_tokens} tokens of answer within "
+            f"{preferences or prompts}: no held-out prompt leaves room for {max_response_tokens} tokens of answer in "
             f"max_sequence_tokens ({max_sequence_tokens}); raise it"
         )
     dropped |= {

@@ -64,8 +64,8 @@ def check_arguments(config: OnlineConfig) -> None:
 
 
 def train_online(
-    config: OnlineConfig, runs: Runs, policy: Model, reward_model: Model | None, preferences: Judgements,
-    prompts: Rows | None = None,
+    config: OnlineConfig, runs: Runs, policy: Model, reward_model: Model | None,
+    preferences: Judgements | None = None, prompts: Rows | None = None,
 ) -> Run:  # fmt: skip
     """Optimise `policy` for the scores of `reward_model`; returns the finished run, whose `model/` is the new policy.
 
@@ -74,7 +74,8 @@ def train_online(
         runs: where the run is kept.
         policy: what is optimised; the reference, too.
         reward_model: has the policy's tokenizer; not used where the configuration names a reward function, or a judge.
-        preferences: the prompts of the held-out part of them are never trained on, and measure the policy.
+        preferences: the prompts of the held-out part of them are never trained on, and measure the policy; without
+            them, a part of the prompts does.
         prompts: rows in place of the file that `config` names.
 
     Raises:
@@ -82,11 +83,12 @@ def train_online(
         UsageError: policy and reward model do not fit together, the reward function is none, or TRL refuses a setting.
         AccordError: a score, a loss or a gradient became NaN or infinite.
     """
-    config, preferences = open_data(config, runs, prompts=prompts), open_judgements(preferences, runs)
+    config = open_data(config, runs, prompts=prompts)
     prompts_file = DataFile(data_path(config.prompts))
-    sources: dict[str, Source] = {
-        "policy": policy, "preferences": preferences, "prompts": prompts_file,
-    }  # fmt: skip
+    sources: dict[str, Source] = {"policy": policy, "prompts": prompts_file}
+    judged = None if preferences is None else open_judgements(preferences, runs)
+    if judged is not None:
+        sources["preferences"] = judged
     scorer = scorer_of(config.reward_function, runs) if config.reward_function else None
     if scorer:
         sources["reward_function"] = scorer
@@ -100,7 +102,7 @@ def train_online(
 
         # load
         tokenizer = load_tokenizer(policy)
-        path = file_of(preferences, "preferences.jsonl")
+        path = None if judged is None else file_of(judged, "preferences.jsonl")
         data = load_data(
             tokenizer, prompts_file.path, path, config.heldout_fraction, config.max_sequence_tokens,
             config.max_response_tokens, needed_columns(scorer),

@@ -15,9 +15,9 @@ from accord.records import (
     Preference,
     UnpairedFeedback,
     content_id,
-    conversation_id,
     holds_comparisons,
     messages_as_dicts,
+    question_id,
     read_jsonl,
     said_of,
 )
@@ -53,7 +53,9 @@ def read_feedback(
             rows, dropped = desirable_or_not(read_jsonl(path, Comparison))
             del dropped["desirable"], dropped["undesirable"]
         else:
-            rows = [row for pair in read_jsonl(path, Preference) for row in unpaired(pair)]
+            pairs = read_jsonl(path, Preference)
+            rows = [row for pair in pairs if pair.weight != 0 for row in unpaired(pair)]
+            dropped = {"weight_zero": 2 * sum(pair.weight == 0 for pair in pairs)}
     labels = {row.label for row in rows}
     for label, name in ((True, "desirable"), (False, "undesirable")):
         if label not in labels:
@@ -92,7 +94,7 @@ def spread_out(rows: Sequence[UnpairedFeedback], seed: int) -> list[UnpairedFeed
     chance = random.Random(seed)
     shuffled = list(rows)
     chance.shuffle(shuffled)
-    ids = [conversation_id(row.prompt) for row in shuffled]
+    ids = [question_id(row.prompt) for row in shuffled]
     counts, starts, seen = Counter(ids), {id_: chance.random() for id_ in dict.fromkeys(ids)}, Counter[str]()
     placed: list[tuple[float, int, UnpairedFeedback]] = []
     for id_, row in zip(ids, shuffled, strict=True):

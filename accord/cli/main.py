@@ -78,10 +78,6 @@ def main(ctx: click.Context, runs_root: Path, traceback: bool) -> None:
 # --- rounds and stages
 
 
-main.add_command(init)
-main.add_command(config_group)
-
-
 @main.command(short_help="Run one whole round on the bundled model, in about 20 minutes.")
 @click.option("--human", is_flag=True, help="Leave the ranking to you, in the browser; ranks 20 prompts.")
 @OVERRIDES
@@ -133,6 +129,8 @@ def _stage_command(stage: str, does: str, key: str = "") -> None:
             click.echo(f"{stage}: {run.path}\n{json.dumps(run.metrics, indent=2)}")
 
 
+main.add_command(init)
+main.add_command(config_group)
 _stage_command("sft", "Fine-tune the base model on demonstrations")
 main.add_command(feedback)
 main.add_command(reward)

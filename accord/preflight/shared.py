@@ -35,7 +35,8 @@ class Faults:
 
     def keep_unreadable(self, sections: Sequence[str], key: str, error: AccordError) -> None:
         """Keeps what is wrong with a file that a stage reads; nothing more is said of it then."""
-        if key.partition(".")[0] in (*sections, "preferences"):
+        reads_preferences = {"feedback", "reward", "rl"} & set(sections)
+        if key.partition(".")[0] in (*sections, *(("preferences",) if reads_preferences else ())):
             self.found.append((key, error))
             self.unreadable.add(key)
 

@@ -27,6 +27,13 @@ def look_at_algorithm(config: RoundConfig, runs: Runs, faults: Faults) -> None:
     if demonstrations := getattr(section, "demonstrations", None):
         with faults.of("rl.demonstrations"):
             read_rows(demonstrations, Demonstration)
+    if isinstance(section, KTOConfig) and section.labels == "ratings" and config.feedback:
+        with faults.of("rl.labels"):
+            if config.feedback.task != "rating":
+                raise UsageError(
+                    f"is ratings, and feedback.task: {config.feedback.task} asks for none; set that to rating, or "
+                    "rl.labels to pairs"
+                )
     if feedback := getattr(section, "feedback", None):
         with faults.of("rl.feedback"):
             read_rows(feedback, UnpairedFeedback)

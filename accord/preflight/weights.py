@@ -10,10 +10,11 @@ from accord.preflight.preferences import finished_feedback
 from accord.preflight.shared import Faults, read_rows
 from accord.records import Preference, Prompt, holds_comparisons, question_id, read_jsonl
 from accord.round_config import RoundConfig
+from accord.round_plan import has_preferences
 from accord.runs import DataFile, Run, Runs
 from reward.judge_models import LocalModel
 from reward.scorers import scorer_of
-from rl.config import OnlineConfig
+from rl.config import KTOConfig, OnlineConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -85,6 +86,8 @@ def look_at_amounts(config: RoundConfig, runs: Runs, sections: Sequence[str], fa
                     from reward.train import check_enough
 
                     check_enough(name, *split_by_prompt(pairs, config.reward.heldout_fraction), config.reward)
+    if "rl" in sections and isinstance(config.rl, KTOConfig):
+        _look_at_labels(config, config.rl, runs, faults)
     if "rl" in sections and isinstance(config.rl, OnlineConfig):
         heldout: set[str] = set()
         if pairs:
@@ -95,5 +98,24 @@ def look_at_amounts(config: RoundConfig, runs: Runs, sections: Sequence[str], fa
             }
         with faults.of("rl.prompts"):
             rows = read_rows(config.rl.prompts, Prompt)
+            if not has_preferences(config):
+                from reward.data import split_by_prompt
+
+                rows = split_by_prompt(rows, config.rl.heldout_fraction)[0]
             left = sum(question_id(row.prompt) not in heldout for row in rows)
             config.rl.check_enough_prompts(left, data_path(config.rl.prompts))
+
+
+def _look_at_labels(config: RoundConfig, section: KTOConfig, runs: Runs, faults: Faults) -> None:
+    """Whether both kinds of answers are there, unless people are still to be asked."""
+    if not section.feedback and config.feedback:
+        return
+    from rl.unpaired import read_feedback
+
+    source: Run | DataFile | None = None
+    if not section.feedback:
+        reference = str(config.preferences)
+        is_run = reference.startswith("run:")
+        source = finished_feedback(reference, runs) if is_run else DataFile(data_path(reference))
+    with faults.of("rl.feedback" if section.feedback else "preferences"):
+        read_feedback(section, source)

@@ -187,6 +187,7 @@ def test_a_wrong_whole_is_one_sentence_without_the_whole(tmp_path: Path) -> None
         ("rl={algorithm: ppo}", "'rl.prompts' is missing"),
         ("rl={algorithm: ppo, prompts: x, shared_base: true}", "'rl': shared_base needs lora"),
         ("rl.learning_rat=1", "unknown key 'rl.learning_rat'; did you mean 'learning_rate'?"),
+        ("sft=d.jsonl", "'sft': must be a section of settings, found 'd.jsonl'"),
         ("rl=ppo", "'rl': must be a section of settings, found 'ppo'"),
     ],
 )

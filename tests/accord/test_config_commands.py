@@ -1,6 +1,9 @@
 """Configurations to start from, their schema, and the commands about them."""
 
 import json
+import os
+import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -81,8 +84,8 @@ def test_init_writes_a_configuration_and_its_schema(tmp_path: Path, monkeypatch:
     assert (tmp_path / "new" / SCHEMA).is_file()
 
 
-def test_the_wheel_brings_what_init_writes() -> None:
-    """Built with the project's own backend; it is not installed, which would take the network."""
+def test_init_works_from_a_wheel(tmp_path: Path) -> None:
+    """Built with the project's own backend, and unpacked where Python finds it first: as installed, without network."""
     code = (
         "import sys, tempfile\nfrom hatchling import build\n"
         "folder = tempfile.mkdtemp()\nprint(folder + '/' + build.build_wheel(folder))"
@@ -90,10 +93,16 @@ def test_the_wheel_brings_what_init_writes() -> None:
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     wheel = Path(done.stdout.strip().splitlines()[-1])
     with zipfile.ZipFile(wheel) as archive:
-        names = set(archive.namelist())
-    wheel.unlink()
-    assert {f"accord/configs/{purpose}.yaml" for purpose in PURPOSES} <= names
-    assert {"accord/bundled/demo/preferences.jsonl", "accord/bundled/demo/feedback.jsonl"} <= names
+        archive.extractall(tmp_path / "installed")
+    shutil.rmtree(wheel.parent)
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "installed")}
+    for purpose in PURPOSES:
+        command = [sys.executable, "-m", "accord", "init", purpose]
+        subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
+        written = (tmp_path / f"{purpose}.yaml").read_text()
+        assert written.endswith((ROOT / "configs" / f"{purpose}.yaml").read_text())
+        files = re.findall(r"bundled:(demo/\S+)", written)
+        assert all((tmp_path / "installed/accord/bundled" / file).is_file() for file in files)
 
 
 # --- accord config

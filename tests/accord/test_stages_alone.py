@@ -41,7 +41,9 @@ def config(**sections: Any) -> RoundConfig:
         ({"preferences": "p.jsonl", "reward": {}, "rl": DPO}, None, ["reward", "rl"]),
         ({"preferences": "p.jsonl", "rl": DPO, "eval": GATE}, None, ["rl", "eval"]),
         ({"preferences": "p.jsonl", "reward": {}, "rl": DPO, "eval": GATE}, "eval", ["reward", "rl", "eval"]),
+        ({"rl": GRPO}, "grpo", ["rl"]),
         ({"preferences": "p.jsonl", "rl": GRPO}, "grpo", ["rl"]),
+        ({"feedback": {"prompts": "x"}, "rl": GRPO}, "grpo", ["feedback", "rl"]),
         ({"preferences": "p.jsonl", "reward": {}, "rl": GRPO}, None, ["rl"]),
         ({"preferences": "p.jsonl", "reward": {}, "rl": GRPO, "eval": GATE}, None, ["reward", "rl", "eval"]),
         (
@@ -171,3 +173,14 @@ def test_dpo_trains_no_reward_model_and_is_judged_without_one(
     assert verdict.record.stage == "eval" and verdict.record.parents == {"candidate": alone.id}
     assert "baseline" in verdict.record.inputs
     assert sorted(run.record.stage for run in runs.all()) == ["dpo", "eval"]
+
+
+def test_a_stage_alone_reads_no_file_of_later_ones(
+    runs: Runs, tiny_model: Model, demonstrations: Path
+) -> None:
+    whole = config(
+        model=str(tiny_model.folder), preferences="gone.jsonl",
+        sft={"demonstrations": str(demonstrations), "rows_per_update": 16, "rows_per_pass": 16},
+        rl={"algorithm": "ppo", "prompts": "gone.jsonl"}, eval={**GATE, "prompts": "gone.jsonl"}, reward={},
+    )  # fmt: skip
+    assert run_round(whole, runs, "sft").record.stage == "sft"

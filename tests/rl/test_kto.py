@@ -16,6 +16,7 @@ from accord.chat import answer, encode_conversation, encode_prompt
 from accord.errors import DataError, UsageError
 from accord.models.loading import load_policy, load_tokenizer
 from accord.models.references import Model
+from accord.page.render import run_page
 from accord.preflight import check_round
 from accord.records import (
     Comparison,
@@ -27,8 +28,12 @@ from accord.records import (
     read_jsonl,
     write_jsonl,
 )
+from accord.round import run_round
 from accord.round_config import RoundConfig
 from accord.runs import DataFile, Run, Runs
+from eval.checks.contamination import contamination, training_data
+from eval.measuring.annotators import annotators_behind
+from eval.promotion import promote
 from feedback.belief.labels import desirable_or_not
 from reward.data import split_by_prompt
 from rl import kto
@@ -343,7 +348,46 @@ def test_what_is_looked_at_before(
         check(rl={"algorithm": "kto", "labels": "ratings"}, preferences=str(preferences))
     with pytest.raises(UsageError, match="`accord kto` needs preferences"):
         check(rl={"algorithm": "kto"})
+    write_jsonl(tmp_path / "good.jsonl", [each for each in rows if each.label])
+    with pytest.raises(DataError, match=r"^rl.feedback: .*good.jsonl: has no undesirable answer"):
+        check(rl={"algorithm": "kto", "feedback": str(tmp_path / "good.jsonl")})
+    asked = {"prompts": "bundled:demo/prompts.train.jsonl", "task": "ranking"}
+    with pytest.raises(UsageError, match=r"rl.labels: is ratings, and feedback.task: ranking asks for none"):
+        check(rl={"algorithm": "kto", "labels": "ratings"}, feedback=asked)
     write_jsonl(tmp_path / "c.jsonl", [comparison(str(i), [rated(5, 1, 3)]) for i in range(4)])
     check(rl={"algorithm": "kto", "labels": "ratings"}, preferences=str(tmp_path / "c.jsonl"))
     with pytest.raises(DataError, match="holds comparisons"):
         check(rl={"algorithm": "kto"}, preferences=str(tmp_path / "c.jsonl"))
+
+
+# --- in a round
+
+
+def test_a_round_with_kto_is_judged_reported_and_promoted(
+    tiny_model: Model, rows: list[UnpairedFeedback], runs: Runs, tmp_path: Path
+) -> None:
+    """Without a reward model, and with the labels' file among what the candidate was trained on."""
+    write_jsonl(tmp_path / "feedback.jsonl", rows)
+    asked = [{"prompt": [{"role": "user", "content": f"Held out {i}?"}]} for i in range(4)]
+    write_jsonl(tmp_path / "prompts.jsonl", asked)
+    config = RoundConfig.model_validate(
+        {
+            "model": str(tiny_model.folder), "sampling": {"engine": "transformers"},
+            "rl": {"algorithm": "kto", "feedback": str(tmp_path / "feedback.jsonl"), **CONFIG},
+            "eval": {
+                "prompts": str(tmp_path / "prompts.jsonl"), "max_response_tokens": 4, "samples_per_prompt": 1,
+                "bootstrap_resamples": 999, "suites": [], "gate": {"eos_rate": {"margin": 1.0}},
+            },
+        }
+    )  # fmt: skip
+    verdict = run_round(config, runs)
+    (trained,) = [run for run in runs.all() if run.record.stage == "kto"]
+    assert verdict.record.parents == {"candidate": trained.id}
+    assert "Policy optimisation (KTO)" in run_page(trained, runs)
+    assert "Held-out desirable answers: log-probability after" in run_page(trained, runs)
+    candidate = Model("", trained.path / "model", "", trained.id)
+    assert [name for name, _ in training_data(candidate, runs).files] == [str(tmp_path / "feedback.jsonl")]
+    told = contamination(candidate, runs, {"mine": [("x", rows[3].completion[0].content)]})
+    assert told.suites[0].exact == 1
+    assert annotators_behind([trained.id], runs) == {"unknown"}
+    assert promote(verdict, runs, override="nothing but a test of it").model.startswith(f"run:{trained.id}")

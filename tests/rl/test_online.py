@@ -289,3 +289,25 @@ def test_a_round_runs_the_algorithm_that_its_configuration_names(
     assert run.record.stage == algorithm and run.metrics["updates"] == 3
     assert run.record.parents == {"reward_model": reward_run.id}
     assert run.record.inputs.keys() == {"policy", "preferences", "prompts"}
+
+
+def test_a_reward_function_needs_no_preferences(tiny_model: Model, runs: Runs, tmp_path: Path) -> None:
+    """A round of nothing but prompts and a function; a fifth of the prompts is held out."""
+    from accord.round import run_round
+    from accord.round_config import RoundConfig
+
+    prompts = make_prompts(tmp_path / "prompts.jsonl", 15)
+    (tmp_path / "mine.py").write_text(
+        "def brief(completions, **_):\n    return [-float(len(each[0]['content'])) for each in completions]\n"
+    )
+    rl = {
+        "algorithm": "grpo", "prompts": str(prompts), "reward_function": f"{tmp_path / 'mine.py'}:brief", **CONFIG,
+        "max_response_tokens": 8,
+    }  # fmt: skip
+    config = RoundConfig.model_validate({"model": str(tiny_model.folder), "rl": rl})
+    run = run_round(config, runs)
+    assert run.metrics["prompts"] == 12 and run.metrics["heldout_prompts"] == 3
+    assert run.record.dropped["prompts_heldout"] == 3
+    assert run.record.inputs.keys() == {"policy", "prompts", "reward_function"}
+    with pytest.raises(DataError, match="leaves 12 prompts, and an update takes 20"):
+        run_round(config.model_copy(update={"rl": OnlineConfig(**{**rl, "rows_per_update": 40})}), runs)
