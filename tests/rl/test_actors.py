@@ -224,7 +224,9 @@ def test_micro_batches_hold_their_budget_and_every_sequence_once() -> None:
 
 def test_another_tokenizer_is_refused(tiny_model: Model, reward_model: Model, tmp_path: Path) -> None:
     """The same ids would mean other words."""
-    load_reward_model(reward_model).save_pretrained(tmp_path / "other")
+    model: Any = load_reward_model(reward_model)
+    model.resize_token_embeddings(model.config.vocab_size + 1)
+    model.save_pretrained(tmp_path / "other")
     tokenizer = load_tokenizer(tiny_model)
     tokenizer.add_tokens(["please"])
     tokenizer.save_pretrained(tmp_path / "other")
