@@ -35,6 +35,13 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma": ("GemmaConfig", SIZES),
     "gemma2": ("Gemma2Config", SIZES | SLIDING | {"attn_logit_softcapping": 5.0, "final_logit_softcapping": 30.0}),
     "gemma3_text": ("Gemma3TextConfig", SIZES | MIXED),
+    "gemma3": (
+        "Gemma3Config",
+        {"text_config": SIZES | MIXED, "mm_tokens_per_image": 4, "boi_token_id": 256, "eoi_token_id": 257,
+         "image_token_id": 258,
+         "vision_config": {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4,
+                           "num_attention_heads": 2, "image_size": 28, "patch_size": 14, "vision_use_head": False}},
+    ),
     "phi3": ("Phi3Config", SIZES | {"sliding_window": None}),
     "phi": ("PhiConfig", MHA | {"partial_rotary_factor": 0.5}),
     "gpt_neox": ("GPTNeoXConfig", SIZES),

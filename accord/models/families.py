@@ -16,14 +16,18 @@ if TYPE_CHECKING:
 def decoder_layers(body: Any) -> "tuple[str, nn.ModuleList]":
     """The layers of a transformer and their place in it, such as `layers`, `h` or `decoder.layers`.
 
+    Of a model that sees, too, those that read the text.
+
     Raises:
         UsageError: they cannot be told.
     """
     from torch import nn
 
     count = body.config.get_text_config().num_hidden_layers
+    reader = body.get_decoder()
+    within = next((path for path, module in body.named_modules() if module is reader), "")
     for path, module in body.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) == count:
+        if path.startswith(within) and isinstance(module, nn.ModuleList) and len(module) == count:
             return path, module
     raise UsageError(f"lora.top_layers: {type(body).__name__} has no list of layers; leave top_layers out")
 

@@ -38,7 +38,15 @@ def family_faults(
     A family that no tiny model can be made of is not tried, and refused by the stage that cannot take it.
     """
     from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
+    try:
+        of_family = AutoConfig.from_pretrained(model.folder)
+    except ValueError:
+        return [("model", UsageError(f"{model.folder}/config.json is of no family that transformers knows"))]
+    if type(of_family) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        error = f"{of_family.model_type} models do not continue a text; take a causal language model"
+        return [("model", UsageError(error))]
     found: list[tuple[str, AccordError]] = []
 
     @contextmanager
@@ -48,7 +56,6 @@ def family_faults(
         except AccordError as error:
             found.append((key, error))
 
-    of_family = AutoConfig.from_pretrained(model.folder)
     with quiet_libraries():
         for name in sections:
             with fault_of(f"{name}.lora"):
@@ -91,8 +98,10 @@ def check_balance(of_family: Any, section: str, trainer: dict[str, Any]) -> None
         UsageError: this family has them under another.
     """
     text = of_family.get_text_config()
-    has_experts = hasattr(text, "output_router_logits") and not hasattr(text, "num_experts")
-    if has_experts and trainer.get("router_aux_loss_coef") != 0:
+    coefficient = trainer.get("router_aux_loss_coef")
+    if coefficient is None:
+        coefficient = getattr(text, "router_aux_loss_coef", 0.0)
+    if coefficient and hasattr(text, "output_router_logits") and not hasattr(text, "num_experts"):
         raise UsageError(
             f"{section}.trainer: TRL computes no loss of the balance between experts for {of_family.model_type} "
             "models; set router_aux_loss_coef there to 0.0"

@@ -107,7 +107,7 @@ def check_logits(model: Any) -> None:
     Raises:
         UsageError: this one does.
     """
-    ids = torch.arange(8)[None] % model.config.vocab_size
+    ids = torch.arange(8)[None] % model.config.get_text_config().vocab_size
     model.eval()
     states = body_of(model)(input_ids=ids, use_cache=False).last_hidden_state
     product = states @ model.get_output_embeddings().weight.T

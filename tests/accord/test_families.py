@@ -35,7 +35,7 @@ TOP = LoraConfig(rank=2, top_layers=2)
 
 
 @pytest.mark.parametrize(
-    "family", ["gemma2", "gemma3_text", "opt", "qwen3_moe", "deepseek_v3", "cohere2", "falcon_h1"]
+    "family", ["gemma2", "gemma3_text", "gemma3", "opt", "qwen3_moe", "deepseek_v3", "cohere2", "falcon_h1"]
 )
 def test_every_part_is_right_or_refused(family: str) -> None:
     for part, cell in cells(family).items():
@@ -94,6 +94,16 @@ def test_experts_and_routers_have_adapters_in_the_top_layers_only(family: str, t
         assert any("experts" in name or "input_linear" in name for name in here)
         assert any(word in name for name in here for word in (".gate.", ".router."))
         assert any(word in name for name in here for word in ("self_attn", "mamba"))
+
+
+def test_top_layers_are_those_that_read_text(tmp_path: Path) -> None:
+    """Gemma 3 has as many that see here, before them."""
+    model = make_family("gemma3", tmp_path)
+    adapted = peft.get_peft_model(load_policy(model), peft_config(model, TOP, "CAUSAL_LM"))
+    names = [name for name, p in adapted.named_parameters() if p.requires_grad]
+    assert names and all(
+        ".language_model.layers.2." in name or ".language_model.layers.3." in name for name in names
+    )
 
 
 def test_experts_have_no_dropout(tmp_path: Path) -> None:
@@ -215,12 +225,29 @@ def test_experts_that_would_not_be_shared_are_said_before_the_round(tmp_path: Pa
     )
 
 
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ('{"model_type": "nonsense"}', "no family that transformers knows"),
+        ('{"model_type": "t5"}', "do not continue"),
+    ],
+)
+def test_what_is_no_causal_model_is_said_before_the_round(tmp_path: Path, config: str, said: str) -> None:
+    (tmp_path / "config.json").write_text(config)
+    ((key, error),) = family_faults(Model("it", tmp_path, ""), round_config(), ["sft"])
+    assert key == "model" and said in str(error)
+
+
 def test_a_balance_loss_that_trl_cannot_compute_is_said_before_the_round(tmp_path: Path) -> None:
     rl: dict[str, Any] = {"algorithm": "dpo"}
     model = make_family("granitemoehybrid", tmp_path)
     whole = round_config().model_dump(exclude_unset=True) | {"rl": rl}
     (found,) = family_faults(model, RoundConfig.model_validate(whole), ["rl"])
     assert found[0] == "rl.trainer" and "set router_aux_loss_coef there to 0.0" in str(found[1])
+    for family in ("deepseek_v3", "mixtral", "gpt_oss"):  # has no such loss; has the number under that name
+        assert not family_faults(
+            make_family(family, tmp_path / family), RoundConfig.model_validate(whole), ["rl"]
+        )
     rl["trainer"] = {"router_aux_loss_coef": 0.0}
     assert not family_faults(model, RoundConfig.model_validate(whole), ["rl"])
 

@@ -254,7 +254,7 @@ def test_vllm_that_cannot_start_names_its_log(small_model: Model, tmp_path: Path
     assert "Available memory" in (tmp_path / "vllm.log").read_text()
 
 
-def test_experts_have_new_weights_after_each_sync(tmp_path: Path) -> None:
+def test_experts_have_new_weights_after_each_sync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """vLLM packs experts for a CPU when it loads them, and not when it loads them again."""
     model = make_family("qwen3_moe", tmp_path / "model", num_attention_heads=2, intermediate_size=64)
     moved = loading.load_policy(model)
@@ -271,3 +271,7 @@ def test_experts_have_new_weights_after_each_sync(tmp_path: Path) -> None:
             assert (
                 verify(sampler, moved, [[5, 6, 7], list(range(3, 60))], FLOAT32_BOUND).max_difference < 1e-3
             )
+        monkeypatch.setattr(sampler, "reload_method", "reload_weights")  # vLLM's own
+        sampler.sync(moved)
+        with pytest.raises(SyncError):
+            verify(sampler, moved, [[5, 6, 7]], FLOAT32_BOUND)

@@ -245,7 +245,7 @@ def test_a_model_that_cannot_be_packed_gets_padded_rows(
     """The same losses from both ways; epochs are few, so that rounding has no time to grow."""
     config = {**CONFIG, "epochs": 1}
     packed = run_stage("reward", config, tiny_model, preferences, Runs(tmp_path / "packed"))
-    monkeypatch.setattr("reward.trainer.compute_packed_rows", lambda model: False)
+    monkeypatch.setattr("reward.trainer.compute_packed_rows", lambda model, longest: False)
     padded = run_stage("reward", config, tiny_model, preferences, Runs(tmp_path / "padded"))
     losses = [[row["loss"] for row in run.metric_rows() if "loss" in row] for run in (packed, padded)]
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)

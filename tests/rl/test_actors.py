@@ -224,7 +224,9 @@ def test_micro_batches_hold_their_budget_and_every_sequence_once() -> None:
 
 def test_another_tokenizer_is_refused(tiny_model: Model, reward_model: Model, tmp_path: Path) -> None:
     """The same ids would mean other words."""
-    load_reward_model(reward_model).save_pretrained(tmp_path / "other")
+    model: Any = load_reward_model(reward_model)
+    model.resize_token_embeddings(model.config.vocab_size + 1)
+    model.save_pretrained(tmp_path / "other")
     tokenizer = load_tokenizer(tiny_model)
     tokenizer.add_tokens(["please"], special_tokens=True)
     tokenizer.save_pretrained(tmp_path / "other")
@@ -297,3 +299,13 @@ def test_layers_beneath_the_adapters_are_computed_once_and_change_nothing(
 def test_more_top_layers_than_layers(tiny_model: Model, reward_model: Model) -> None:
     with pytest.raises(UsageError, match=r"lora.top_layers is 3, and .* has 2 layers"):
         load(tiny_model, reward_model, Layout(LoraConfig(top_layers=3)))
+
+
+def test_parts_that_do_not_give_the_same_are_not_used(
+    tiny_model: Model, reward_model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tenth of a percent is no rounding; the wrong rotation of a layer is more."""
+    whole = Actors._beneath
+    monkeypatch.setattr(Actors, "_beneath", lambda *given: whole(*given) * 1.001)
+    actors = load(tiny_model, reward_model, Layout(LoraConfig(rank=4, top_layers=1)))
+    assert actors.frozen_layers == {"policy": 0, "critic": 0}
