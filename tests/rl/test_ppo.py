@@ -183,8 +183,8 @@ def test_prompts_of_held_out_preferences_and_long_ones_are_taken_out_and_counted
     unique = len({row.prompt[0].content for row in heldout[:3]})
     assert unique <= 3
     assert run.record.dropped == {
-        "prompts_heldout": 3, "prompts_too_long": 1, "heldout_prompts_too_long": 0, "pairs_too_long": 0, "pairs_equal_once_encoded": 0,
-        "pairs_weight_zero": 0
+        "prompts_heldout": 3, "prompts_too_long": 1, "heldout_prompts_too_long": 0, "pairs_too_long": 0,
+        "pairs_equal_once_encoded": 0, "pairs_weight_zero": 0,
     }  # fmt: skip
 
     write_jsonl(tmp_path / "mixed.jsonl", rows[:3] + rows[4:])
