@@ -19,14 +19,16 @@ import pytest
 import torch
 from scipy import stats
 from tiny_families import make_family
-from transformers import PreTrainedModel
+from training_helpers import run_stage
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from accord.chat import encode_prompt
 from accord.errors import AccordError, SyncError
 from accord.models import loading
-from accord.models.references import Model
+from accord.models.references import Model, resolve
 from accord.preload import libraries
-from accord.records import Message
+from accord.records import Demonstration, Message, write_jsonl
+from accord.runs import Runs
 from accord.sampling import SamplingConfig
 from accord.sampling.shared import SharedSampler
 from accord.sampling.transformers_sampler import TransformersSampler
@@ -275,3 +277,35 @@ def test_experts_have_new_weights_after_each_sync(tmp_path: Path, monkeypatch: p
         sampler.sync(moved)
         with pytest.raises(SyncError):
             verify(sampler, moved, [[5, 6, 7]], FLOAT32_BOUND)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_saved_model_says_in_vllm_what_it_says_in_transformers(
+    small_model: Model, tmp_path: Path, runs: Runs, dtype: str
+) -> None:
+    """Its greedy answers are those that it was taught, and end where it was taught to, by its folder alone."""
+    taught = {"Sea?": "Salt.", "Sky?": "Blue.", "Sun?": "Warm."}
+    rows = [
+        Demonstration(
+            messages=[Message(role="user", content=question), Message(role="assistant", content=text)]
+        )
+        for question, text in taught.items()
+    ]
+    write_jsonl(tmp_path / "taught.jsonl", rows)
+    settings = {"epochs": 40, "learning_rate": 1e-2, "rows_per_update": 3, "rows_per_pass": 3, "heldout_fraction": 0,
+                "checkpoint_every_updates": 100, "save_dtype": dtype}  # fmt: skip
+    model = resolve(run_stage("sft", settings, small_model, tmp_path / "taught.jsonl", runs), runs)
+    tokenizer = AutoTokenizer.from_pretrained(model.folder)
+    asked = [encode_prompt(tokenizer, [Message(role="user", content=question)]) for question in taught]
+    in_transformers = AutoModelForCausalLM.from_pretrained(model.folder)
+    greedy = [
+        in_transformers.generate(torch.tensor([ids]), max_new_tokens=20)[0, len(ids) :] for ids in asked
+    ]
+    with SharedSampler(
+        SamplingConfig(engine="vllm", max_sequence_tokens=256), tmp_path / "vllm.log"
+    ) as sharing:
+        answers = sharing.use(model).sample(asked, [0, 0, 0], 20, 0.0)
+    assert [each.token_ids for each in answers] == [each.tolist() for each in greedy]
+    assert [tokenizer.decode(each.token_ids) for each in answers] == [
+        f"{text}{tokenizer.eos_token}" for text in taught.values()
+    ]
