@@ -21,7 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from accord.chat import common_prefix
+from accord.chat.tokens import common_prefix
 
 ATTENTION = "accord_packed"
 """The name of `packed_attention` among transformers' attention implementations."""

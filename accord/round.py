@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from accord.bundled import data_path
-from accord.chat import answer
+from accord.chat.tokens import answer
 from accord.data.rows import open_data
 from accord.models.base import prepare_base
 from accord.models.references import Model, resolve

@@ -39,7 +39,7 @@ from typing import Any
 from helpers.result import mean_ratio, print_result
 
 from accord import bundled
-from accord.chat import start_of_text
+from accord.chat.tokens import start_of_text
 from accord.models.loading import load_policy, load_tokenizer
 from accord.models.references import resolve
 from accord.runs import Runs

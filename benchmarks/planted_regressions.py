@@ -29,7 +29,7 @@ from helpers.result import print_result
 from statsmodels.stats.proportion import proportion_confint
 
 from accord import bundled
-from accord.chat import start_of_text
+from accord.chat.tokens import start_of_text
 from accord.models.loading import load_policy, load_tokenizer
 from accord.models.references import Model, resolve
 from accord.records import Demonstration, Prompt, read_jsonl, write_jsonl

@@ -36,7 +36,7 @@ HEADS = 4
 
 def judged(shape: str) -> list[Any]:
     """All pairs of every prompt's answers, the better one chosen."""
-    from accord.chat import answer
+    from accord.chat.tokens import answer
     from accord.records import Preference
 
     rows = []
@@ -116,7 +116,7 @@ def score_with(what: str, folder: Path) -> float:
     import torch
 
     from accord import bundled
-    from accord.chat import encode_conversation
+    from accord.chat.tokens import encode_conversation
     from accord.models.loading import load_reward_model, load_tokenizer
     from accord.models.references import resolve
     from accord.runs import Runs

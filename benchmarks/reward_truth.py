@@ -25,7 +25,7 @@ from helpers.result import print_result
 from scipy.stats import spearmanr
 
 from accord import bundled
-from accord.chat import answer
+from accord.chat.tokens import answer
 from accord.config import LoraConfig
 from accord.models.loading import load_tokenizer
 from accord.models.references import Model, resolve

@@ -44,7 +44,7 @@ from helpers.result import mean_ratio, print_result
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from accord import bundled
-from accord.chat import encode_prompt
+from accord.chat.tokens import encode_prompt
 from accord.preload import libraries
 from accord.records import Message
 from accord.sampling import SamplingConfig

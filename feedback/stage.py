@@ -24,7 +24,7 @@ from typing import Any
 import click
 
 from accord.bundled import data_path
-from accord.chat import decode_response, encode_prompt
+from accord.chat.tokens import decode_response, encode_prompt
 from accord.data.rows import Rows, open_data
 from accord.models.loading import load_tokenizer
 from accord.models.references import Model

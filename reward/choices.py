@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from accord.chat import answer
+from accord.chat.tokens import answer
 from accord.records import Comparison, Message, Preference, conversation_id
 from feedback.belief.reliability import Reliability, choices_given
 

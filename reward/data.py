@@ -10,7 +10,7 @@ import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from accord.chat import encode_conversation, encode_prompt
+from accord.chat.tokens import encode_conversation, encode_prompt
 from accord.errors import DataError
 from accord.records import (
     Comparison,

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-from accord.chat import encode_conversation, encode_prompt
+from accord.chat.tokens import encode_conversation, encode_prompt
 from accord.models.references import Model
 from accord.records import Comparison, Message, Preference, conversation_id
 from accord.runs import Runs

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from statistics import mean
 from typing import Any
 
-from accord.chat import encode_prompt
+from accord.chat.tokens import encode_prompt
 from accord.errors import AccordError, DataError, UsageError
 from accord.models.loading import load_policy
 from accord.models.references import Model

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerBase
 
-from accord.chat import encode_conversation
+from accord.chat.tokens import encode_conversation
 from accord.errors import DataError
 from accord.models.families import context_length
 from accord.models.loading import load_reward_model, load_tokenizer

@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 from trl import RewardConfig as TrlRewardConfig
 
 from accord.bundled import data_path
-from accord.chat import encode_conversation
+from accord.chat.tokens import encode_conversation
 from accord.config import check_trainer_arguments
 from accord.data.rows import Judgements, open_data, open_judgements
 from accord.errors import DataError

@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from accord.chat import encode_prompt
+from accord.chat.tokens import encode_prompt
 from accord.errors import DataError
 from accord.records import Message, Preference, Prompt, question_id, read_jsonl, said_of
 from reward.data import split_by_prompt, usable_pairs

@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from accord.chat import answer, decode_response
+from accord.chat.tokens import answer, decode_response
 from reward.scorers import Scorer
 from rl.data import EncodedPrompt
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from accord.chat import common_prefix, encode_conversation, encode_prompt
+from accord.chat.tokens import common_prefix, encode_conversation, encode_prompt
 from accord.records import Preference
 
 

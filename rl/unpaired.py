@@ -8,7 +8,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from accord.bundled import data_path
-from accord.chat import common_prefix, encode_conversation, encode_prompt
+from accord.chat.tokens import common_prefix, encode_conversation, encode_prompt
 from accord.errors import DataError
 from accord.records import (
     Comparison,

@@ -13,7 +13,7 @@ from typing import Literal
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from accord.chat import encode_conversation
+from accord.chat.tokens import encode_conversation
 from accord.errors import DataError
 from accord.records import Demonstration, conversation_id, read_jsonl, said_of, without_reasoning
 

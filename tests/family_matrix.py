@@ -22,8 +22,8 @@ from tiny_families import FAMILIES, make_family
 from training_helpers import run_stage
 from transformers import AutoConfig
 
-from accord.chat import answer as said
-from accord.chat import encode_conversation
+from accord.chat.tokens import answer as said
+from accord.chat.tokens import encode_conversation
 from accord.config import LoraConfig
 from accord.errors import AccordError
 from accord.models.adapters import peft_config

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from accord.bundled import data_path
-from accord.data.conventions import PLURALS, AmbiguousError, recognise
+from accord.data.conventions import PLURALS, AmbiguousError
 from accord.data.files import HUB, Fault, RawRow, raw_rows
 from accord.data.reading import Reading
+from accord.data.recognise import recognise
 from accord.errors import DataError
 from accord.records import (
     Comparison,
@@ -93,7 +94,7 @@ def kind_of_rows(reference: str, columns: Mapping[str, str]) -> type[Row]:
     Raises:
         DataError: they can be read as nothing, or the file cannot.
     """
-    from accord.data.conventions import mapped
+    from accord.data.recognise import mapped
 
     unreadable: Fault | None = None
     for raw in raw_rows(reference):
@@ -170,7 +171,7 @@ def conversations(row: Row) -> list[Sequence[Message]]:
     if isinstance(row, UnpairedFeedback):
         return [[*row.prompt, *row.completion]]
     if isinstance(row, Comparison):
-        from accord.chat import answer
+        from accord.chat.tokens import answer
 
         return [[*row.prompt, *answer(response.text)] for response in row.responses]
     raise TypeError(type(row).__name__)
@@ -178,7 +179,7 @@ def conversations(row: Row) -> list[Sequence[Message]]:
 
 def _encode_all(reading: Reading, tokenizer: "PreTrainedTokenizerBase") -> list[float]:
     """The longest conversation of every good row in tokens; rows that the chat template refuses become faulty."""
-    from accord.chat import encode_conversation, encode_prompt
+    from accord.chat.tokens import encode_conversation, encode_prompt
 
     lengths: list[float] = []
     kept: list[tuple[Row, str]] = []

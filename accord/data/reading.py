@@ -8,8 +8,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from accord.data.config import DataConfig
-from accord.data.conventions import PLURALS, AmbiguousError, Convention, mapped, recognise
+from accord.data.conventions import PLURALS, AmbiguousError, Convention
 from accord.data.files import Fault, RawRow, is_json_lines, raw_rows
+from accord.data.recognise import mapped, recognise
 from accord.errors import DataError
 from accord.records import (
     Comparison,

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from accord.chat import encode_conversation, encode_prompt
+from accord.chat.tokens import encode_conversation, encode_prompt
 from accord.data.check import conversations
 from accord.errors import DataError
 from accord.records import Message, Prompt, Row, said_of, without_reasoning

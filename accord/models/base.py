@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from accord import parallel
-from accord.chat import prepare_tokenizer
+from accord.chat.tokenizer import prepare_tokenizer
 from accord.config import Config
 from accord.errors import UsageError
 from accord.models.chat_templates import Template, find_template, give

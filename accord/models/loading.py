@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def load_tokenizer(model: Model) -> "PreTrainedTokenizerBase":
     """The model's tokenizer, checked and prepared for conversations (`chat.prepare_tokenizer`)."""
-    from accord.chat import prepare_tokenizer
+    from accord.chat.tokenizer import prepare_tokenizer
 
     tokenizer = prepare_tokenizer(read_tokenizer(model.folder), model.reference)
     check_tokens_have_rows(model, tokenizer)

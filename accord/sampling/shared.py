@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from accord.chat import encode_prompt
+from accord.chat.tokens import encode_prompt
 from accord.errors import SyncError
 from accord.models.loading import load_policy, load_tokenizer
 from accord.models.references import Model

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 
-from accord.chat import common_prefix, start_of_text
+from accord.chat.tokens import common_prefix, start_of_text
 from accord.errors import DataError
 from eval.likelihood.token_trees import States, read_padded, read_tree, reads_trees
 

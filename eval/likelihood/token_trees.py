@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from accord.chat import common_prefix
+from accord.chat.tokens import common_prefix
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import fmean, pstdev
 from typing import TYPE_CHECKING
 
-from accord.chat import answer, decode_response, encode_prompt
+from accord.chat.tokens import answer, decode_response, encode_prompt
 from accord.errors import DataError
 from accord.records import Message, Prompt, conversation_id, read_jsonl
 from eval.config import Sampling

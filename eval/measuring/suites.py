@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from accord.chat import answer, decode_response, encode_prompt
+from accord.chat.tokens import answer, decode_response, encode_prompt
 from accord.models.loading import load_policy
 from accord.models.references import Model
 from accord.records import Message

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from statistics import fmean
 
-from accord.chat import answer
+from accord.chat.tokens import answer
 from accord.records import Comparison, UnpairedFeedback
 from feedback.belief.preferences import adjudication
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from itertools import combinations
 from statistics import mean
 
-from accord.chat import answer
+from accord.chat.tokens import answer
 from accord.records import Comparison, Preference, Ranking
 from feedback.belief.rankings import counts as is_counted
 from feedback.belief.rankings import vote

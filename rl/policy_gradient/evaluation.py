@@ -16,7 +16,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from accord import parallel
-from accord.chat import encode_conversation
+from accord.chat.tokens import encode_conversation
 from accord.errors import DataError
 from accord.records import Demonstration, read_jsonl
 from reward.score import combine

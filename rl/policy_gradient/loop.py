@@ -16,7 +16,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from accord import parallel
-from accord.chat import decode_response
+from accord.chat.tokens import decode_response
 from accord.errors import AccordError
 from accord.progress import EveryFewSeconds
 from accord.records import write_jsonl

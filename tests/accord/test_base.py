@@ -23,7 +23,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from accord.chat import PROBE, TEMPLATES, answer, encode_conversation, encode_prompt
+from accord.chat.tokenizer import PROBE, TEMPLATES
+from accord.chat.tokens import answer, encode_conversation, encode_prompt
 from accord.config import load_config
 from accord.errors import UsageError
 from accord.models.base import examine_base, look_at_base, prepare_base

@@ -6,7 +6,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from accord import bundled
-from accord.chat import answer, decode_response, encode_conversation, encode_prompt, prepare_tokenizer
+from accord.chat.tokenizer import prepare_tokenizer
+from accord.chat.tokens import answer, decode_response, encode_conversation, encode_prompt
 from accord.errors import DataError, UsageError
 from accord.models.loading import load_tokenizer
 from accord.models.references import Model

@@ -184,16 +184,16 @@ def test_what_runs_inside_argilla_imports_nothing_of_ours() -> None:
     ("module", "source", "wrong"),
     [
         ("sft.train", "from reward.score import score", ["reward.score", "reward.score.score"]),
-        ("accord.chat", "def f():\n    import sft.train", ["sft.train"]),
-        ("accord.chat", "from accord import cli", ["accord.cli"]),
-        ("accord.chat", "from . import round", ["accord.round"]),
+        ("accord.errors", "def f():\n    import sft.train", ["sft.train"]),
+        ("accord.errors", "from accord import cli", ["accord.cli"]),
+        ("accord.errors", "from . import round", ["accord.round"]),
         ("rl.dpo", "from accord import bundled, Runs", ["accord.Runs"]),
         (
             "eval.verdict.gate",
             "from accord.round import run_round",
             ["accord.round", "accord.round.run_round"],
         ),
-        ("rl.dpo", "from reward.data import split_by_prompt\nimport torch, accord.chat", []),
+        ("rl.dpo", "from reward.data import split_by_prompt\nimport torch, accord.errors", []),
         ("accord.cli.main", "import eval.verdict.gate, rl.dpo", []),
         (
             "accord.runs",

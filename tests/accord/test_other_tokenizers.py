@@ -20,7 +20,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from accord.chat import answer, encode_conversation, encode_prompt
+from accord.chat.tokens import answer, encode_conversation, encode_prompt
 from accord.models.base import prepare_base
 from accord.models.loading import load_tokenizer
 from accord.models.references import resolve

@@ -22,7 +22,7 @@ from tiny_families import make_family
 from training_helpers import run_stage
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from accord.chat import encode_prompt
+from accord.chat.tokens import encode_prompt
 from accord.errors import AccordError, SyncError
 from accord.models import loading
 from accord.models.references import Model, resolve

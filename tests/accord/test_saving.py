@@ -14,7 +14,7 @@ from test_base import byte_tokenizer, policy_of
 from training_helpers import run_stage
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from accord.chat import answer, encode_conversation, encode_prompt
+from accord.chat.tokens import answer, encode_conversation, encode_prompt
 from accord.models.base import prepare_base
 from accord.models.loading import load_policy, load_tokenizer
 from accord.models.references import Model, resolve

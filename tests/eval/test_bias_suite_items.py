@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from accord.chat import encode_prompt
+from accord.chat.tokens import encode_prompt
 from accord.models.loading import load_policy, load_tokenizer
 from accord.models.references import Model
 from accord.records import read_jsonl

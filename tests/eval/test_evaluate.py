@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from huggingface_hub import ModelCard
 
-from accord.chat import decode_response
+from accord.chat.tokens import decode_response
 from accord.errors import DataError, UsageError
 from accord.models.loading import load_tokenizer
 from accord.models.references import Model

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from accord.chat import start_of_text
+from accord.chat.tokens import start_of_text
 from accord.errors import DataError
 from accord.models.loading import load_policy, load_tokenizer
 from accord.models.references import Model

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from accord.chat import start_of_text
+from accord.chat.tokens import start_of_text
 from accord.models.loading import load_policy, load_tokenizer
 from accord.models.references import Model
 from eval.likelihood.log_likelihood import Item, log_likelihoods

@@ -14,7 +14,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from accord.chat import answer, encode_prompt
+from accord.chat.tokens import answer, encode_prompt
 from accord.errors import AccordError, DataError, UsageError
 from accord.models.loading import load_policy
 from accord.models.references import Model

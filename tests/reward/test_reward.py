@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from training_helpers import every_trainer_calls, run_stage
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
-from accord.chat import answer, encode_conversation
+from accord.chat.tokens import answer, encode_conversation
 from accord.errors import DataError
 from accord.models.loading import load_tokenizer
 from accord.models.references import Model, resolve

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from accord.chat import answer
+from accord.chat.tokens import answer
 from accord.records import Comparison, Message, Preference, Ranking, Response
 from feedback.belief.reliability import AnnotatorReliability, Reliability
 from reward.choices import (

@@ -137,7 +137,7 @@ def test_an_ensemble_s_model_is_the_mean_of_its_heads(
     assert score(found, texts) == pytest.approx(np.mean(by_head, axis=1).tolist(), abs=1e-5)
     assert [row.chosen_scores for row in rows] == [pytest.approx(each, abs=1e-5) for each in by_head]
     with torch.inference_mode():
-        from accord.chat import encode_conversation
+        from accord.chat.tokens import encode_conversation
         from accord.models.loading import load_tokenizer
 
         ids = encode_conversation(load_tokenizer(found), texts[0]).input_ids

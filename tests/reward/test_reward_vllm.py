@@ -13,7 +13,7 @@ from ppo_helpers import make_reward_model
 from safetensors.torch import load_file
 from vllm_serving import serve
 
-from accord.chat import answer, encode_conversation
+from accord.chat.tokens import answer, encode_conversation
 from accord.errors import AccordError
 from accord.models.loading import load_tokenizer
 from accord.models.references import Model, resolve

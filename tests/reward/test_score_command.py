@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 from ppo_helpers import make_reward_model
 
-from accord.chat import answer
+from accord.chat.tokens import answer
 from accord.cli.main import main
 from accord.config import Config
 from accord.models.references import Model

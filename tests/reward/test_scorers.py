@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from ppo_helpers import make_prompts, make_reward_model, run_ppo
 
-from accord.chat import answer
+from accord.chat.tokens import answer
 from accord.errors import AccordError, DataError, UsageError
 from accord.models.loading import load_tokenizer
 from accord.models.references import Model

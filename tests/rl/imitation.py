@@ -24,7 +24,7 @@ def train(config: ImitationConfig, inputs: Inputs) -> Run:
     # Heavy libraries are imported here, so that reading a configuration stays fast.
     import torch
 
-    from accord.chat import encode_conversation, encode_prompt
+    from accord.chat.tokens import encode_conversation, encode_prompt
     from accord.models.loading import load_policy, load_tokenizer
     from accord.records import Preference, read_jsonl
     from accord.training import save_model

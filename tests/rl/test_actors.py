@@ -11,7 +11,7 @@ import torch
 from ppo_helpers import make_reward_model
 from training_helpers import run_stage
 
-from accord.chat import encode_conversation
+from accord.chat.tokens import encode_conversation
 from accord.config import LoraConfig
 from accord.errors import UsageError
 from accord.models.loading import load_policy, load_reward_model, load_tokenizer

@@ -12,7 +12,7 @@ import torch
 from training_helpers import run_stage
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from accord.chat import answer, encode_prompt
+from accord.chat.tokens import answer, encode_prompt
 from accord.models.loading import load_policy, load_tokenizer
 from accord.models.references import Model
 from accord.records import Message, Preference, write_jsonl

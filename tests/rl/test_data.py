@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import rl.data
-from accord.chat import answer, encode_prompt
+from accord.chat.tokens import answer, encode_prompt
 from accord.models.loading import load_tokenizer
 from accord.models.references import Model
 from accord.records import Message, Preference, Prompt, conversation_id, read_jsonl, write_jsonl

@@ -6,7 +6,7 @@ import pytest
 import torch
 from training_helpers import every_trainer_calls, run_stage
 
-from accord.chat import answer, encode_conversation, encode_prompt
+from accord.chat.tokens import answer, encode_conversation, encode_prompt
 from accord.errors import DataError
 from accord.models.loading import load_policy, load_tokenizer
 from accord.models.references import Model

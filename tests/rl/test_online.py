@@ -15,7 +15,7 @@ from training_helpers import assert_same, every_trainer_calls, rows_without_time
 from transformers import PreTrainedTokenizerFast
 
 import rl.online
-from accord.chat import encode_conversation, encode_prompt
+from accord.chat.tokens import encode_conversation, encode_prompt
 from accord.errors import AccordError, DataError, UsageError
 from accord.models.loading import load_reward_model, load_tokenizer
 from accord.models.references import Model, resolve

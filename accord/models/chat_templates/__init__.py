@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from accord.chat import TEMPLATES, add_control_tokens, render_probe
+from accord.chat.tokenizer import TEMPLATES, add_control_tokens, render_probe
 from accord.errors import UsageError
 from accord.models.loading import read_tokenizer
 from accord.models.references import locate
