@@ -171,6 +171,8 @@ NO_END = CHATML.replace("<|im_end|>", "")
             "refuses this",
         ),
         ({"chat_template": CHATML + "{{ raise_exception('Tools are needed') }}"}, "Tools are needed"),
+        ({"chat_template": CHATML + "{{ ''.__class__.__mro__[1].__subclasses__() }}"}, "is unsafe"),
+        ({"chat_template": CHATML + "{{ tools | length }}"}, "has no len()"),
     ],
 )
 def test_a_tokenizer_that_would_train_wrongly_is_refused(
