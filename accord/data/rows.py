@@ -25,7 +25,7 @@ from pydantic import ValidationError
 from accord.bundled import PREFIX, data_path
 from accord.config import Config
 from accord.data.config import DataConfig
-from accord.data.reading import OWN, Reading, read
+from accord.data.reading import OWN, read
 from accord.errors import AccordError, DataError, UsageError
 from accord.records import ORIGIN, Comparison, Preference, Row, describe, jsonl, write_atomically
 from accord.runs import DataFile, Run, Runs
@@ -183,28 +183,26 @@ def _opened(value: Any, row_type: type[Row], runs: Runs, data: DataConfig | None
 
 def _converted(file: str, row_type: type[Row], runs: Runs, data: DataConfig) -> str:
     """The file itself, or where its rows are kept in accord's own form."""
-    reading = _read_once(file, row_type, data.model_dump_json(), _state(file))
+    arguments = (file, row_type, data.model_dump_json(), _state(file), runs)
+    found = _own_form(*arguments)
+    if not Path(data_path(found)).exists():  # it was removed since
+        _own_form.cache_clear()
+        found = _own_form(*arguments)
+    return found
+
+
+@functools.lru_cache(maxsize=256)
+def _own_form(file: str, row_type: type[Row], data: str, state: object, runs: Runs) -> str:
+    """Reads a file once, however many stages look at it; `state` changes with the file."""
+    reading = read(file, row_type, DataConfig.model_validate_json(data))
     reading.check()
     if reading.convention == OWN:
         return file
     path = data_path(file)
     named = f"{file}@sha256:{DataFile(path).digest}" if path.is_file() else file
     kept = _kept(jsonl(reading.rows), runs, {"convention": reading.convention, "file": named})
-    said = f"{file}: {len(reading.rows)} rows, {reading.convention}"
-    if said not in _said:
-        logger.info(f"{said}; kept as {kept}")
-        _said.add(said)
+    logger.info(f"{file}: {len(reading.rows)} rows, {reading.convention}; kept as {kept}")
     return str(kept)
-
-
-_said: set[str] = set()
-"""Each file is spoken of once."""
-
-
-@functools.lru_cache(maxsize=8)
-def _read_once(file: str, row_type: type[Row], data: str, state: object) -> Reading:
-    """What a file holds; `state` changes with it."""
-    return read(file, row_type, DataConfig.model_validate_json(data))
 
 
 def _state(file: str) -> object:
