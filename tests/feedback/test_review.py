@@ -23,6 +23,7 @@ from accord.models.references import Model
 from accord.records import Comparison, Message, Preference, Prompt, Ranking, read_jsonl, write_jsonl
 from accord.round import run_round
 from accord.round_config import RoundConfig
+from accord.round_plan import stages_until
 from accord.runs import Run, Runs
 from eval.review.adjudicated import adjudicated, preferred_shares
 from eval.review.ask import ReviewItem, choose, review
@@ -540,6 +541,7 @@ def test_what_the_gate_measures_is_kept_out_of_training(runs: Runs, tiny_model: 
 def test_a_file_of_preferences_stands_in_place_of_feedback_and_a_run_may_stand_beside_it() -> None:
     feedback = {"prompts": "p"}
     RoundConfig.model_validate({**ROUND, "feedback": feedback, "preferences": "run:feedback-0123456789ab"})
-    for wrong in ({"feedback": feedback, "preferences": "file.jsonl"}, {}):
-        with pytest.raises(ValueError, match="either a feedback section or a preferences file"):
-            RoundConfig.model_validate({**ROUND, **wrong})
+    with pytest.raises(ValueError, match="either a feedback section or a preferences file"):
+        RoundConfig.model_validate({**ROUND, "feedback": feedback, "preferences": "file.jsonl"})
+    with pytest.raises(UsageError, match=r"feedback section|preferences"):  # what needs them asks for them
+        stages_until(RoundConfig.model_validate(ROUND), None)

@@ -215,8 +215,11 @@ def test_the_merged_model_equals_the_base_with_its_adapter(
     data = request.getfixturevalue("demonstrations" if stage == "sft" else "preferences")
     config = {**(SFT if stage == "sft" else PAIRS), "lora": {"rank": 4, "alpha": 8}, "learning_rate": 1e-2}
     run = run_stage(stage, config, tiny_model, data, Runs(tmp_path / "runs"))
-    load = load_reward_model if stage == "reward" else load_policy
-    base, merged = load(tiny_model).eval(), load(Model("", run.path / "model", "")).eval()
+    saved = Model("", run.path / "model", "")
+    if stage == "reward":
+        base, merged = load_reward_model(tiny_model, new_head=True).eval(), load_reward_model(saved).eval()
+    else:
+        base, merged = load_policy(tiny_model).eval(), load_policy(saved).eval()
     ids = torch.randint(3, 250, (2, 50), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         before = base(ids).logits
