@@ -263,7 +263,7 @@ def _grow(model: Any, tokenizer: Any, new_tokens: tuple[str, ...]) -> None:
     needed = max(tokenizer.get_vocab().values()) + 1
     if needed > rows:
         model.resize_token_embeddings(needed, mean_resizing=False)
-    fresh = torch.tensor(sorted({*ids, *range(rows, needed)}))
+    fresh = torch.tensor(sorted({*ids, *range(rows, needed)}), dtype=torch.long)
     with torch.no_grad():
         head = model.get_output_embeddings()
         tensors = {id(each): each for each in (model.get_input_embeddings().weight, head.weight)}

@@ -123,6 +123,17 @@ def test_a_model_gets_a_template(gpt: Path, runs: Runs, name: str, caplog: pytes
     )
 
 
+def test_a_template_whose_tokens_are_there_already(tiny_model: Model, tmp_path: Path, runs: Runs) -> None:
+    """Nothing grows, and no row of the embeddings changes."""
+    folder = tmp_path / "no-template"
+    shutil.copytree(tiny_model.folder, folder)
+    (folder / "chat_template.jinja").unlink()
+    model = prepare_base(str(folder), runs, "chatml")
+    assert model.run_id is not None and load_tokenizer(model).eos_token == "<|im_end|>"
+    before, after = (load_file(each / "model.safetensors") for each in (folder, model.folder))
+    assert all(torch.equal(weight, after[name]) for name, weight in before.items())
+
+
 def test_a_template_in_place_of_another(
     tiny_model: Model, runs: Runs, caplog: pytest.LogCaptureFixture
 ) -> None:
