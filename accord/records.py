@@ -303,6 +303,8 @@ class Comparison(Row):
     @model_validator(mode="after")
     def _lists_fit(self) -> Self:
         k = len(self.responses)
+        if self.prompt[-1].role == "assistant":
+            raise ValueError("prompt: the last message is the assistant's; its answers stand in responses")
         if self.display_order is not None and sorted(self.display_order) != list(range(k)):
             raise ValueError(f"display_order: is no permutation of 0 to {k - 1}")
         if self.gold_ranks is not None and len(self.gold_ranks) != k:
@@ -371,8 +373,8 @@ def parse_json(text: str) -> Any:
     """One JSON value, strictly: as `json.loads`, without what would be lost or could not be written later.
 
     Raises:
-        ValueError: no JSON, nested too deep, a key that stands twice in one object, half a surrogate pair, or the
-            character NUL; the message says which and where.
+        ValueError: no JSON, nested too deep, a key that stands twice in one object, or half a surrogate pair; the
+            message says which and where.
     """
     try:
         value = json.loads(text, object_pairs_hook=_without_twice)
@@ -393,10 +395,6 @@ def parse_json(text: str) -> Any:
                 f"holds half of a surrogate pair (\\u{ord(written[error.start]):04x}) after {near!r}, which is no "
                 "character; repair the text or leave the row out"
             ) from None
-        if "\\u0000" in written.replace("\\\\", ""):
-            raise ValueError(
-                "holds the character NUL (\\u0000), which databases and pages refuse; leave it out"
-            )
     return value
 
 

@@ -119,6 +119,7 @@ def _from_json(path: Path, name: str) -> Iterator[RawRow | Fault]:
             place = f"{name}:{number}"
             try:
                 value = parse_json(decode(line, name))
+                _refuse_nul(line, value)
             except DataError as error:  # of the encoding, which counts the lines of what it was given
                 yield Fault(place, "not UTF-8", str(error).partition(": ")[2])
                 continue
@@ -144,7 +145,25 @@ def _from_array(text: str, name: str) -> Iterator[RawRow | Fault]:
     except ValueError as error:
         raise DataError(f"{name}: {str(error).partition(';')[0]}") from None
     for number, value in enumerate(values, start=1):
-        yield _row(f"{name}: row {number}", value)
+        place = f"{name}: row {number}"
+        try:
+            _refuse_nul(text, value)
+        except ValueError as error:
+            yield Fault(place, str(error).partition(" (")[0], str(error))
+        else:
+            yield _row(place, value)
+
+
+def _refuse_nul(text: str | bytes, value: Any) -> None:
+    """A model may write the character NUL, and what it wrote is kept; no file from outside should hold one.
+
+    Raises:
+        ValueError: a text in the value holds it.
+    """
+    if (text.find(b"\\u0000") if isinstance(text, bytes) else text.find("\\u0000")) < 0:
+        return  # JSON can write it only so
+    if "\\u0000" in json.dumps(value).replace("\\\\", ""):
+        raise ValueError("holds the character NUL (\\u0000), which databases and pages refuse; leave it out")
 
 
 def _row(place: str, value: Any) -> RawRow | Fault:

@@ -244,3 +244,12 @@ def test_a_conversation_is_all_of_its_turns() -> None:
     )
     different = [turns("And then?"), turns("Hi", "Hello", "And then?"), turns("Hi\nassistant: Hello")]
     assert len({conversation_id(each) for each in [*different, turns("Hi", "Hello")]}) == 4
+
+
+def test_what_a_model_wrote_is_read_back_whatever_it_is(tmp_path: Path) -> None:
+    """A policy may sample NUL; its answers are ours to keep. Files from outside may not hold one (accord.data)."""
+    row = Demonstration(
+        messages=[Message(role="user", content="a"), Message(role="assistant", content="\x00\u2028\\u0000")]
+    )
+    write_jsonl(tmp_path / "rows.jsonl", [row])
+    assert read_jsonl(tmp_path / "rows.jsonl", Demonstration) == [row]
