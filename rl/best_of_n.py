@@ -25,14 +25,14 @@ from trl import SFTConfig as TrlSFTConfig
 from trl import SFTTrainer
 
 from accord.bundled import data_path
-from accord.chat.tokens import EncodedConversation, answer
+from accord.chat.tokens import EncodedConversation
 from accord.config import check_trainer_arguments
 from accord.data.rows import Judgements, Rows, open_data, open_judgements
 from accord.errors import DataError, UsageError
 from accord.models.adapters import peft_config
 from accord.models.loading import load_policy, load_tokenizer
 from accord.models.references import Model
-from accord.records import messages_as_dicts, write_atomically, write_jsonl
+from accord.records import write_atomically, write_jsonl
 from accord.runs import DataFile, Run, Runs, Source, file_of
 from accord.sampling.log_probabilities import token_log_probabilities
 from accord.sampling.shared import SharedSampler
@@ -53,6 +53,7 @@ from rl.config import BestOfNConfig
 from rl.data import EncodedPrompt, load_data
 from rl.own_reward import needed_columns
 from rl.selection import Answer, Best, choose_best
+from rl.synthetic import write_samples
 from sft.data import as_dataset
 from sft.train import OURS
 
@@ -165,7 +166,7 @@ def train_best_of_n(
         made_by = {
             "run": run.id, "policy": policy.reference, "n": config.samples_per_prompt, "scored_by": judge.reference,
         }  # fmt: skip
-        _write_samples(run, data.prompts, data.heldout_prompts, rounds, before, after, made_by)
+        write_samples(run, data.prompts, data.heldout_prompts, rounds, before, after, made_by)
         losses = [row["loss"] for row in rows if "loss" in row]
         answers, best = rounds[-1]
         metrics = {
@@ -287,41 +288,3 @@ def _kl(
         for which in (model, reference)
     )
     return statistics.fmean(of_model) - statistics.fmean(of_reference)
-
-
-def _write_samples(
-    run: Run, prompts: Sequence[EncodedPrompt], heldout: Sequence[EncodedPrompt],
-    rounds: Sequence[tuple[list[list[Answer]], list[Best]]], before: list[list[Answer]], after: list[list[Answer]],
-    made_by: dict[str, Any],
-) -> None:  # fmt: skip
-    """demonstrations.jsonl, what was learned; samples.jsonl, all that was sampled."""
-    learned, samples = [], []
-
-    def sampled(asked: EncodedPrompt, each: Answer, **more: Any) -> dict[str, Any]:
-        ended = {"truncated": not each.ended, "score": each.score, "seed": each.seed}
-        said = {"text": each.text, "token_ids": each.token_ids}
-        return {**more, "prompt": messages_as_dicts(asked.messages), **said, **ended}
-
-    for number, (answers, best) in enumerate(rounds, start=1):
-        chosen = {each.prompt: each for each in best}
-        for i, group in enumerate(answers):
-            for each in group:
-                is_kept = i in chosen and chosen[i].answer is each
-                samples.append(sampled(prompts[i], each, round=number, kept=is_kept))
-        for one in best:
-            mark = {
-                **made_by, "round": number, "score": one.score, "seed": one.answer.seed,
-                "others": len(one.others),
-                "others_mean": statistics.fmean(one.others) if one.others else None,
-                "others_deviation": statistics.pstdev(one.others) if one.others else None,
-            }  # fmt: skip
-            messages = [*prompts[one.prompt].messages, *answer(one.answer.text)]
-            learned.append({"messages": messages_as_dicts(messages), "synthetic": mark})
-    for when, answered in (("before", before), ("after", after)):
-        samples += [
-            sampled(asked, each, heldout=when)
-            for asked, group in zip(heldout, answered, strict=True)
-            for each in group
-        ]
-    write_jsonl(run.path / "demonstrations.jsonl", learned)
-    write_jsonl(run.path / "samples.jsonl", samples)

@@ -22,6 +22,7 @@ from accord.cli.main import main
 from accord.errors import DataError, UsageError
 from accord.models.loading import load_policy, load_reward_model, load_tokenizer
 from accord.models.references import Model
+from accord.page.render import run_page
 from accord.preflight import check_round
 from accord.records import Demonstration, Message, Preference, read_jsonl
 from accord.round_config import RoundConfig
@@ -414,5 +415,6 @@ def test_a_round_with_best_of_n_reaches_the_gate(
     candidate = Model("", stages["best_of_n"].path / "model", "", stages["best_of_n"].id)
     learned = f"{stages['best_of_n'].id}/demonstrations.jsonl"
     assert {learned, str(prompts)} <= {name for name, _ in training_data(candidate, runs).files}
+    assert "Policy optimisation (BEST OF N)" in run_page(stages["best_of_n"], runs)
     again = CliRunner().invoke(main, [*where, "best_of_n", file], catch_exceptions=False)
     assert again.exit_code == 0 and stages["best_of_n"].id in again.output
