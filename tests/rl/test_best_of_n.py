@@ -192,7 +192,7 @@ def test_the_held_out_score_rises_and_its_figures_are_those_of_the_answers(
     config = {"reward_function": brief, "rounds": 2, "epochs": 3, "keep_fraction": 0.75}
     run = train(config, tiny_model, runs, prompts)
     figures = run.metrics
-    assert figures["heldout_reward_gain"] > 3 and figures["heldout_reward_gain_low"] > 0
+    assert figures["heldout_reward_gain"] > 15 and figures["heldout_reward_gain_low"] > 0
     assert figures["heldout_truncated_share"] < 0.5 < figures["heldout_reward"] + 32
 
     heldout = {
