@@ -37,7 +37,8 @@ _NAMES = {
     "reward.score": "score",
     "reward.scorers": "Scorer scorer_of",
     "reward.train": "train_reward_model",
-    "rl.config": "DPOConfig KTOConfig OnlineConfig PPOConfig",
+    "rl.best_of_n": "train_best_of_n",
+    "rl.config": "BestOfNConfig DPOConfig KTOConfig OnlineConfig PPOConfig",
     "rl.dpo": "train_dpo",
     "rl.kto": "train_kto",
     "rl.online": "train_online",
@@ -91,6 +92,8 @@ if TYPE_CHECKING:
     from reward.scorers import Scorer as Scorer
     from reward.scorers import scorer_of as scorer_of
     from reward.train import train_reward_model as train_reward_model
+    from rl.best_of_n import train_best_of_n as train_best_of_n
+    from rl.config import BestOfNConfig as BestOfNConfig
     from rl.config import DPOConfig as DPOConfig
     from rl.config import KTOConfig as KTOConfig
     from rl.config import OnlineConfig as OnlineConfig

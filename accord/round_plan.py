@@ -24,6 +24,7 @@ WHY_REWARD = {
     "ppo": "its critic starts from the reward model, whatever gives the scores",
     "rloo": "it optimises the reward model's scores, where there is no rl.reward_function",
     "grpo": "it optimises the reward model's scores, where there is no rl.reward_function",
+    "best_of_n": "its scores choose the answers, where there is no rl.reward_function",
 }
 """What an algorithm needs a reward model for."""
 

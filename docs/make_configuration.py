@@ -17,7 +17,7 @@ from accord.training_config import TrainingConfig
 from eval.config import EvalConfig, Margin
 from feedback.config import FeedbackConfig
 from reward.config import RewardConfig
-from rl.config import DPOConfig, KTOConfig, OnlineConfig, PPOConfig
+from rl.config import BestOfNConfig, DPOConfig, KTOConfig, OnlineConfig, PPOConfig
 from sft.config import SFTConfig, WeightedFile
 
 PAGE = Path(__file__).parent / "configuration.md"
@@ -51,7 +51,7 @@ SECTIONS: list[tuple[str, type[BaseModel], str, set[str]]] = [
         "Settings of every training stage",
         TrainingConfig,
         "`sft`, `reward` and `rl` (but for PPO) have these. A row is a conversation for `sft`, a prompt with all its "
-        "answers for `reward`, a pair for DPO, an answer for KTO, RLOO and GRPO.",
+        "answers for `reward`, a pair for DPO, an answer for KTO, RLOO, GRPO and best_of_n.",
         set(),
     ),
     ("lora", LoraConfig, "`lora:` of a training stage.", set()),
@@ -78,6 +78,7 @@ SECTIONS: list[tuple[str, type[BaseModel], str, set[str]]] = [
         f"See {OTHERS}. {AND_TRAINING}",
         TRAINING - {"learning_rate", "rows_per_update"},
     ),
+    ("rl with algorithm: best_of_n", BestOfNConfig, f"See {OTHERS}. {AND_TRAINING}", TRAINING),
     ("eval", EvalConfig, "See [read-a-report.md](read-a-report.md).", set()),
     ("gate", Margin, "Each metric under `eval.gate`.", set()),
 ]

@@ -2,8 +2,8 @@
 
 The command line reads this table to print its help, so each row imports what it needs when it is used.
 
-    dpo, kto, ppo, rloo, grpo            the rows of `ALGORITHMS`
-    my_algorithms.py:BEST_OF_N           an `Algorithm` in a file of the user's; also module:NAME
+    dpo, kto, ppo, rloo, grpo, best_of_n the rows of `ALGORITHMS`
+    my_algorithms.py:IMITATION           an `Algorithm` in a file of the user's; also module:NAME
 
 A new algorithm is a configuration (a subclass of `rl.config.AlgorithmConfig`) and a function that trains, in a file of
 their own, and a row here.
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from accord.models.references import Model
     from accord.runs import DataFile, Run, Runs
     from accord.sampling.shared import SharedSampler
-    from rl.config import AlgorithmConfig, DPOConfig, KTOConfig, OnlineConfig, PPOConfig
+    from rl.config import AlgorithmConfig, BestOfNConfig, DPOConfig, KTOConfig, OnlineConfig, PPOConfig
 
 
 PREFERENCES, REWARD = "preferences", "reward"
@@ -142,7 +142,28 @@ def _check_online(config: "OnlineConfig") -> None:
     _check_reward_function(config.reward_function)
 
 
-def _needs_of_online(config: "OnlineConfig") -> tuple[str, ...]:
+def _config_of_best_of_n() -> "type[AlgorithmConfig]":
+    from rl.config import BestOfNConfig
+
+    return BestOfNConfig
+
+
+def _train_best_of_n(config: "BestOfNConfig", inputs: Inputs) -> "Run":
+    from rl.best_of_n import train_best_of_n
+
+    return train_best_of_n(
+        config, inputs.runs, inputs.policy, inputs.reward_model, inputs.preferences, inputs.sampler
+    )
+
+
+def _check_best_of_n(config: "BestOfNConfig") -> None:
+    from rl.best_of_n import check_arguments
+
+    check_arguments(config.trainer)
+    _check_reward_function(config.reward_function)
+
+
+def _needs_unless_own_reward(config: "OnlineConfig | BestOfNConfig") -> tuple[str, ...]:
     return () if config.reward_function else (PREFERENCES, REWARD)
 
 
@@ -173,8 +194,20 @@ ALGORITHMS = {
         Algorithm(
             "ppo", _OF_SCORES, _config_of_ppo, _train_ppo, _check_ppo, lambda config: (PREFERENCES, REWARD)
         ),
-        Algorithm("rloo", _OF_SCORES, _config_of_online, _train_online, _check_online, _needs_of_online),
-        Algorithm("grpo", _OF_SCORES, _config_of_online, _train_online, _check_online, _needs_of_online),
+        Algorithm(
+            "rloo", _OF_SCORES, _config_of_online, _train_online, _check_online, _needs_unless_own_reward
+        ),
+        Algorithm(
+            "grpo", _OF_SCORES, _config_of_online, _train_online, _check_online, _needs_unless_own_reward
+        ),
+        Algorithm(
+            "best_of_n",
+            "Fine-tune the policy on the best of its own answers",
+            _config_of_best_of_n,
+            _train_best_of_n,
+            _check_best_of_n,
+            _needs_unless_own_reward,
+        ),
     )
 }
 OTHER_STAGES = ("base", "sft", "feedback", "reward", "eval")

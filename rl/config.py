@@ -287,3 +287,52 @@ class OnlineConfig(TrainingConfig, AlgorithmConfig):
                 f"{file}: leaves {prompts} prompts, and an update takes {prompts_per_update}; add prompts or lower "
                 "rl.rows_per_update"
             )
+
+
+class BestOfNConfig(TrainingConfig, AlgorithmConfig):
+    """Rejection-sampling fine-tuning (Touvron et al. 2023, https://arxiv.org/abs/2307.09288; RAFT: Dong et al. 2023,
+    https://arxiv.org/abs/2304.06767): the policy learns the best of its own answers; a row is an answer.
+
+    In a round the policy answers every prompt `samples_per_prompt` times; the answer of each prompt that scores highest
+    becomes a demonstration, and the policy is fine-tuned on these. Answers that max_response_tokens cuts off and blank
+    ones are never learned.
+    """
+
+    row_files: ClassVar[Mapping[str, type[Row]]] = {"prompts": Prompt}
+    needed_files = ("prompts",)
+    algorithm: Literal["best_of_n"]
+    prompts: str = ""
+    """A file of prompts; those whose preferences are held out are taken out of it."""
+    rounds: int = Field(default=1, ge=1)
+    """How often answers are sampled, from the policy as it is by then, and learned; `epochs` and `learning_rate` are
+    each round's."""
+    samples_per_prompt: int = Field(default=8, ge=2)
+    """The n of best of n."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Of sampling."""
+    max_response_tokens: int = Field(default=128, ge=1)
+    """The longest answer."""
+    keep_fraction: float = Field(default=1.0, gt=0, le=1)
+    """Of the prompts' best answers, the share that is learned: those with the highest scores."""
+    least_gain: float | None = Field(default=None, ge=0)
+    """Learn a best answer only if it scores at least so much above the mean of the prompt's other answers."""
+    reward_function: str | None = None
+    """What gives the scores in place of the reward model, which then is not used: a Python function as
+    `file.py:function` or `module:function`, which is called as TRL's trainers call theirs, or a judge as
+    `judge:<model reference>` or `judge:https://host/v1#model-name`. An answer on which a function returns None is left
+    out."""
+    heldout_fraction: float = Field(default=0.2, gt=0, lt=1)
+    """Share of the prompts whose preferences are held out; the reward model's choice by default. Without preferences,
+    which a reward function needs none of, share of the prompts that are. They are answered as often as the others,
+    before the first round and after the last one."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.max_response_tokens >= self.max_sequence_tokens:
+            raise ValueError("max_sequence_tokens must leave room for a prompt beside max_response_tokens")
+        if self.evaluate_every_updates is not None:
+            raise ValueError(
+                "evaluate_every_updates is about a held-out loss, and best_of_n holds prompts out, which it answers "
+                "before and after; leave it out"
+            )
+        return self

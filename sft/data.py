@@ -13,7 +13,7 @@ from typing import Literal
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from accord.chat.tokens import encode_conversation
+from accord.chat.tokens import EncodedConversation, encode_conversation
 from accord.errors import DataError
 from accord.records import Demonstration, conversation_id, read_jsonl, said_of, without_reasoning
 
@@ -88,16 +88,20 @@ def encode_demonstrations(
         raise DataError(
             f"all {len(rows)} demonstrations are longer than max_sequence_tokens ({max_sequence_tokens}); raise it"
         )
-    dataset = Dataset.from_dict(
+    return as_dataset(kept), len(encoded) - len(kept)
+
+
+def as_dataset(rows: Sequence[EncodedConversation]) -> Dataset:
+    """Rows as SFTTrainer takes them: `input_ids`, and `labels` (-100 wherever nothing is learned)."""
+    return Dataset.from_dict(
         {
-            "input_ids": [row.input_ids for row in kept],
+            "input_ids": [row.input_ids for row in rows],
             "labels": [
                 [
                     token if said else -100
                     for token, said in zip(row.input_ids, row.assistant_mask, strict=True)
                 ]
-                for row in kept
+                for row in rows
             ],
         }
     )
-    return dataset, len(encoded) - len(kept)

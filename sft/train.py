@@ -35,12 +35,8 @@ from accord.training import (
 from sft.config import SFTConfig
 from sft.data import encode_demonstrations, load_demonstrations
 
-check_arguments = functools.partial(
-    check_trainer_arguments,
-    "sft.trainer",
-    target=TrlSFTConfig,
-    ours=(*SET_BY_ACCORD, "packing", "assistant_only_loss", "completion_only_loss", "load_best_model_at_end"),
-)
+OURS = (*SET_BY_ACCORD, "packing", "assistant_only_loss", "completion_only_loss", "load_best_model_at_end")
+check_arguments = functools.partial(check_trainer_arguments, "sft.trainer", target=TrlSFTConfig, ours=OURS)
 
 
 def fine_tune(

@@ -82,8 +82,8 @@ FIGURES = {
     "heldout_loss_before": "Held-out loss before",
     "kept_update": "Update whose policy was kept",
     "stop_reason": "Why it stopped early",
-    "first_score": "Score of an answer, first update",
-    "score": "Score of an answer, last update",
+    "first_score": "Score of an answer, first update or round",
+    "score": "Score of an answer, last update or round",
     "kl_nats": "KL from the reference, last update (nats an answer)",
     "heldout_preference_loss": "Loss of the implied reward on held-out preferences (ln 2 at the start)",
     "heldout_chosen_log_probability_before": "Held-out preferred answers: log-probability before (nats)",
@@ -103,9 +103,15 @@ FIGURES = {
     "reward": "Score of an answer, last update",
     "kl_nats_per_token": "KL from the reference, last update (nats a token)",
     "no_opinion_share": "Share of answers on which the reward function has no opinion, all updates",
-    "truncated_share": "Share of answers that were cut off, last update",
+    "truncated_share": "Share of answers that were cut off, last update or round",
     "heldout_reward_before": "Score of an answer to held-out prompts before",
     "heldout_reward": "Score of an answer to held-out prompts after",
+    "heldout_reward_gain": "Score of an answer to held-out prompts after, above before",
+    "heldout_reward_gain_low": "Score of an answer to held-out prompts after, above before: 95% interval, from",
+    "heldout_reward_gain_high": "Score of an answer to held-out prompts after, above before: 95% interval, to",
+    "demonstrations_kept": "Answers of its own that it learned, all rounds",
+    "sampled_tokens": "Tokens of the answers sampled to learn from, all rounds",
+    "best_score": "Score of the best answer of a prompt, last round",
     "heldout_reward_margin": "Held-out preferred answer above the other (implied reward)",
 }
 """Final figures whose names do not explain themselves."""
@@ -114,7 +120,7 @@ FIGURES = {
 def stage_title(record: RunRecord) -> str:
     """What pages call a run's stage; one whose configuration names an algorithm is that policy optimisation."""
     if "algorithm" in record.config:
-        return f"Policy optimisation ({record.stage.upper()})"
+        return f"Policy optimisation ({record.stage.upper().replace('_', ' ')})"
     return STAGES.get(record.stage, record.stage)
 
 

@@ -12,7 +12,7 @@ from accord.runs import Runs
 from accord.training_config import TrainingConfig
 from reward.scorers import scorer_of
 from rl.algorithms import ALGORITHMS, algorithm_named
-from rl.config import DPOConfig, KTOConfig, OnlineConfig, PPOConfig
+from rl.config import BestOfNConfig, DPOConfig, KTOConfig, OnlineConfig, PPOConfig
 
 
 def look_at_algorithm(config: RoundConfig, runs: Runs, faults: Faults) -> None:
@@ -91,10 +91,16 @@ def _check_trainer(name: str, section: TrainingConfig) -> None:
         import rl.kto
 
         check, target = rl.kto.check_arguments, rl.kto.TrlKTOConfig
+    elif isinstance(section, BestOfNConfig):
+        import rl.best_of_n
+
+        check, target = rl.best_of_n.check_arguments, rl.best_of_n.TrlSFTConfig
     else:
         return
     from accord.training import build_arguments, trainer_arguments
 
     check(section.trainer)
     if parallel.count() == 1:
-        build_arguments(name, target, trainer_arguments(section, None, evaluate=True))
+        build_arguments(
+            name, target, trainer_arguments(section, None, evaluate=not isinstance(section, BestOfNConfig))
+        )

@@ -113,7 +113,8 @@ def audit(
 def training_kl(run: Run) -> tuple[float | None, float | None]:
     """The KL of a policy's answers from the reference, in nats an answer, and the training's target; None if unknown.
 
-    Known of PPO: of the update that was kept, on held-out prompts. RLOO and GRPO log it by token, DPO not at all.
+    Known of PPO, of the update that was kept, and of best of n, on held-out prompts. RLOO and GRPO log it by token, DPO
+    not at all.
     """
     target = run.record.config.get("kl_target_nats")
     return run.metrics.get("heldout_kl_nats"), target

@@ -33,8 +33,8 @@ WORST_SHOWN = 10
 PROMPTS = "prompts"
 WORDS_OF_A_TEXT = 5
 """Of a column that counts as a text by itself; an item with shorter ones only is all of them together."""
-OUTPUTS = ("comparisons.jsonl", "preferences.jsonl")
-"""The files that a feedback run makes and that others are trained on."""
+OUTPUTS = {"feedback": ("comparisons.jsonl", "preferences.jsonl"), "best_of_n": ("demonstrations.jsonl",)}
+"""The files that runs of a stage make and that they, or others, train on."""
 NOT_TRAINED_ON = ("guidelines", "gold", "reward_function")
 """Inputs of a run that hold no rows to learn from; gold records are compared as part of comparisons.jsonl. Nor do those
 that say what made an input (`runs.DataFile.origin`)."""
@@ -198,7 +198,7 @@ def training_data(candidate: Model, runs: Runs, files: Iterable[Path] = ()) -> T
     for run in _ancestors(candidate.run_id, runs, data):
         if run.record.stage != "eval":
             _add_inputs(run, by_digest, data, seen)
-        for name in OUTPUTS if run.record.stage == "feedback" else ():
+        for name in OUTPUTS.get(run.record.stage, ()):
             if name in run.record.outputs:
                 _add(f"{run.id}/{name}", run.path / name, run.record.outputs[name], data, seen)
     return data

@@ -58,8 +58,9 @@ COMMANDS = list(commands(main))
 def test_the_commands_are_those_of_the_design() -> None:
     names = {" ".join(path) for path, _ in COMMANDS}
     assert {
-        "doctor", "demo", "round", "sft", "reward", "dpo", "kto", "ppo", "rloo", "grpo", "eval", "feedback serve",
-        "feedback users", "feedback push", "feedback status", "feedback pull", "feedback agreement", "gate", "promote",
+        "doctor", "demo", "round", "sft", "reward", "dpo", "kto", "ppo", "rloo", "grpo", "best_of_n", "eval",
+        "feedback serve", "feedback users", "feedback push", "feedback status", "feedback pull", "feedback agreement",
+        "gate", "promote",
         "keys show", "keys trust", "runs list", "runs show", "runs lineage", "runs verify", "report",
     } <= names  # fmt: skip
 
@@ -182,7 +183,7 @@ def demo_config() -> Path:
 
 
 def test_usage_errors_exit_with_2(runs: Runs, made: list[Run], tmp_path: Path) -> None:
-    for command in ("round", "sft", "reward", "dpo", "kto", "ppo", "rloo", "grpo", "eval"):
+    for command in ("round", "sft", "reward", "dpo", "kto", "ppo", "rloo", "grpo", "best_of_n", "eval"):
         error = one_line(accord(command, demo_config(), "sft.learning_rte=1", runs=runs.root), 2)
         assert "unknown key 'sft.learning_rte'; did you mean 'learning_rate'?" in error
     error = one_line(accord("sft", demo_config(), "sft.trainer={weight_dcay: 1}", runs=runs.root), 2)

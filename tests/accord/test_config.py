@@ -172,7 +172,8 @@ def test_a_wrong_whole_is_one_sentence_without_the_whole(tmp_path: Path) -> None
     [
         (
             "rl={algorithm: sarsa}",
-            "'rl.algorithm': must be one of dpo, kto, ppo, rloo, grpo, or file.py:NAME for your own, found 'sarsa'",
+            "'rl.algorithm': must be one of dpo, kto, ppo, rloo, grpo, best_of_n, or file.py:NAME for your own, "
+            "found 'sarsa'",
         ),
         ("rl={algorithm: grpo, prompts: x, epoch: 3}", "unknown key 'rl.epoch'; did you mean 'epochs'?"),
         (
