@@ -40,7 +40,9 @@ _ABROAD = re.compile(r"[+\uff0b][ (]?\d[\d ().\-/]{5}")
 _AMERICAN = re.compile(
     r"(?<![\w.+-])(?:\+?1[ .-]?)?(?:\(\d{3}\) ?\d{3}-\d{4}|\d{3}([ .-])\d{3}\1\d{4})(?![\w-]|\.\d)"
 )
-_V4 = re.compile(r"(?<![\w.-])(?<!version )(?<!Version )(?<!release )\d{1,3}(?:\.\d{1,3}){3}(?![\w-]|\.\d)")
+_V4 = re.compile(r"(?<![\w.§-])\d{1,3}(?:\.\d{1,3}){2}\.(?!0\b)\d{1,3}(?![\w-]|\.\d)")
+_VERSION = re.compile(r"(?:version|release|§|[<>=~!]=|[<>])[\s\"':=(]*$", re.IGNORECASE)
+"""Before what looks like an address."""
 _V6 = re.compile(r"(?<![\w:.])[23][0-9a-fA-F]{3}:[0-9a-fA-F:]{2,35}(?![\w:])")
 _SECRET = re.compile(
     "|".join(
@@ -153,12 +155,16 @@ def _phones(text: str) -> Iterator[tuple[int, int]]:
 
 
 def _addresses(text: str) -> Iterator[tuple[int, int]]:
-    for match in [*_V4.finditer(text), *(_V6.finditer(text) if "::" in text or text.count(":") > 6 else ())]:
+    v6 = _V6.finditer(text) if "::" in text or text.count(":") > 6 else ()
+    for match in [*_V4.finditer(text), *v6]:
+        if _VERSION.search(text[max(0, match.start() - 12) : match.start()]):
+            continue
         try:
-            if ipaddress.ip_address(match.group()).is_global:
-                yield match.span()
+            address = ipaddress.ip_address(match.group())
         except ValueError:
             continue
+        if address.is_global and not address.is_multicast:
+            yield match.span()
 
 
 _SEARCHES = {
