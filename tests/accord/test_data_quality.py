@@ -192,7 +192,7 @@ def test_encoding_damage_and_invisible_characters() -> None:
         chat("👩\u200d🔬🏴\U000e0067\U000e0062\U000e007f", "می\u200cخواهم"),
         chat("Hi\U000e0041\U000e0042", "a\tb\n"),
     )  # fmt: skip
-    assert [each.row for each in encoding.damaged(rows)] == [1, 2]
+    assert [(each.row, each.detail) for each in encoding.damaged(rows)] == [(1, "cafÃ©"), (2, "\ufffd")]
     assert [(each.row, each.detail) for each in encoding.invisible(rows)] == [
         (3, "U+001B, U+200B"), (5, "U+E0041"),
     ]  # fmt: skip
@@ -203,7 +203,12 @@ def test_encoding_damage_and_invisible_characters() -> None:
 def test_languages() -> None:
     assert language("Warum werden Blätter im Herbst rot, bevor sie fallen?") == "de"
     assert language("Why do leaves turn red in autumn before they fall?") == "en"
-    assert language("1 + 1 = 2") == language("Ok.") == "unknown"
+    assert (
+        language("1 + 1 = 2")
+        == language("Ok.")
+        == language("0x3f a9 f3 qzx 77 word12 word31 word7 word99 word4")
+        == "unknown"
+    )
 
 
 def test_refusals_and_stock_phrases() -> None:

@@ -26,7 +26,7 @@ def damaged(rows: Sequence[Row]) -> list[Finding]:
             if at is None and "\ufffd" in text:
                 at = text.index("\ufffd")
             if at is not None:
-                found.append(Finding("encoding", i, " ".join(text[max(0, at - 15) : at + 15].split())))
+                found.append(Finding("encoding", i, _word(text, at)))
                 break
     return found
 
@@ -54,6 +54,11 @@ def repaired(value: Any, kinds: Sequence[str]) -> Any:
     if isinstance(value, dict):
         return {key: each if key in NOT_SAID else repaired(each, kinds) for key, each in value.items()}
     return [repaired(each, kinds) for each in value] if isinstance(value, list) else value
+
+
+def _word(text: str, at: int) -> str:
+    """What stands there between blanks, and no more: its neighbours may be personal."""
+    return f"{text[:at].rpartition(' ')[2][-15:]}{text[at:].partition(' ')[0][:15]}".replace("\n", " ")
 
 
 def _first_difference(one: str, other: str) -> int | None:

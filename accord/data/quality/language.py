@@ -7,7 +7,7 @@ from typing import Any
 from accord.data.quality.findings import needed, whole
 from accord.records import Row
 
-UNKNOWN = "unknown"
+UNKNOWN, NO_LANGUAGE = "unknown", "zxx"
 FEWEST_LETTERS, SURE = 20, 0.9
 LOOKED_AT = 2000
 """Characters of a row."""
@@ -16,7 +16,7 @@ LOOKED_AT = 2000
 def languages(rows: Sequence[Row]) -> list[str]:
     """The language of each row as ISO 639-1 has it, by py3langid (97 languages, 5 MB, BSD licence).
 
-    `unknown` where the row has fewer than 20 letters or the classifier gives less than 0.9.
+    `unknown` where the row has fewer than 20 letters, the classifier gives less than 0.9, or it is no language.
     """
     return [language(whole(row)) for row in rows]
 
@@ -27,7 +27,7 @@ def language(text: str) -> str:
     if sum(map(str.isalpha, text)) < FEWEST_LETTERS:
         return UNKNOWN
     found, probability = _identifier().classify(text)
-    return str(found) if probability >= SURE else UNKNOWN
+    return str(found) if probability >= SURE and found != NO_LANGUAGE else UNKNOWN
 
 
 @cache
