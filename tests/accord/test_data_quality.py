@@ -11,9 +11,10 @@ from click.testing import CliRunner, Result
 
 from accord.cli.main import main
 from accord.data.quality import answers, encoding
+from accord.data.quality.findings import strings, with_texts
 from accord.data.quality.language import language
 from accord.data.quality.near import HeldOut, NearDuplicates, jaccard, shingles
-from accord.data.quality.personal import find_personal
+from accord.data.quality.personal import find_personal, redacted
 from accord.records import Demonstration, Message, Preference, Prompt, Row, UnpairedFeedback
 
 VOCABULARY = [a + b + c for a in "bdfgklmnprst" for b in ("a", "ei", "o", "u") for c in "lmnrst"]
@@ -381,6 +382,26 @@ def test_redacting_and_repairing(tmp_path: Path) -> None:
     assert only.exit_code == 0 and len(lines(output)) == 2
 
 
+def test_every_text_of_a_row_is_redacted_and_no_identifier() -> None:
+    mail = "ada@example.org"
+    call = {
+        "id": mail,
+        "type": "function",
+        "function": {"name": "send", "arguments": {"name": mail, "to": [mail]}},
+    }
+    row = Demonstration.model_validate(
+        {"messages": [{"role": "user", "name": mail, "content": f"Write to {mail}"},
+                      {"role": "assistant", "content": "", "reasoning_content": mail, "tool_calls": [call]},
+                      {"role": "tool", "tool_call_id": mail, "content": mail}, {"role": "assistant", "content": mail}],
+         "id": mail, "name": mail, "by": {"id": mail}}
+    )  # fmt: skip
+    assert len(strings(row)) == 9  # with the empty answer
+    changed = json.dumps(
+        with_texts(row.model_dump(exclude_unset=True), lambda text: redacted(text, ["email"]))
+    )
+    assert changed.count("<EMAIL>") == 8 and changed.count(mail) == 4
+
+
 def test_dropping_by_language_and_dropping_all(tmp_path: Path) -> None:
     german = chat("Warum werden Blätter rot?", "Weil im Herbst das Blattgrün abgebaut wird.")
     english = chat("Why do leaves turn red?", "Because they lose their green in the autumn.")
@@ -388,6 +409,12 @@ def test_dropping_by_language_and_dropping_all(tmp_path: Path) -> None:
     output = tmp_path / "out.jsonl"
     assert accord("data", "convert", path, "--output", output, "--drop", "language!=en").exit_code == 0
     assert lines(output) == [english, chat("1 + 1?", "2")]
+    with path.open("a") as file:
+        file.write('{"messages": []}\n')
+    both = accord("data", "convert", path, "--output", output, "--drop", "language!=en", "--drop-faulty")
+    assert both.exit_code == 0, both.output
+    parts = [lines(Path(f"{output}{end}")) for end in ("", ".dropped.jsonl", ".faulty.jsonl")]
+    assert list(map(len, parts)) == [2, 1, 1] and parts[2][0]["place"] == f"{path}:4"
     output.unlink()
     only = write(tmp_path / "only.jsonl", [german])
     refused = accord("data", "convert", only, "--output", output, "--drop", "language=de")

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from accord.data.quality.encoding import repaired
-from accord.data.quality.findings import Finding
+from accord.data.quality.findings import Finding, with_texts
 from accord.data.quality.kinds import KINDS, chosen, find
 from accord.data.quality.language import languages
 from accord.data.quality.near import HeldOut
@@ -26,7 +26,7 @@ class Wishes:
     """What a user asked for."""
 
     drop: list[str] = field(default_factory=list)
-    """Kinds of `KINDS`, and at most one of the form `language!=en` or `language=en`."""
+    """Kinds of `KINDS`, and such as `language!=en` or `language=de`."""
     redact: list[str] = field(default_factory=list)
     repair: list[str] = field(default_factory=list)
 
@@ -106,11 +106,14 @@ def _changed(
     reasons: dict[int, list[Finding]] = {}
     for i, row in enumerate(rows):
         columns = before = row.model_dump(exclude_unset=True)
-        for kind, names, change in (("repair", wishes.repair, repaired), ("redact", wishes.redact, redacted)):
-            after = change(columns, names) if names else columns
-            if after != columns:
-                changes.setdefault(i, []).append(kind)
-                columns = after
+        if wishes.repair:
+            after = with_texts(columns, lambda text: repaired(text, wishes.repair))
+            changes[i] = ["repair"] * (after != columns)
+            columns = after
+        if wishes.redact:
+            after = with_texts(columns, lambda text: redacted(text, wishes.redact))
+            changes[i] = [*changes.get(i, []), *["redact"] * (after != columns)]
+            columns = after
         if columns != before:
             try:
                 row = type(row).model_validate(columns)

@@ -2,9 +2,8 @@
 
 import re
 from collections.abc import Sequence
-from typing import Any
 
-from accord.data.quality.findings import NOT_SAID, Finding, needed, strings
+from accord.data.quality.findings import Finding, needed, strings
 from accord.records import Row
 
 INVISIBLE = re.compile(
@@ -19,7 +18,7 @@ def damaged(rows: Sequence[Row]) -> list[Finding]:
     """Rows with text in a wrong encoding, by ftfy (`cafÃ©`), or with U+FFFD, which stands for what was lost."""
     found = []
     for i, row in enumerate(rows):
-        for text in strings(row.model_dump(exclude_none=True)):
+        for text in strings(row):
             if text.isascii():
                 continue
             at = _first_difference(text, repaired(text, ["encoding"]))
@@ -35,25 +34,17 @@ def invisible(rows: Sequence[Row]) -> list[Finding]:
     """Rows with characters of `INVISIBLE`."""
     findings = []
     for i, row in enumerate(rows):
-        codes = {
-            f"U+{ord(found[0]):04X}"
-            for text in strings(row.model_dump(exclude_none=True))
-            for found in INVISIBLE.findall(text)
-        }
+        codes = {f"U+{ord(found[0]):04X}" for text in strings(row) for found in INVISIBLE.findall(text)}
         if codes:
             findings.append(Finding("invisible", i, ", ".join(sorted(codes)[:5])))
     return findings
 
 
-def repaired(value: Any, kinds: Sequence[str]) -> Any:
-    """A row as plain data or a text: `encoding` mends what ftfy can mend, `invisible` leaves those characters out."""
-    if isinstance(value, str):
-        if "encoding" in kinds and not value.isascii():
-            value = needed("ftfy", "ftfy").fix_encoding(value)
-        return INVISIBLE.sub("", value) if "invisible" in kinds else value
-    if isinstance(value, dict):
-        return {key: each if key in NOT_SAID else repaired(each, kinds) for key, each in value.items()}
-    return [repaired(each, kinds) for each in value] if isinstance(value, list) else value
+def repaired(text: str, kinds: Sequence[str]) -> str:
+    """A text mended: `encoding` undoes what ftfy can undo, `invisible` leaves characters of `INVISIBLE` out."""
+    if "encoding" in kinds and not text.isascii():
+        text = needed("ftfy", "ftfy").fix_encoding(text)
+    return INVISIBLE.sub("", text) if "invisible" in kinds else text
 
 
 def _word(text: str, at: int) -> str:

@@ -1,7 +1,7 @@
 """What is found in rows, and the parts of a row that are looked at."""
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -13,8 +13,11 @@ WORD = re.compile(
     r"[^\W\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+|[\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]"
 )
 """A word; in scripts that write no spaces (Chinese, Japanese, Thai) a character."""  # fmt: skip
-NOT_SAID = ("role", "id", "type", "name", "tool_call_id")
-"""What stands under these keys identifies or sorts, and is not said by anybody."""
+TURNS = ("messages", "prompt", "chosen", "rejected", "completion", "responses", "rankings")
+NOT_SAID = ("role", "type", "name", "id", "tool_call_id", "run", "annotator", "status")
+"""What stands under these keys of turns, answers and rankings identifies, and is not said by anybody."""
+IDENTIFIES = ("id", "duplicate_of", "assigned_to")
+"""Columns that do."""
 
 
 @dataclass(frozen=True)
@@ -97,14 +100,32 @@ def is_judged(row: Row) -> bool:
     return not isinstance(row, Demonstration | Prompt)
 
 
-def strings(value: Any) -> Iterator[str]:
-    """All texts in a row as plain data: turns, thinking, calls and columns that accord does not know."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for key, each in value.items():
-            if key not in NOT_SAID:
-                yield from strings(each)
-    elif isinstance(value, list):
-        for each in value:
-            yield from strings(each)
+def strings(row: Row) -> list[str]:
+    """All texts of a row: turns, thinking, calls, reasons, and columns that accord does not know."""
+    found: list[str] = []
+
+    def note(text: str) -> str:
+        found.append(text)
+        return text
+
+    with_texts(row.model_dump(exclude_unset=True), note)
+    return found
+
+
+def with_texts(columns: Mapping[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
+    """The columns of a row with every text of it (see `strings`) as `change` gives it."""
+
+    def walk(value: Any, identifying: Sequence[str]) -> Any:
+        if isinstance(value, str):
+            return change(value)
+        if isinstance(value, Mapping):
+            return {
+                key: each if key in identifying else walk(each, () if key == "arguments" else identifying)
+                for key, each in value.items()
+            }
+        return [walk(each, identifying) for each in value] if isinstance(value, list) else value
+
+    return {
+        name: each if name in IDENTIFIES else walk(each, NOT_SAID if name in TURNS else ())
+        for name, each in columns.items()
+    }

@@ -13,9 +13,8 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from accord.data.quality.findings import NOT_SAID, Finding, needed, strings
+from accord.data.quality.findings import Finding, needed, strings
 from accord.records import Row
 
 PLACEHOLDERS = {
@@ -92,7 +91,7 @@ def personal_data(rows: Sequence[Row]) -> list[Finding]:
     for i, row in enumerate(rows):
         counts: Counter[str] = Counter()
         first: dict[str, str] = {}
-        for text in strings(row.model_dump(exclude_none=True)):
+        for text in strings(row):
             for span in find_personal(text):
                 counts[span.kind] += 1
                 first.setdefault(span.kind, text[span.start : span.start + 2] + "…")
@@ -103,16 +102,12 @@ def personal_data(rows: Sequence[Row]) -> list[Finding]:
     return found
 
 
-def redacted(value: Any, kinds: Sequence[str]) -> Any:
-    """A row as plain data, with `<EMAIL>` and the like for what is of these kinds."""
-    if isinstance(value, str):
-        for span in reversed(find_personal(value)):
-            if span.kind in kinds:
-                value = value[: span.start] + PLACEHOLDERS[span.kind] + value[span.end :]
-        return value
-    if isinstance(value, dict):
-        return {key: each if key in NOT_SAID else redacted(each, kinds) for key, each in value.items()}
-    return [redacted(each, kinds) for each in value] if isinstance(value, list) else value
+def redacted(text: str, kinds: Sequence[str]) -> str:
+    """A text with `<EMAIL>` and the like for what is of these kinds."""
+    for span in reversed(find_personal(text)):
+        if span.kind in kinds:
+            text = text[: span.start] + PLACEHOLDERS[span.kind] + text[span.end :]
+    return text
 
 
 def _secrets(text: str) -> Iterator[tuple[int, int]]:
