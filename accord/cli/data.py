@@ -11,6 +11,8 @@ from accord.cli.shared import AS_JSON, Group, runs_of_command
 
 if TYPE_CHECKING:
     from accord.data.check import Report
+    from accord.data.quality.near import HeldOut
+    from accord.data.quality.survey import Quality, Share
     from accord.data.reading import Reading
 
 KINDS = ("demonstrations", "prompts", "preferences", "comparisons", "feedback")
@@ -35,6 +37,12 @@ def _reading_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+_AGAINST = click.option(
+    "--against", multiple=True, metavar="FILE",
+    help="Held-out or evaluation rows: look for rows whose question is near one of theirs (near_heldout).",
+)  # fmt: skip
+
+
 @click.group(cls=Group, short_help="Check files of rows, and convert them to accord's own form.")
 def data() -> None:
     """Look at files of rows before anything learns from them, and turn them into accord's own form."""
@@ -49,11 +57,17 @@ def data() -> None:
     "--drop-faulty", is_flag=True,
     help="Write the good rows to FILE.good.jsonl and the others, with their faults, to FILE.faulty.jsonl.",
 )  # fmt: skip
+@click.option(
+    "--quality", is_flag=True,
+    help="Look for near duplicates (also across the files), personal data, encoding damage, languages, refusals, ...",
+)  # fmt: skip
+@_AGAINST
 @click.option("--page", type=click.Path(path_type=Path), help="Write the report as a page, too.")
 @AS_JSON
 def check(
     files: tuple[str, ...], kind: str | None, columns: tuple[str, ...], system: str, model: str | None,
-    max_tokens: int | None, drop_faulty: bool, page: Path | None, as_json: bool,
+    max_tokens: int | None, drop_faulty: bool, quality: bool, against: tuple[str, ...], page: Path | None,
+    as_json: bool,
 ) -> None:  # fmt: skip
     """Report all faults of files, and what they hold: rows, roles, lengths, duplicates, control tokens, ...
 
@@ -64,6 +78,9 @@ def check(
 
     if max_tokens and not model:
         raise click.UsageError("--max-tokens needs --model, whose tokens are counted")
+    if against and not quality:
+        raise click.UsageError("--against needs --quality, which looks for rows that are near")
+    measure = _survey(against) if quality else None
     tokenizer = None
     if model:
         from accord.models.loading import load_tokenizer
@@ -74,6 +91,8 @@ def check(
     for file in files:
         reading = _read(file, kind, columns, system)
         reports.append(examine(reading, tokenizer, max_tokens))
+        if measure:
+            reports[-1].quality = measure(reading)
         if drop_faulty and reading.faulty:
             good = Path(f"{file}.good.jsonl")
             written += [good, _write(reading, good)]
@@ -102,17 +121,69 @@ def check(
     is_flag=True,
     help="Write faulty rows to OUTPUT.faulty.jsonl, with their faults.",
 )
+@click.option(
+    "--drop", default="", metavar="WHAT,...",
+    help="Kinds of `data check --quality --json` (near_duplicates, pii, refusals, ...) or language!=en: write these "
+    "rows to OUTPUT.dropped.jsonl, with the reasons.",
+)  # fmt: skip
+@click.option(
+    "--redact", default="", metavar="WHAT,...",
+    help="pii, or some of email, phone, card, iban, ip, secret: write <EMAIL> and the like in their place.",
+)  # fmt: skip
+@click.option(
+    "--repair", default="", metavar="WHAT,...",
+    help="encoding: mend text in a wrong encoding; invisible: leave out control and invisible characters.",
+)  # fmt: skip
+@_AGAINST
 def convert(
-    file: str, output: Path, kind: str | None, columns: tuple[str, ...], system: str, drop_faulty: bool
-) -> None:
-    """Write the rows of a file of any kind and convention in accord's own form."""
+    file: str, output: Path, kind: str | None, columns: tuple[str, ...], system: str, drop_faulty: bool,
+    drop: str, redact: str, repair: str, against: tuple[str, ...],
+) -> None:  # fmt: skip
+    """Write the rows of a file of any kind and convention in accord's own form.
+
+    Rows are repaired, then redacted, then dropped, each only where an option asks for it.
+    """
+    from accord.data.quality.clean import Wishes, clean
+    from accord.records import write_jsonl
+
+    wishes = Wishes.of(drop, redact, repair, bool(against))
+    if against and "near_heldout" not in wishes.drop:
+        raise click.UsageError("--against: say with --drop near_heldout what shall become of the rows")
     reading = _read(file, kind, columns, system)
     if not drop_faulty:
         reading.check()
+    cleaned = clean(reading, wishes, _held_out(against))
     faulty = _write(reading, output)
     click.echo(f"{output}: {len(reading.rows)} rows, from {reading.convention}")
+    if wishes.repair:
+        click.echo(f"{cleaned.repaired} of these rows were repaired")
+    if wishes.redact:
+        click.echo(f"{cleaned.redacted} of these rows were redacted")
+    if wishes.drop or cleaned.dropped:
+        dropped = Path(f"{output}.dropped.jsonl")
+        write_jsonl(dropped, cleaned.dropped)
+        listed = ", ".join(f"{what} {count}" for what, count in cleaned.reasons.items())
+        click.echo(f"{dropped}: {len(cleaned.dropped)} rows" + (f" ({listed})" if listed else ""))
     if faulty:
         click.echo(f"{faulty}: {len(reading.faulty)} rows that were left out")
+
+
+def _held_out(files: tuple[str, ...]) -> "HeldOut | None":
+    from accord.data.quality.near import HeldOut
+
+    readings = [_read(file, None, (), "keep") for file in files]
+    for reading in readings:
+        reading.check()
+    rows = [row for reading in readings for row in reading.rows]
+    return HeldOut(rows, [place for reading in readings for place in reading.places]) if files else None
+
+
+def _survey(against: tuple[str, ...]) -> "Callable[[Reading], Quality]":
+    from accord.data.quality.near import NearDuplicates
+    from accord.data.quality.survey import survey
+
+    near, held_out = NearDuplicates(), _held_out(against)
+    return lambda reading: survey(reading, near, held_out)
 
 
 def _read(file: str, kind: str | None, columns: tuple[str, ...], system: str) -> "Reading":
@@ -181,8 +252,25 @@ def _show(report: "Report") -> None:
         click.echo(f"  {count:>6}  {FIGURES[what]}")
         for where in [place for name, place, _ in report.examples if name == what][:3]:
             click.echo(f"          {where}")
+    if report.quality:
+        click.echo("  quality, each kind with its share and the 95% interval:")
+        for kind in [kind for kind in report.quality.shares if kind.rows]:
+            click.echo(f"  {kind.rows:>6}  {kind.what}: {kind.label}{_percent(kind)}")
+            for where, detail in kind.examples:
+                click.echo(f"          {where}: {detail}")
+        none = [kind.what for kind in report.quality.shares if not kind.rows]
+        click.echo(f"       0  {', '.join(none)}")
+        spoken = [f"{name.label} {name.rows}{_percent(name)}" for name in report.quality.languages]
+        click.echo(f"  languages: {'; '.join(spoken) or 'none'}")
     if held.columns:
         click.echo(f"  columns that stay as they are: {', '.join(held.columns)}")
+
+
+def _percent(each: "Share") -> str:
+    if not each.rows:
+        return ""
+    between = "" if each.low is None or each.high is None else f", {each.low:.1%} to {each.high:.1%}"
+    return f" ({each.share:.1%}{between})"
 
 
 def _write_page(reports: list["Report"], page: Path) -> None:

