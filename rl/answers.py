@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -10,18 +9,15 @@ import click
 from transformers import PreTrainedTokenizerBase
 
 from accord.chat.tokens import decode_response
-from accord.errors import AccordError, UsageError
-from accord.models.families import context_length
-from accord.models.loading import check_same_tokens
 from accord.models.references import Model
 from accord.progress import EveryFewSeconds
 from accord.records import write_jsonl
 from accord.sampling.shared import SharedSampler
-from reward.score import load_scorer, score_ids
 from reward.scorers import Scorer
 from rl.data import EncodedPrompt
 from rl.own_reward import own_rewards
 from rl.policy_gradient.rollout import make_rollout, seeds_of_update
+from rl.rewards import reward_model_scores
 from rl.selection import Answer
 
 ANSWERS_PER_STEP = 512
@@ -115,13 +111,7 @@ def reward_model_score(
     Raises:
         UsageError: the reward model has other tokens than the policy, or reads less than `max_sequence_tokens`.
     """
-    check_same_tokens(tokenizer, policy, reward_model)
-    model = load_scorer(reward_model)
-    if max_sequence_tokens > context_length(model.config):
-        raise UsageError(
-            f"max_sequence_tokens ({max_sequence_tokens}) is more than the reward model {reward_model.reference} reads "
-            f"({context_length(model.config)}); lower it"
-        )
+    scores_of = reward_model_scores(tokenizer, policy, reward_model, max_sequence_tokens)
     eos_token_id = tokenizer.eos_token_id
     assert isinstance(eos_token_id, int)
 
@@ -130,9 +120,6 @@ def reward_model_score(
             prompt.ids + answer + [eos_token_id] * (answer[-1] != eos_token_id)
             for prompt, answer in zip(prompts, answers, strict=True)
         ]
-        scores = score_ids(model, tokenizer, rows)
-        if not all(math.isfinite(each) for each in scores):
-            raise AccordError(f"the reward model {reward_model.reference} gave a score that is no number")
-        return list(scores)
+        return list(scores_of(rows))
 
     return score

@@ -28,12 +28,12 @@ from accord.bundled import data_path
 from accord.chat.tokens import EncodedConversation
 from accord.config import check_trainer_arguments
 from accord.data.rows import Judgements, Rows, open_data, open_judgements
-from accord.errors import DataError, UsageError
+from accord.errors import DataError
 from accord.models.adapters import peft_config
 from accord.models.loading import load_policy, load_tokenizer
 from accord.models.references import Model
 from accord.records import write_atomically, write_jsonl
-from accord.runs import DataFile, Run, Runs, Source, file_of
+from accord.runs import DataFile, Run, Runs, file_of
 from accord.sampling.log_probabilities import token_log_probabilities
 from accord.sampling.shared import SharedSampler
 from accord.statistics import Bootstrap, Estimate
@@ -52,6 +52,7 @@ from rl.answers import Asking, answer_prompts, own_score, reward_model_score
 from rl.config import BestOfNConfig
 from rl.data import EncodedPrompt, load_data
 from rl.own_reward import needed_columns
+from rl.rewards import sources_of
 from rl.selection import Answer, Best, choose_best
 from rl.synthetic import write_samples
 from sft.data import as_dataset
@@ -85,17 +86,9 @@ def train_best_of_n(
     """
     config = open_data(config, runs, prompts=prompts)
     prompts_file = DataFile(data_path(config.prompts))
-    sources: dict[str, Source] = {"policy": policy, "prompts": prompts_file}
     judged = None if preferences is None else open_judgements(preferences, runs)
-    if judged is not None:
-        sources["preferences"] = judged
     scorer = scorer_of(config.reward_function, runs) if config.reward_function else None
-    if scorer:
-        sources["reward_function"] = scorer
-    elif reward_model:
-        sources["reward_model"] = reward_model
-    else:
-        raise UsageError("best_of_n needs a reward model, or rl.reward_function")
+    sources = sources_of("best_of_n", policy, prompts_file, judged, scorer, reward_model)
     with runs.begin("best_of_n", config, sources) as run, quiet_libraries():
         if run.is_done:
             return run

@@ -10,7 +10,6 @@ killed continues as if nothing had been.
 """
 
 import functools
-import math
 import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -22,12 +21,11 @@ from trl import GRPOConfig, RLOOConfig
 from accord.bundled import data_path
 from accord.config import check_trainer_arguments
 from accord.data.rows import Judgements, Rows, open_data, open_judgements
-from accord.errors import AccordError, UsageError
+from accord.errors import AccordError
 from accord.models.adapters import peft_config
-from accord.models.families import context_length
-from accord.models.loading import check_same_tokens, load_policy, load_tokenizer
+from accord.models.loading import load_policy, load_tokenizer
 from accord.models.references import Model
-from accord.runs import DataFile, Run, Runs, Source, file_of
+from accord.runs import DataFile, Run, Runs, file_of
 from accord.training import (
     SET_BY_ACCORD,
     base_dtype,
@@ -40,11 +38,11 @@ from accord.training import (
     train_in_run,
     trainer_arguments,
 )
-from reward.score import load_scorer, score_ids
 from reward.scorers import Scorer, scorer_of
 from rl.config import OnlineConfig
 from rl.data import EncodedPrompt, load_data
 from rl.own_reward import needed_columns, own_rewards
+from rl.rewards import reward_model_scores, sources_of
 
 OURS = (
     *SET_BY_ACCORD, "beta", "num_generations", "num_generations_eval", "max_completion_length", "temperature", "top_p",
@@ -85,17 +83,9 @@ def train_online(
     """
     config = open_data(config, runs, prompts=prompts)
     prompts_file = DataFile(data_path(config.prompts))
-    sources: dict[str, Source] = {"policy": policy, "prompts": prompts_file}
     judged = None if preferences is None else open_judgements(preferences, runs)
-    if judged is not None:
-        sources["preferences"] = judged
     scorer = scorer_of(config.reward_function, runs) if config.reward_function else None
-    if scorer:
-        sources["reward_function"] = scorer
-    elif reward_model:
-        sources["reward_model"] = reward_model
-    else:
-        raise UsageError(f"{config.algorithm} needs a reward model, or rl.reward_function")
+    sources = sources_of(config.algorithm, policy, prompts_file, judged, scorer, reward_model)
     with runs.begin(config.algorithm, config, sources) as run, quiet_libraries():
         if run.is_done:
             return run
@@ -239,23 +229,14 @@ def reward_model_function(
     Raises:
         UsageError: the reward model has other tokens than the policy, or reads less than `max_sequence_tokens`.
     """
-    check_same_tokens(tokenizer, policy, reward_model)
-    model = load_scorer(reward_model)
-    if max_sequence_tokens > context_length(model.config):
-        raise UsageError(
-            f"max_sequence_tokens ({max_sequence_tokens}) is more than the reward model {reward_model.reference} reads "
-            f"({context_length(model.config)}); lower it"
-        )
+    scores_of = reward_model_scores(tokenizer, policy, reward_model, max_sequence_tokens)
 
     def reward_model_score(
         prompts: list[list[int]], completion_ids: list[list[int]], **_: Any
     ) -> list[float]:
         ended = [answer[-1] == tokenizer.eos_token_id for answer in completion_ids]
         pairs = zip(prompts, completion_ids, ended, strict=True)
-        scores = score_ids(model, tokenizer, [prompt + answer for prompt, answer, whole in pairs if whole])
-        if not all(math.isfinite(each) for each in scores):  # TRL would leave such answers out, silently
-            raise AccordError(f"the reward model {reward_model.reference} gave a score that is no number")
-        whole_scores = iter(scores)
+        whole_scores = iter(scores_of([prompt + answer for prompt, answer, whole in pairs if whole]))
         return [next(whole_scores) if whole else -missing_eos_penalty for whole in ended]
 
     return reward_model_score
