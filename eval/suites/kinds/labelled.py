@@ -18,26 +18,22 @@ answers where an exact match is to mean something. The page's front matter names
 `exact_match` and `f1` are SQuAD's (Rajpurkar et al. 2016, https://arxiv.org/abs/1606.05250): lower case, ASCII
 punctuation and the articles a, an, the left out, then equality, or the harmonic mean of precision and recall over
 words. Nothing left on both sides is a match, as in SQuAD 2. `bleu` is sacrebleu's sentence BLEU (Papineni et al. 2002;
-Post 2018, https://arxiv.org/abs/1804.08771) with its defaults and effective order, from 0 to 100; `rouge_l` the F
-measure of rouge-score's rougeL without stemming (Lin 2004). rougeL knows the letters a to z and digits only, so it is 0
-in other scripts; for Chinese and Japanese, which put no spaces between words, trust none of the four but exact_match.
+Post 2018, https://arxiv.org/abs/1804.08771) with its defaults and effective order, from 0 to 100;
+`rouge_1`, `rouge_2` and `rouge_l` are the F measures of rouge-score's rouge1, rouge2 and rougeL without stemming (Lin
+2004). ROUGE knows the letters a to z and digits only, so it is 0 in other scripts; for Chinese and Japanese, which put
+no spaces between words, trust none but exact_match. Where the answers are labels, take the kind `classes`.
 
 Where we differ: BLEU is made for a whole corpus, whose counts it adds up before it divides. A paired test needs a value
 for each prompt, so `bleu` is the mean of sentence BLEUs. For the answers "the cat sat on the mat" and "yes" to the
 references "the cat sat on a mat" and "yes", the mean is (53.7 + 100) / 2 = 76.9, and corpus BLEU 54.1.
 """
 
-import re
-import string
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from functools import cache
-from typing import Any
 
 from pydantic import Field, model_validator
 
-from accord.errors import UsageError
 from accord.records import Message
+from accord.text_metrics import bleu_and_rouge, exact_match, token_f1
 from eval.suites.kind import Answered, Reply, SuiteRow, Value
 from eval.suites.metrics import PROMPTS, QUALITY, Metric
 
@@ -62,45 +58,16 @@ class LabelledRow(SuiteRow):
         return [self.reference] if isinstance(self.reference, str) else self.reference
 
 
-def normalised(text: str) -> str:
-    """A text as SQuAD compares it: lower case, without ASCII punctuation, articles and surplus white space."""
-    bare = "".join(character for character in text.lower() if character not in string.punctuation)
-    return " ".join(re.sub(r"\b(a|an|the)\b", " ", bare).split())
-
-
-def token_f1(answer: str, reference: str) -> float:
-    """SQuAD's F1, 0 to 1: 2 P R / (P + R) over the words of both, each counted as often as it occurs."""
-    given, right = normalised(answer).split(), normalised(reference).split()
-    if not given or not right:
-        return float(given == right)
-    common = sum((Counter(given) & Counter(right)).values())
-    return 2 * common / (len(given) + len(right))
-
-
-@cache
-def _overlap_scorers() -> tuple[Any, Any]:
-    try:
-        from rouge_score.rouge_scorer import RougeScorer
-        from sacrebleu.metrics import BLEU
-    except ImportError as error:
-        raise UsageError(
-            f"BLEU and ROUGE cannot be computed ({error}); run: pip install sacrebleu rouge-score"
-        ) from None
-    return BLEU(effective_order=True), RougeScorer(["rougeL"])
-
-
 def _prompts(row: LabelledRow) -> Sequence[Sequence[Message]]:
     return [[Message(role="user", content=row.prompt)] if isinstance(row.prompt, str) else row.prompt]
 
 
 def _values(row: LabelledRow, replies: Sequence[Reply]) -> Mapping[str, Value]:
     text, references = replies[0].text, row.references
-    bleu, rouge = _overlap_scorers()
     return {
-        "exact_match": float(normalised(text) in map(normalised, references)),
+        "exact_match": float(exact_match(text, references)),
         "f1": max(token_f1(text, reference) for reference in references),
-        "bleu": float(bleu.sentence_score(text, references).score),
-        "rouge_l": float(rouge.score_multi(references, text)["rougeL"].fmeasure),
+        **bleu_and_rouge(text, references),
     }
 
 
@@ -119,6 +86,15 @@ KIND = Answered(
         Metric(
             "bleu", "BLEU", "0 to 100", PROMPTS,
             "how many runs of one to four words of the answers stand in the references, too", QUALITY,
+            direction="higher",
+        ),
+        Metric(
+            "rouge_1", "ROUGE-1", "F, 0 to 1", PROMPTS,
+            "how many single words the answers and their references share", QUALITY, direction="higher",
+        ),
+        Metric(
+            "rouge_2", "ROUGE-2", "F, 0 to 1", PROMPTS,
+            "how many pairs of neighbouring words the answers and their references share", QUALITY,
             direction="higher",
         ),
         Metric(
