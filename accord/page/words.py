@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from accord.runs import RunRecord
+from accord.statistics import Estimate
 
 STAGES = {
     "base": "Base model",
@@ -112,6 +113,9 @@ FIGURES = {
     "demonstrations_kept": "Answers of its own that it learned, all rounds",
     "sampled_tokens": "Tokens of the answers sampled to learn from, all rounds",
     "best_score": "Score of the best answer of a prompt, last round",
+    "heldout_loss_change": "Held-out loss after minus before (nats a token)",
+    "heldout_loss_above_few_shot": "Held-out loss above the base's with examples in its prompt (nats a token)",
+    "canaries_memorised": "Planted secrets that it knows by heart",
     "heldout_reward_margin": "Held-out preferred answer above the other (implied reward)",
 }
 """Final figures whose names do not explain themselves."""
@@ -149,6 +153,34 @@ def number(value: float | int | str | None, signed: bool = False) -> str:
 def percent(share: float) -> str:
     """A share as a percentage."""
     return f"{100 * share:.1f}%".replace("-", "−")
+
+
+def share(estimate: Estimate) -> str:
+    """A share with its interval, such as "71% (64 to 78%)"."""
+    if estimate.low is None or estimate.high is None:
+        return f"{estimate.value:.0%}"
+    return f"{estimate.value:.0%} ({100 * estimate.low:.0f} to {estimate.high:.0%})"
+
+
+def points(estimate: Estimate) -> str:
+    """A difference of shares in percentage points with its interval, such as "+4 points (−1 to +9)"."""
+    text = f"{100 * estimate.value:+.0f} points"
+    if estimate.low is not None and estimate.high is not None:
+        text += f" ({100 * estimate.low:+.0f} to {100 * estimate.high:+.0f})"
+    return text.replace("-", "−")
+
+
+def coefficient(estimate: Estimate) -> str:
+    """A correlation or the like with two digits and its interval."""
+    text = f"{estimate.value:.2f}"
+    if estimate.low is not None and estimate.high is not None:
+        text += f" ({estimate.low:.2f} to {estimate.high:.2f})"
+    return text.replace("-", "−")
+
+
+def counted(number: int, noun: str) -> str:
+    """A number of things, such as "1 pair" or "2 pairs"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def label(key: str) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 from accord.page.lineage import lineage
 from accord.page.plots import training_curves
 from accord.page.render import render
+from accord.page.words import points
 from accord.records import read_jsonl, write_atomically
 from accord.runs import Run, Runs
 from accord.statistics import FEWEST_CLUSTERS
@@ -36,7 +37,6 @@ from reward.page.words import (
     ceiling_says,
     ensemble_says,
     headline,
-    points,
     previous_says,
     summary,
 )

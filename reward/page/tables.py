@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from accord.page.words import coefficient, counted, points, share
 from accord.records import Message
 from accord.statistics import Estimate
 from reward.card.people import Mistake
 from reward.card.slices import Slice
-from reward.page.words import SLICES, coefficient, counted, points, share
+from reward.page.words import SLICES
 from reward.report_card import ReportCard
 from reward.rows import ScoredPair
 

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from accord.statistics import FEWEST_CLUSTERS, Estimate
+from accord.page.words import coefficient, counted, points, share
+from accord.statistics import FEWEST_CLUSTERS
 from reward.report_card import ReportCard
 
 MODERATE_CORRELATION = 0.3
@@ -13,37 +14,6 @@ SLICES = {
     "weight": "How sure the preference is (weight)",
     "agreement": "Annotators",
 }
-
-
-# --- figures
-
-
-def share(estimate: Estimate) -> str:
-    """A share with its interval, such as "71% (64 to 78%)"."""
-    if estimate.low is None or estimate.high is None:
-        return f"{estimate.value:.0%}"
-    return f"{estimate.value:.0%} ({100 * estimate.low:.0f} to {estimate.high:.0%})"
-
-
-def points(estimate: Estimate) -> str:
-    """A difference of shares in percentage points with its interval, such as "+4 points (−1 to +9)"."""
-    text = f"{100 * estimate.value:+.0f} points"
-    if estimate.low is not None and estimate.high is not None:
-        text += f" ({100 * estimate.low:+.0f} to {100 * estimate.high:+.0f})"
-    return text.replace("-", "−")
-
-
-def coefficient(estimate: Estimate) -> str:
-    """A correlation or the like with two digits and its interval."""
-    text = f"{estimate.value:.2f}"
-    if estimate.low is not None and estimate.high is not None:
-        text += f" ({estimate.low:.2f} to {estimate.high:.2f})"
-    return text.replace("-", "−")
-
-
-def counted(number: int, noun: str) -> str:
-    """A number of things, such as "1 pair" or "2 pairs"."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 # --- the whole in a sentence or two

@@ -16,13 +16,14 @@ from selenium import webdriver
 
 from accord.config import Config
 from accord.errors import AccordError
+from accord.page.words import coefficient, points, share
 from accord.records import Message, Ranking, Response, write_jsonl
 from accord.runs import Run, Runs
 from accord.statistics import Estimate
 from eval.page.report import rebuild
 from feedback.belief.preferences import pairwise_preferences
 from reward.page.report import page, write_report
-from reward.page.words import cautions, coefficient, headline, points, share, summary
+from reward.page.words import cautions, headline, summary
 from reward.report_card import ReportCard, report_card
 from reward.rows import ScoredComparison, ScoredPair
 
