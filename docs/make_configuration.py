@@ -18,6 +18,7 @@ from eval.config import EvalConfig, Margin
 from feedback.config import FeedbackConfig
 from reward.config import RewardConfig
 from rl.config import BestOfNConfig, DPOConfig, KTOConfig, OnlineConfig, PPOConfig
+from sft.card.config import CardConfig
 from sft.config import SFTConfig, WeightedFile
 
 PAGE = Path(__file__).parent / "configuration.md"
@@ -56,6 +57,12 @@ SECTIONS: list[tuple[str, type[BaseModel], str, set[str]]] = [
     ),
     ("lora", LoraConfig, "`lora:` of a training stage.", set()),
     ("sft", SFTConfig, AND_TRAINING, TRAINING),
+    (
+        "card",
+        CardConfig,
+        "`sft.card`: see [read-a-fine-tuning-card.md](read-a-fine-tuning-card.md); `null` or `false` leaves it out.",
+        set(),
+    ),
     ("demonstrations", WeightedFile, "Each entry of `sft.demonstrations`.", set()),
     ("feedback", FeedbackConfig, "See [collect-feedback.md](collect-feedback.md).", set()),
     ("reward", RewardConfig, AND_TRAINING, TRAINING - {"save_dtype"}),

@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 from accord.config import Config
 from accord.records import Demonstration, Row
 from accord.training_config import TrainingConfig
+from sft.card.config import CardConfig
 
 
 class WeightedFile(Config):
@@ -43,6 +44,13 @@ class SFTConfig(TrainingConfig):
     early_stopping_evaluations: int | None = Field(default=None, ge=1)
     """Stop after this many evaluations without a better held-out loss, and keep the best model. Checkpoints are then
     written at evaluations only."""
+    card: CardConfig | None = Field(default_factory=CardConfig)
+    """The report card; `null` or `false` leaves it out."""
+
+    @field_validator("card", mode="before", json_schema_input_type=CardConfig | Literal[False] | None)
+    @classmethod
+    def _without_card(cls, written: Any) -> Any:
+        return None if written is False else written
 
     @field_validator("demonstrations", mode="before", json_schema_input_type=WrittenFiles)
     @classmethod

@@ -34,6 +34,7 @@ from accord.training import (
 )
 from sft.config import SFTConfig
 from sft.data import encode_demonstrations, load_demonstrations
+from sft.write_card import material, write_card
 
 OURS = (*SET_BY_ACCORD, "packing", "assistant_only_loss", "completion_only_loss", "load_best_model_at_end")
 check_arguments = functools.partial(check_trainer_arguments, "sft.trainer", target=TrlSFTConfig, ours=OURS)
@@ -118,5 +119,12 @@ def fine_tune(
             "heldout_loss_before": logged(trainer, "eval_loss", first=True),
             "heldout_loss": trainer.state.best_metric or logged(trainer, "eval_loss"),
         }
-        run.finish(metrics, rows.dropped | {"too_long": too_long})
+        dropped = rows.dropped | {"too_long": too_long}
+
+        # examine
+        if config.card:
+            del trainer  # its memory is the card's now
+            run.record.dropped = dropped  # which the page shows
+            metrics |= write_card(config, run, runs, base, tokenizer, material(config, rows, train, dropped))
+        run.finish(metrics, dropped)
     return run

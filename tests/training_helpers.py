@@ -46,7 +46,8 @@ def run_stage(stage: str, config: dict[str, Any], base: Model, data: Path, runs:
 def run_stage_and_be_killed(
     stage: str, config: dict[str, Any], base: Model, data: Path, runs: Runs, kill_at: str
 ) -> None:
-    """The same in a process of its own that gets SIGKILL before update `kill_at`, or at "train_end" or "finish"."""
+    """The same in a process of its own that gets SIGKILL before update `kill_at`, or at "train_end",
+    "card" or "finish"."""
     # A fork server imports torch and TRL once; its children are forked in no time and die alone.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["sft.train", "reward.train", "rl.dpo", "rl.kto"])
@@ -64,6 +65,10 @@ def _run_and_die(
     torch.set_num_threads(1)
     if kill_at == "finish":
         Run.finish = kill_this_process  # type: ignore[method-assign]
+    if kill_at == "card":
+        import sft.report_card
+
+        sft.report_card.judge = kill_this_process  # the last that is made of a fine-tuning's report card
     with every_trainer_calls(kill_at, kill_this_process):
         run_stage(stage, config, base, data, Runs(root))
 

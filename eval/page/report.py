@@ -30,6 +30,7 @@ from eval.verdict.margins import SMALLEST_SLICE
 from eval.verdict.rule import MetricResult, Outcome
 from eval.verdict.signing import read_signature
 from reward.page.report import page as page_of_reward
+from sft.page.report import page as page_of_sft
 
 HEADLINES: dict[Outcome, str] = {
     "PASS": "The candidate may replace the baseline.",
@@ -56,7 +57,8 @@ def rebuild(run: Run, runs: Runs, output: Path | None = None) -> Path:
     """Build a run's page again.
 
     Args:
-        run: an evaluation, a reward model with its report card, or any other finished run (which then needs `output`).
+        run: an evaluation, a fine-tuning or a reward model with its report card, or any other finished run (which
+            then needs `output`).
         runs: where its ancestors are.
         output: where to write the page. By default a run's own page stays, and is only compared.
 
@@ -75,6 +77,8 @@ def rebuild(run: Run, runs: Runs, output: Path | None = None) -> Path:
         text = page(run, runs)
     elif run.record.stage == "reward" and "report_card.json" in run.record.outputs:
         text = page_of_reward(run, runs)
+    elif run.record.stage == "sft" and "report_card.json" in run.record.outputs:
+        text = page_of_sft(run, runs)
     else:
         has_own, text = False, run_page(run, runs)
     if output is None:
