@@ -30,6 +30,28 @@ and `items.jsonl` with the kind's columns. Name it by its path: `suites: [./tria
 column, and a single item are errors that name file and line. A kind of your own is a file beside them:
 [extend.md](extend.md#a-kind-of-suite).
 
+**Labelled tasks of your own** (classification, extraction, questions, summaries) are of the kind `labelled`; the whole
+page is five lines of YAML, with or without `labels`:
+
+```yaml
+---
+pretty_name: What a customer writes about
+license: ours
+accord: {kind: labelled, family: quality, source: our support team, labels: [refund, delivery, other]}
+---
+```
+
+A line of `items.jsonl` is `{"id": "1", "prompt": "Where is my parcel? Answer refund, delivery or other.", "reference":
+"delivery"}`; `prompt` may also be a conversation, and `reference` several right answers where there are no labels.
+
+Without labels the metrics are `exact_match`, `f1` (SQuAD's), `bleu` (sacrebleu's, of sentences), `rouge_1`, `rouge_2`
+and `rouge_l` (rouge-score's); `pip install 'accord[suites]'` brings these packages. With labels they are `accuracy`,
+`unread` (answers that are no label), `macro_precision`, `macro_recall`, `macro_f1`, and for each label such as
+`precision_refund`, `recall_refund` and `f1_refund`.
+
+All have paired intervals over items and may have a margin. An answer counts as the label that it is, or that it names
+alone of all labels. Macro figures are means over labels, so a rare label counts as much as a frequent one.
+
 **Published** data sets are read from packages that `accord eval install-suites` installs, and named `public:<name>`;
 `accord eval suites` lists them. The pages in `eval/suites/public/` name their licences and authors.
 

@@ -77,7 +77,7 @@ class Outcome(Row):
     scores: list[list[LogLikelihood]] | None = None
     """Of the continuations of the item's texts."""
     replies: list[Reply] | None = None
-    values: dict[str, float | Ratio]
+    values: dict[str, float | Ratio | list[Ratio]]
     """By the metric's name in the kind, without the suite's."""
 
 

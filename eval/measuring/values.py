@@ -90,11 +90,20 @@ def linear(values: Sequence[Value]) -> list[float]:
 
     With R = sum n / sum d, item i becomes R + (n_i - R d_i) / mean(d). These have the mean R, and their variance is the
     first-order variance of R (the delta method; Cochran 1977, Sampling Techniques, 6.3): both numerator and denominator
-    count as random. Where nothing is in the denominator, there is nothing to divide, and the metric is 0.
+    count as random. Where nothing is in the denominator, there is nothing to divide, and the metric is 0. A mean of
+    quotients is linearised quotient by quotient.
     """
+    lists = [value for value in values if isinstance(value, list)]
+    if lists:
+        columns = [linear(column) for column in zip(*lists, strict=True)]
+        return [sum(row) / len(row) for row in zip(*columns, strict=True)]
     if not any(isinstance(value, Ratio) for value in values):
-        return [float(value) for value in values if not isinstance(value, Ratio)]
-    pairs = [value if isinstance(value, Ratio) else Ratio(value, 1.0) for value in values]
+        return [float(value) for value in values if isinstance(value, float | int)]
+    pairs = [
+        value if isinstance(value, Ratio) else Ratio(value, 1.0)
+        for value in values
+        if not isinstance(value, list)
+    ]
     whole = sum(pair.denominator for pair in pairs)
     if whole == 0:
         return [0.0] * len(pairs)

@@ -214,6 +214,8 @@ def _got_worse(items: Iterable[SuiteItem], metric: MetricResult, direction: Dire
 
 
 def _number(value: Value) -> float:
+    if isinstance(value, list):
+        value = Ratio(sum(each.numerator for each in value), sum(each.denominator for each in value))
     if isinstance(value, Ratio):
         return value.numerator / value.denominator if value.denominator else 0.0
     return value

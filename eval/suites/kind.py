@@ -6,9 +6,9 @@ nothing is sampled. Those of an `Answered` kind are prompts, which both models a
 kind turns one item's outcome under one model into values by metric, as a pure function; the gate compares the values of
 both models item by item.
 
-A metric is the mean of its items' values, or, for a `Ratio`, the sum of numerators over the sum of denominators. An
-item that has no value of a metric (an ambiguous question has none of "accuracy where the text tells") is left out of
-that metric, under both models.
+A metric is the mean of its items' values, or, for a `Ratio`, the sum of numerators over the sum of denominators; for a
+list of these, which every item then has, the mean of the quotients. An item that has no value of a metric (an ambiguous
+question has none of "accuracy where the text tells") is left out of that metric, under both models.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -49,7 +49,8 @@ class Ratio(NamedTuple):
     denominator: float
 
 
-Value = float | Ratio
+Value = float | Ratio | list[Ratio]
+"""The last for a mean of several quotients, such as one a class."""
 R = TypeVar("R", bound=SuiteRow)
 Encode = Callable[[Sequence[Message]], tuple[int, ...]]
 """A conversation's token ids up to where the assistant's answer begins, by the model's own template."""

@@ -12,6 +12,7 @@ a head for programs:
       family: bias                  # bias, safety or quality: which metrics may raise a false alarm together
       source: written for accord
       directions: {refused: lower}  # only where the kind leaves open which values are better
+      labels: ["yes", "no"]         # only for the kind labelled, where every answer is one of a few
     ---
 
 `items.jsonl` has one item a line. The suites that come with accord are in eval/suites/data and go by the folder's
@@ -29,12 +30,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from accord.errors import DataError, UsageError
 from accord.records import describe, read_jsonl
 from accord.user_code import Place, load, locate
 from eval.suites.kind import Answered, ByLikelihood, Kind, SuiteRow
+from eval.suites.labels import kind_of
 from eval.suites.metrics import Direction, Metric
 
 DATA = Path(__file__).parent / "data"
@@ -51,8 +53,20 @@ class _Accord(BaseModel):
     directions: dict[str, Direction] = {}
     items: str = "items.jsonl"
     """Another suite's items, by a path relative to the page."""
+    labels: tuple[str, ...] = ()
+    """For the kind `labelled`, where every answer is one of a few (eval/suites/labels.py)."""
+
     package: str | None = None
     """The package that brings a published data set, with its version."""
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _are_texts(cls, labels: Any) -> Any:
+        if isinstance(labels, list) and any(isinstance(each, bool) for each in labels):
+            raise ValueError(
+                "YAML takes yes, no, true, false, on and off for truth values; write them in quotes"
+            )
+        return labels
 
 
 class _Head(BaseModel):
@@ -214,6 +228,13 @@ def _suite(page: _Page, place: Place | None, digest: str) -> Suite:
             )
     else:
         kind = importlib.import_module(f"eval.suites.kinds.{about.kind}").KIND
+    if about.labels:
+        if about.kind != "labelled":
+            raise DataError(f"{page.path}: labels: the kind {about.kind} has none; only labelled has")
+        try:
+            kind = kind_of(about.labels)
+        except ValueError as error:
+            raise DataError(f"{page.path}: {error}") from None
     names = [metric.name for metric in kind.metrics]
     for wrong in about.directions.keys() - set(names):
         raise DataError(

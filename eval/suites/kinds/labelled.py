@@ -21,7 +21,10 @@ words. Nothing left on both sides is a match, as in SQuAD 2. `bleu` is sacrebleu
 Post 2018, https://arxiv.org/abs/1804.08771) with its defaults and effective order, from 0 to 100;
 `rouge_1`, `rouge_2` and `rouge_l` are the F measures of rouge-score's rouge1, rouge2 and rougeL without stemming (Lin
 2004). ROUGE knows the letters a to z and digits only, so it is 0 in other scripts; for Chinese and Japanese, which put
-no spaces between words, trust none but exact_match. Where the answers are labels, take the kind `classes`.
+no spaces between words, trust none but exact_match.
+
+Where every answer is one of a few labels, name them in the page's head, `labels: [refund, delivery, other]`: then
+accuracy, precision, recall and F1 are measured in place of all this (eval/suites/labels.py).
 
 Where we differ: BLEU is made for a whole corpus, whose counts it adds up before it divides. A paired test needs a value
 for each prompt, so `bleu` is the mean of sentence BLEUs. For the answers "the cat sat on the mat" and "yes" to the
