@@ -30,6 +30,7 @@ class SFTConfig(TrainingConfig):
         "heldout": Demonstration,
     }
     needed_files = ("demonstrations",)
+    not_identity = frozenset({"card"})
 
     demonstrations: list[WeightedFile] = Field(default_factory=list)
     """One file, or a list of files, each as its path or with a weight."""
@@ -45,7 +46,7 @@ class SFTConfig(TrainingConfig):
     """Stop after this many evaluations without a better held-out loss, and keep the best model. Checkpoints are then
     written at evaluations only."""
     card: CardConfig | None = Field(default_factory=CardConfig)
-    """The report card; `null` or `false` leaves it out."""
+    """The report card; `null` or `false` leaves it out. Another card is no other run: a finished one keeps its own."""
 
     @field_validator("card", mode="before", json_schema_input_type=CardConfig | Literal[False] | None)
     @classmethod

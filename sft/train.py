@@ -84,6 +84,8 @@ def fine_tune(
                 tokenizer, rows.heldout, config.max_sequence_tokens, config.thinking
             )
             too_long += heldout_too_long
+        dropped = rows.dropped | {"too_long": too_long}
+        measured = material(config, rows, train, dropped)
 
         # build
         arguments = trainer_arguments(config, run, evaluate=evaluation is not None)
@@ -119,12 +121,11 @@ def fine_tune(
             "heldout_loss_before": logged(trainer, "eval_loss", first=True),
             "heldout_loss": trainer.state.best_metric or logged(trainer, "eval_loss"),
         }
-        dropped = rows.dropped | {"too_long": too_long}
 
         # examine
         if config.card:
             del trainer  # its memory is the card's now
             run.record.dropped = dropped  # which the page shows
-            metrics |= write_card(config, run, runs, base, tokenizer, material(config, rows, train, dropped))
+            metrics |= write_card(config, run, runs, base, tokenizer, measured)
         run.finish(metrics, dropped)
     return run

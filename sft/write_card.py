@@ -36,6 +36,7 @@ def write_card(
     from sft.page.report import write_report
 
     assert config.card is not None
+    run.record.config["card"] = config.card.model_dump(mode="json")  # another one may have begun the run
     # On a CPU in float32: rounding to bfloat16 moves single log-probabilities by 0.1. A GPU may have no room for that.
     whole = not torch.cuda.is_available() or base_dtype(config) == torch.float32
     tuned = Model("the tuned model", run.path / "model", "")

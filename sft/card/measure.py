@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from accord.chat.tokens import encode_conversation, encode_prompt
+from accord.errors import DataError
 from accord.models.references import Model
 from accord.records import Demonstration, Message, without_reasoning
 from accord.sampling.config import SamplingConfig
@@ -138,6 +139,8 @@ class Plan:
             if len(found) == wanted:
                 break
             row = self.material.examples[i]
+            if row in found or "canary" in (row.model_extra or {}):
+                continue
             if len(self.encode(row.messages).input_ids) <= context / (2 * wanted):
                 found.append(row)
         return found
@@ -157,8 +160,13 @@ class Plan:
     def _behind_examples(self, context: int) -> dict[int, Row]:
         if not self.examples:
             return {}
-        rows = {i: self.encode(self._with_examples(row)) for i, row in enumerate(self.rows)}
-        return {i: row for i, row in rows.items() if len(row.input_ids) <= context}
+        found = {}
+        for i, row in enumerate(self.rows):
+            with contextlib.suppress(DataError):  # a template may refuse the two together
+                encoded = self.encode(self._with_examples(row))
+                if len(encoded.input_ids) <= context:
+                    found[i] = encoded
+        return found
 
     def carry_out(self, sampler: "TransformersSampler", is_base: bool) -> Outcome:
         """Score and sample."""

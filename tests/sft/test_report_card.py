@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from training_helpers import assert_same, run_stage_and_be_killed
+from tiny_families import make_family
+from training_helpers import assert_same, every_trainer_calls, run_stage_and_be_killed
 
+from accord.errors import DataError
 from accord.models.loading import load_policy, load_tokenizer
 from accord.models.references import Model
 from accord.records import Demonstration, Message, write_jsonl
@@ -147,8 +149,6 @@ def test_canaries_are_counted_by_their_secret() -> None:
     ]
     [found] = canaries_among(rows)
     assert (found.canary, found.times, found.messages) == ("77", 2, rows[0].messages)
-    from accord.errors import DataError
-
     with pytest.raises(DataError, match="no answer of the assistant holds it"):
         canaries_among([conversation("77", "d", canary="77")])
 
@@ -327,9 +327,51 @@ def test_a_card_that_was_killed_is_made_again_without_training_again(
         patch.setattr(Run, "finish", lambda self, *rest, **more: (look(), finish(self, *rest, **more)))
         continued = train(tiny_model, [(demonstrations, 1)], killed.root, **config)
     assert seen == [written]
+    assert continued.id == straight.id
     assert_same(continued, straight)
     for name in ("report_card.json", "samples.jsonl"):
         assert continued.record.outputs[name] == straight.record.outputs[name]
+
+
+def test_after_a_kill_another_card_may_be_made_or_none(
+    tiny_model: Model, demonstrations: Path, tmp_path: Path
+) -> None:
+    runs = Runs(tmp_path / "runs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sft.train.write_card", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train(tiny_model, [(demonstrations, 1)], runs.root)
+    smaller = CONFIG["card"] | {"samples": 1}
+    run = train(tiny_model, [(demonstrations, 1)], runs.root, card=smaller)
+    assert len(list(runs.root.iterdir())) == 1
+    assert run.record.config["card"]["samples"] == 1
+    assert card_of(run).answers and card_of(run).answers.prompts == 1
+
+
+def test_a_canary_that_is_none_is_refused_before_the_training(tiny_model: Model, tmp_path: Path) -> None:
+    rows = [conversation(f"{i}", f"{i}") for i in range(20)] + [conversation("Q", "A", canary="77")]
+    write_jsonl(tmp_path / "rows.jsonl", rows)
+    with (
+        every_trainer_calls("train_begin", lambda **_: pytest.fail("it trains")),
+        pytest.raises(DataError, match=r"rows\.jsonl:21: canary: no answer of the assistant holds it"),
+    ):
+        train(tiny_model, [(tmp_path / "rows.jsonl", 1)], tmp_path / "runs", heldout_fraction=0)
+
+
+@pytest.mark.parametrize("family", ["gemma2", "granite", "falcon", "mamba2"])
+def test_scores_of_other_families(family: str, tmp_path: Path) -> None:
+    """Logits that are capped or scaled, and models that compute no packed rows."""
+    policy = load_policy(make_family(family, tmp_path))
+    front = list(range(3, 20))
+    rows = [
+        Row([*front, *range(30, 35 + i)], [-100] * 10 + list(range(13, 20)) + list(range(30, 35 + i)))
+        for i in range(4)
+    ]
+    for row, each in zip(rows, score(policy, rows), strict=True):
+        with torch.inference_mode():
+            log_p = policy(torch.tensor([row.input_ids])).logits[0].float().log_softmax(-1)
+        places = range(10, len(row.labels))
+        assert each.nats == pytest.approx(-sum(float(log_p[i - 1, row.labels[i]]) for i in places), abs=1e-3)
 
 
 @pytest.mark.parametrize("off", [None, False])
