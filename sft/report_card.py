@@ -74,6 +74,7 @@ class ReportCard(BaseModel):
                     **_with_interval(f"{model}_answers_repeating", checks.repeating),
                     f"{model}_answer_tokens": checks.tokens,
                     **_with_interval(f"{model}_answer_f1", checks.f1),
+                    **{f"{model}_answer_{name}": each.value for name, each in checks.overlap.items()},
                     **_with_interval(f"{model}_answers_copied", checks.copied),
                 }
             found["demonstration_answer_tokens"] = self.answers.demonstration_tokens

@@ -161,7 +161,8 @@ def page(run: Run, runs: Runs) -> str:
         "stages": [
             {"title": stage_title(each.record), "id": each.id,
              "metrics": _scalars(each, has_formula), "stop_reason": each.metrics.get("stop_reason"),
-             "curves": training_curves(each)}
+             "curves": training_curves(each),
+             "page": f"../{each.id}/report.html" if "report_card.json" in each.record.outputs else None}
             for each in ancestors if each.record.stage not in ("feedback",)
         ],
         "lineage": lineage(run, runs, tags),

@@ -1,5 +1,6 @@
 """What both models answer to held-out prompts, greedily: their form, and what they share with the demonstrations."""
 
+import contextlib
 import statistics
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -9,9 +10,10 @@ from pydantic import BaseModel, ConfigDict
 
 from accord.chat.tokens import decode_response
 from accord.data.quality.answers import REPEATED, repeated_share
+from accord.errors import UsageError
 from accord.records import Message, Row
 from accord.statistics import Bootstrap, Estimate, wilson
-from accord.text_metrics import exact_match, token_f1
+from accord.text_metrics import bleu_and_rouge, exact_match, token_f1
 from sft.card.copied import CopiedRun
 
 if TYPE_CHECKING:
@@ -61,6 +63,8 @@ class Checks(BaseModel):
     exact_match: Estimate
     f1: Estimate
     """Words shared with the demonstration (`accord.text_metrics`)."""
+    overlap: dict[str, Estimate]
+    """BLEU and ROUGE against the demonstration; empty where sacrebleu or rouge-score is not installed."""
     copied: Estimate
     """With a run of `copied_tokens` tokens that stands in a training row."""
 
@@ -148,6 +152,11 @@ def _checks(
         sums = np.array([[value, 1.0] for value in values])
         return bootstrap.estimate(sums, lambda s: s[..., 0] / s[..., 1], len(values))
 
+    overlaps = []
+    with contextlib.suppress(UsageError):
+        overlaps = [
+            bleu_and_rouge(each.text, [row.demonstration]) for each, row in zip(given, rows, strict=True)
+        ]
     return Checks(
         ended=share([each.ended for each in given]),
         empty=share([not each.text for each in given]),
@@ -159,6 +168,9 @@ def _checks(
         exact_match=share(
             [exact_match(each.text, [row.demonstration]) for each, row in zip(given, rows, strict=True)]
         ),
+        overlap={
+            name: mean([each[name] for each in overlaps]) for name in (overlaps[0] if overlaps else ())
+        },
         f1=mean([token_f1(each.text, row.demonstration) for each, row in zip(given, rows, strict=True)]),
         copied=share([each.copied_tokens >= copied_tokens for each in given]),
     )  # fmt: skip

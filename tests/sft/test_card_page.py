@@ -173,6 +173,7 @@ def test_the_summary_has_the_figures() -> None:
     assert f"from {whole.loss['base'].value:.2f} to {whole.loss['tuned'].value:.2f} nats a token" in first
     assert f"4 examples in the base’s prompt give {whole.loss['few_shot'].value:.2f}" in first
     assert "Of 3 planted secrets it knows 1 by heart." in summary(card)
+    assert card.answers and card.answers.tuned.f1.value > card.answers.base.f1.value
     assert summary(make_card(parts=[], answers=None, canaries=[])) == []
 
 

@@ -252,6 +252,34 @@ def test_prompts_and_boilerplate_are_not_copied() -> None:
     assert run and run.tokens == len(phrase)  # nine different rows are not many
 
 
+def test_bleu_and_rouge_are_there_where_their_packages_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    from accord.text_metrics import overlap_scorers
+    from sft.card.answers import Answer, SampleRow, answers
+
+    pytest.importorskip("sacrebleu")
+
+    def said(text: str) -> Answer:
+        return Answer(text=text, tokens=5, ended=True)
+
+    turns = [Message(role="user", content="Q")]
+    rows = [
+        SampleRow(source="a", prompt=turns, demonstration="it is so", demonstration_tokens=3,
+                  before=said("no"), after=said("it is not so"))
+    ]  # fmt: skip
+    found = answers(rows, 10, 50, [])
+    assert found
+    assert found.tuned.overlap["rouge_1"].value == pytest.approx(2 * 3 / 7)
+    assert found.tuned.overlap["rouge_2"].value == pytest.approx(2 * 1 / 5)
+    assert found.base.overlap["bleu"].value == 0
+    monkeypatch.setitem(sys.modules, "sacrebleu.metrics", None)
+    overlap_scorers.cache_clear()
+    without = answers(rows, 10, 50, [])
+    overlap_scorers.cache_clear()
+    assert without and without.tuned.overlap == {}
+
+
 # --- labels, data
 
 
