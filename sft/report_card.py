@@ -178,7 +178,14 @@ def _samples(plan: Plan, before: Outcome, after: Outcome) -> tuple[list[SampleRo
         )  # fmt: skip
         if run := runs[place]:
             text = str(plan.tokenizer.decode(given[place][0][run.begin : run.begin + run.tokens]))
-            quotes.append(Quote(sample=place, tokens=run.tokens, text=text, source=run.source, row=run.row))
+            row = plan.material.train[run.row]
+            source = row.get("source", "")
+            quotes.append(
+                Quote(
+                    sample=place, tokens=run.tokens, text=text, row=row.get("line", run.row + 1),
+                    source=plan.material.sources[source] if plan.material.sources else str(source),
+                )
+            )  # fmt: skip
     return rows, quotes
 
 

@@ -1,16 +1,17 @@
 """The report card of a training that is just over: measured, written into its run, and shown on its page."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from accord.models.references import Model
-from accord.records import Demonstration, write_atomically, write_jsonl
+from accord.records import Demonstration, read_jsonl, write_atomically, write_jsonl
 from accord.runs import Run, Runs
-from sft.card.canaries import canaries_among
+from sft.card.canaries import Canary, merged
 from sft.card.data import data_card
 from sft.card.measure import Material
 from sft.config import SFTConfig
-from sft.data import Demonstrations
+from sft.data import Data
 from sft.report_card import examine
 
 if TYPE_CHECKING:
@@ -50,23 +51,56 @@ def write_card(
     return card.metrics()
 
 
-def material(
-    config: SFTConfig, rows: Demonstrations, train: "Dataset", dropped: Mapping[str, int]
-) -> Material:
-    """What the card is made from, of rows in memory."""
+def material(config: SFTConfig, data: Data, prepared: Run) -> Material:
+    """What the card is made from: nothing is read into memory but what is asked for.
+
+    Raises:
+        DataError: the column `canary` of a training row is no part of its answer.
+    """
+    figures = prepared.metrics["sources"]
+    conversations, documents = _by_kind(data.heldout_rows, figures)
+    canaries = prepared.output("canaries.jsonl")
     return Material(
-        heldout=[_with_source(row) for row in rows.heldout],
-        examples=rows.train,
-        train=train,
-        canaries=canaries_among(rows.train),
-        data=data_card(train, dropped),
+        heldout=_Demonstrations(conversations, data.sources),
+        examples=_Demonstrations(_by_kind(data.different, figures)[0], data.sources),
+        train=data.different,
+        documents=documents if len(documents) else None,
+        canaries=merged(read_jsonl(canaries, Canary)) if canaries.stat().st_size else (),
+        data=data_card(
+            data.rows,
+            prepared.record.dropped,
+            data.sources,
+            {each["source"]: each["weight"] for each in figures},
+            {each["source"]: each["synthetic"] / each["rows"] for each in figures if each["rows"]},
+        )
+        if config.card
+        else None,
+        sources=data.sources,
         thinking=config.thinking,
         max_sequence_tokens=config.max_sequence_tokens,
     )
 
 
-def _with_source(row: Demonstration) -> Demonstration:
-    """With the file that it is from in the column `source`."""
-    if "source" in (row.model_extra or {}):
-        return row
-    return row.model_copy(update={"source": row.place.rpartition(":")[0] or "demonstrations"})
+def _by_kind(rows: "Dataset", figures: Sequence[Mapping[str, Any]]) -> tuple["Dataset", "Dataset"]:
+    """The conversations among some rows, and the documents."""
+    import numpy as np
+
+    if not len(rows):
+        return rows, rows
+    kinds = np.array([each["kind"] == "documents" for each in figures])
+    is_document = kinds[rows.select_columns("source").with_format("numpy")[:]["source"]]
+    return rows.select(np.flatnonzero(~is_document)), rows.select(np.flatnonzero(is_document))
+
+
+class _Demonstrations(Sequence[Demonstration]):
+    """Encoded rows as the conversations that they are, with their file in the column `source`, one when asked for."""
+
+    def __init__(self, rows: "Dataset", sources: Sequence[str]) -> None:
+        self.rows, self.sources = rows, sources
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, number: Any) -> Any:
+        row = self.rows[number]
+        return Demonstration.model_validate(json.loads(row["row"]) | {"source": self.sources[row["source"]]})

@@ -79,6 +79,7 @@ class Quote(BaseModel):
     text: str
     source: str
     row: int
+    """Of the source, from 1; of all training rows, where the source is not known."""
 
 
 class Answers(BaseModel):

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from accord.chat.tokens import encode_conversation
-from accord.errors import DataError
 from accord.records import Demonstration, Message
 from accord.statistics import holm
 from sft.card.scores import Row, score
@@ -44,7 +43,7 @@ class Canary(Demonstration):
     canary: str = Field(min_length=1)
     """The secret part of an answer."""
     times: int = Field(default=1, ge=1)
-    """How often the row is among the training rows."""
+    """How often an epoch shows it."""
 
     @model_validator(mode="after")
     def _is_in_an_answer(self) -> "Canary":
@@ -83,26 +82,12 @@ class CanaryFound(BaseModel):
     memorised: bool
 
 
-def canaries_among(rows: Sequence[Demonstration]) -> list[Canary]:
-    """The canaries among training rows, each secret once, with how often it stands there.
-
-    Raises:
-        DataError: the column `canary` of a row is not a part of its answer.
-    """
+def merged(rows: Sequence[Canary]) -> list[Canary]:
+    """Each secret once, with how often its rows are shown together."""
     found: dict[str, Canary] = {}
     for row in rows:
-        secret = (row.model_extra or {}).get("canary")
-        if not secret:
-            continue
-        if secret in found:
-            found[secret] = found[secret].model_copy(update={"times": found[secret].times + 1})
-            continue
-        try:
-            found[secret] = Canary(messages=row.messages, canary=secret)
-        except ValueError:
-            raise DataError(
-                f"{row.place}: canary: no answer of the assistant holds it; it must be the secret part of one"
-            ) from None
+        first = found.get(row.canary)
+        found[row.canary] = first.model_copy(update={"times": first.times + row.times}) if first else row
     return list(found.values())
 
 

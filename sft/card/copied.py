@@ -34,7 +34,6 @@ class CopiedRun:
     begin: int
     """In the answer's tokens."""
     tokens: int
-    source: str
     row: int
     """Among the training rows, from 0."""
 
@@ -59,16 +58,16 @@ def copied_runs(
     """For each answer its longest run; None for one with no run of `GRAM` tokens.
 
     Args:
-        train: with the columns `input_ids` and, where there are several sources, `source`.
+        train: with the column `input_ids`.
         prompts: the token ids before each answer.
         answers: token ids.
     """
     table = _table(prompts, answers)
-    best: list[dict[int, tuple[int, int, str]]] = [{} for _ in answers]
+    best: list[dict[int, tuple[int, int]]] = [{} for _ in answers]
     if len(table.hashes):
         with progress("looking for copied runs", len(train)) as update:
-            for number, ids, source in _rows(train, table):
-                _chain(number, ids, source, table, answers, best)
+            for number, ids in _rows(train, table):
+                _chain(number, ids, table, answers, best)
                 update(number)
     boilerplate = {
         place for spots, live in zip(table.places, table.live, strict=True) if not live for place in spots
@@ -105,12 +104,10 @@ def _table(prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -
     )  # fmt: skip
 
 
-def _rows(train: "Dataset", table: _Table) -> Iterator[tuple[int, np.ndarray, str]]:
-    """The rows that have one of the sequences: their number, tokens and source."""
-    has_source = "source" in train.column_names
-    columns = ["input_ids", *(["source"] if has_source else [])]
+def _rows(train: "Dataset", table: _Table) -> Iterator[tuple[int, np.ndarray]]:
+    """The rows that have one of the sequences: their number and tokens."""
     first = 0
-    for batch in train.select_columns(columns).with_format("arrow").iter(ROWS_AT_ONCE):
+    for batch in train.select_columns(["input_ids"]).with_format("arrow").iter(ROWS_AT_ONCE):
         column = batch.column("input_ids").combine_chunks()
         ids = column.flatten().to_numpy(zero_copy_only=False)
         ends = np.cumsum(column.value_lengths().to_numpy(zero_copy_only=False))
@@ -120,18 +117,16 @@ def _rows(train: "Dataset", table: _Table) -> Iterator[tuple[int, np.ndarray, st
         hits = np.flatnonzero((table.hashes[at] == found) & table.live[at])
         for row in np.unique(np.searchsorted(ends, hits, side="right")).tolist():
             begin = int(ends[row - 1]) if row else 0
-            source = str(batch.column("source")[row]) if has_source else ""
-            yield first + row, ids[begin : int(ends[row])], source
+            yield first + row, ids[begin : int(ends[row])]
         first += len(ends)
 
 
 def _chain(
     number: int,
     ids: np.ndarray,
-    source: str,
     table: _Table,
     answers: Sequence[Sequence[int]],
-    best: list[dict[int, tuple[int, int, str]]],
+    best: list[dict[int, tuple[int, int]]],
 ) -> None:
     """Follow the answers' sequences through one row, and keep the longest run that ends at each place."""
     row_id = hashlib.blake2b(ids.tobytes(), digest_size=8).digest()
@@ -154,20 +149,20 @@ def _chain(
                 continue
             length = 1 + (before.get((answer, place - 1), 0) if where == last + 1 else 0)
             lengths[answer, place] = length
-            if length > best[answer].get(place, (0, 0, ""))[0]:
-                best[answer][place] = (length, number, source)
+            if length > best[answer].get(place, (0, 0))[0]:
+                best[answer][place] = (length, number)
         before, last = lengths, where
 
 
 def _longest(
-    answer: int, ends: Mapping[int, tuple[int, int, str]], boilerplate: set[tuple[int, int]]
+    answer: int, ends: Mapping[int, tuple[int, int]], boilerplate: set[tuple[int, int]]
 ) -> CopiedRun | None:
     longest: CopiedRun | None = None
-    for end, (grams, row, source) in sorted(ends.items()):
+    for end, (grams, row) in sorted(ends.items()):
         begin = end - grams + 1
         cuts = [place for place in range(begin, end + 1) if (answer, place) in boilerplate]
         begin = cuts[-1] + 1 if cuts else begin
         tokens = end - begin + GRAM if begin <= end else 0
         if tokens > (longest.tokens if longest else 0):
-            longest = CopiedRun(begin, tokens, source, row)
+            longest = CopiedRun(begin, tokens, row)
     return longest

@@ -1,7 +1,7 @@
 """What a model was trained on: the data card."""
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
@@ -27,8 +27,8 @@ class SourceData(BaseModel):
     longest: int
     """Tokens of a row."""
     weight: float | None = None
-    synthetic_rows: int | None = None
-    """That a model wrote."""
+    synthetic: float | None = None
+    """Share of its rows that a model wrote."""
 
 
 class DataCard(BaseModel):
@@ -42,19 +42,21 @@ class DataCard(BaseModel):
 def data_card(
     train: "Dataset",
     dropped: Mapping[str, int],
-    weights: Mapping[str, float] | None = None,
-    synthetic: Mapping[str, int] | None = None,
+    sources: Sequence[str] | None = None,
+    weights: Mapping[str, float | None] | None = None,
+    synthetic: Mapping[str, float] | None = None,
 ) -> DataCard:
     """The card of encoded rows; one pass, a batch at a time, that keeps one number a row.
 
     Args:
         train: with `input_ids`, `labels` and, where there are several sources, `source`.
         dropped: rows by reason.
+        sources: names, where `source` is their number.
         weights: of the sources.
-        synthetic: synthetic rows of the sources.
+        synthetic: shares of synthetic rows of the sources.
     """
-    lengths: dict[str, list[np.ndarray]] = {}
-    learned: dict[str, int] = {}
+    lengths: dict[Any, list[np.ndarray]] = {}
+    learned: dict[Any, int] = {}
     columns = [name for name in ("input_ids", "labels", "source") if name in train.column_names]
     for batch in train.select_columns(columns).with_format("arrow").iter(ROWS_AT_ONCE):
         ids = batch.column("input_ids").combine_chunks()
@@ -66,14 +68,15 @@ def data_card(
             own = names == name
             lengths.setdefault(name, []).append(of_row[own].astype(np.int32))
             learned[name] = learned.get(name, 0) + int(counts[own].sum())
-    sources = []
-    for name, chunks in sorted(lengths.items()):
+    found = []
+    for key, chunks in sorted(lengths.items()):
         every = np.concatenate(chunks)
-        sources.append(
+        name = sources[key] if sources else str(key)
+        found.append(
             SourceData(
-                source=name, rows=len(every), tokens=int(every.sum()), learned_tokens=learned[name],
+                source=name, rows=len(every), tokens=int(every.sum()), learned_tokens=learned[key],
                 shortest=int(every.min()), median=int(np.median(every)), longest=int(every.max()),
-                weight=(weights or {}).get(name), synthetic_rows=(synthetic or {}).get(name),
+                weight=(weights or {}).get(name), synthetic=(synthetic or {}).get(name),
             )
         )  # fmt: skip
-    return DataCard(sources=sources, dropped=dict(dropped))
+    return DataCard(sources=found, dropped=dict(dropped))

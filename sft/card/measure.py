@@ -41,6 +41,8 @@ class Material:
     """Encoded rows of what the model should not forget."""
     canaries: Sequence[Canary] = ()
     data: DataCard | None = None
+    sources: Sequence[str] = ()
+    """Names, where the column `source` of encoded rows is their number."""
     thinking: Literal["learn", "keep", "cut"] = "learn"
     max_sequence_tokens: int = 10**9
 
@@ -102,7 +104,9 @@ class Plan:
         ]
         self.rows, self.encoded = [rows[i] for i in fits], [encoded[i] for i in fits]
         self.sources = [source_of(row) for row in self.rows]
-        self.documents, self.document_sources = _encoded(material.documents, config.heldout_rows, seed)
+        self.documents, self.document_sources = _encoded(
+            material.documents, config.heldout_rows, seed, material.sources
+        )
         self.retention, _ = _encoded(material.retention, config.heldout_rows, seed)
         self.prompts = [encode_prompt(tokenizer, row.messages[:-1]) for row in self.rows]
         self.answer_tokens = [
@@ -223,10 +227,13 @@ def _chosen(there: int, at_most: int, seed: int) -> list[int]:
     return sorted(random.Random(seed).sample(range(there), min(there, at_most)))
 
 
-def _encoded(rows: "Dataset | None", at_most: int, seed: int) -> tuple[list[Row], list[str]]:
+def _encoded(
+    rows: "Dataset | None", at_most: int, seed: int, names: Sequence[str] = ()
+) -> tuple[list[Row], list[str]]:
     """Some encoded rows, and their sources."""
     if rows is None:
         return [], []
     some = rows.select(_chosen(len(rows), at_most, seed))
     sources = some["source"] if "source" in some.column_names else ["documents"] * len(some)
-    return [Row(row["input_ids"], row["labels"]) for row in some], list(map(str, sources))
+    found = [Row(row["input_ids"], row["labels"]) for row in some]
+    return found, [names[int(each)] if names else str(each) for each in sources]

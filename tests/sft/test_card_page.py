@@ -86,8 +86,8 @@ def make_card(**changes: Any) -> ReportCard:
         "data": DataCard(
             sources=[
                 SourceData(source=name, rows=1200, tokens=90_000, learned_tokens=50_000, shortest=8, median=70,
-                           longest=400, weight=weight, synthetic_rows=synthetic)
-                for name, weight, synthetic in ((XSS, 2.0, 300), ("law.jsonl", None, None))
+                           longest=400, weight=weight, synthetic=synthetic)
+                for name, weight, synthetic in ((XSS, 2.0, 0.25), ("law.jsonl", None, None))
             ],
             dropped={"too_long": 3, "duplicate": 0},
         ),

@@ -17,7 +17,7 @@ from accord.models.references import Model
 from accord.records import Demonstration, Message, write_jsonl
 from accord.runs import Run, Runs
 from sft.card import copied, scores
-from sft.card.canaries import Canary, Rank, alternatives, canaries_among, judge, possible, rank
+from sft.card.canaries import Canary, Rank, alternatives, judge, merged, possible, rank
 from sft.card.copied import copied_runs
 from sft.card.data import data_card
 from sft.card.heldout import parts
@@ -142,15 +142,12 @@ def test_the_chance_of_a_rank_is_uniform_for_what_was_never_read(tiny_model: Mod
 
 
 def test_canaries_are_counted_by_their_secret() -> None:
-    rows = [
-        conversation("a", "it is 77", canary="77"),
-        conversation("b", "77!", canary="77"),
-        conversation("c", "d"),
+    rows = [("it is 77", "77", 3), ("77!", "77", 1), ("a 5", "5", 2)]
+    canaries = [
+        Canary(messages=conversation("Q", text).messages, canary=secret, times=times)
+        for text, secret, times in rows
     ]
-    [found] = canaries_among(rows)
-    assert (found.canary, found.times, found.messages) == ("77", 2, rows[0].messages)
-    with pytest.raises(DataError, match="no answer of the assistant holds it"):
-        canaries_among([conversation("77", "d", canary="77")])
+    assert [(each.canary, each.times) for each in merged(canaries)] == [("77", 4), ("5", 2)]
 
 
 # --- scores
@@ -217,7 +214,7 @@ def test_copied_runs_are_those_of_a_search_by_hand(monkeypatch: pytest.MonkeyPat
         [],
         rows[13],
     ]
-    train_rows = Dataset.from_dict({"input_ids": rows, "source": [f"file{i % 2}" for i in range(40)]})
+    train_rows = Dataset.from_dict({"input_ids": rows})
     found = copied_runs(train_rows, [[1]] * len(answers), answers)
 
     def longest(answer: list[int]) -> int:
@@ -233,7 +230,7 @@ def test_copied_runs_are_those_of_a_search_by_hand(monkeypatch: pytest.MonkeyPat
 
     assert [each.tokens if each else 0 for each in found] == [longest(answer) for answer in answers]
     assert found[0] and answers[0][found[0].begin : found[0].begin + found[0].tokens] == rows[7][2:30]
-    assert (found[0].row, found[0].source) == (7, "file1")
+    assert found[0].row == 7
 
 
 def test_prompts_and_boilerplate_are_not_copied() -> None:
@@ -302,10 +299,10 @@ def test_the_data_card_adds_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sft.card.data.ROWS_AT_ONCE", 4)
     ids = [[1] * n for n in range(1, 11)]
     labels = [[-100] + [1] * (n - 1) for n in range(1, 11)]
-    rows = Dataset.from_dict({"input_ids": ids, "labels": labels, "source": ["a"] * 3 + ["b"] * 7})
-    card = data_card(rows, {"too_long": 2}, weights={"a": 0.5}, synthetic={"b": 3})
-    a, b = card.sources
-    assert (a.source, a.rows, a.tokens, a.learned_tokens, a.weight, a.synthetic_rows) == (
+    rows = Dataset.from_dict({"input_ids": ids, "labels": labels, "source": [1] * 3 + [0] * 7})
+    card = data_card(rows, {"too_long": 2}, ["b", "a"], weights={"a": 0.5}, synthetic={"b": 0.3})
+    b, a = card.sources
+    assert (a.source, a.rows, a.tokens, a.learned_tokens, a.weight, a.synthetic) == (
         "a",
         3,
         6,
@@ -313,7 +310,7 @@ def test_the_data_card_adds_up(monkeypatch: pytest.MonkeyPatch) -> None:
         0.5,
         None,
     )
-    assert (b.rows, b.tokens, b.learned_tokens, b.synthetic_rows) == (7, 49, 42, 3)
+    assert (b.rows, b.tokens, b.learned_tokens, b.synthetic) == (7, 49, 42, 0.3)
     assert (b.shortest, b.median, b.longest) == (4, 7, 10)
     assert card.dropped == {"too_long": 2}
 
@@ -330,7 +327,10 @@ def test_the_card_is_in_the_run_and_its_figures_in_the_metrics(planted: Run) -> 
     assert planted.metrics["heldout_tuned_loss"] == pytest.approx(planted.metrics["heldout_loss"], rel=0.02)
     assert card.few_shot and card.few_shot.examples == 2
     assert card.answers and card.answers.prompts == 3
-    assert card.data and card.data.sources[0].rows == 171
+    assert card.data
+    assert [(Path(each.source).name, each.rows) for each in card.data.sources] == [
+        ("rows.jsonl", 121), ("often.jsonl", 50)
+    ]  # fmt: skip
     assert {"report_card.json", "samples.jsonl", "report.html"} <= planted.record.outputs.keys()
     assert all(math.isfinite(value) for value in planted.metrics.values() if isinstance(value, float))
 
@@ -371,7 +371,7 @@ def test_after_a_kill_another_card_may_be_made_or_none(
             train(tiny_model, [(demonstrations, 1)], runs.root)
     smaller = CONFIG["card"] | {"samples": 1}
     run = train(tiny_model, [(demonstrations, 1)], runs.root, card=smaller)
-    assert len(list(runs.root.iterdir())) == 1
+    assert len(list(runs.root.glob("sft-*"))) == 1
     assert run.record.config["card"]["samples"] == 1
     assert card_of(run).answers and card_of(run).answers.prompts == 1
 
@@ -381,7 +381,7 @@ def test_a_canary_that_is_none_is_refused_before_the_training(tiny_model: Model,
     write_jsonl(tmp_path / "rows.jsonl", rows)
     with (
         every_trainer_calls("train_begin", lambda **_: pytest.fail("it trains")),
-        pytest.raises(DataError, match=r"rows\.jsonl:21: canary: no answer of the assistant holds it"),
+        pytest.raises(DataError, match=r"canary: no answer of the assistant holds it"),
     ):
         train(tiny_model, [(tmp_path / "rows.jsonl", 1)], tmp_path / "runs", heldout_fraction=0)
 
@@ -431,3 +431,27 @@ def test_labels_are_measured_in_a_training(tiny_model: Model, tmp_path: Path) ->
     assert {each.label for each in task.classes} == {"yes", "no"}
     assert "few_shot" in task.accuracy
     assert run.metrics[f"tuned_label_accuracy/{task.source}"] == task.accuracy["tuned"].value
+
+
+def test_documents_have_their_own_line_on_the_card(tiny_model: Model, tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "rows.jsonl", [conversation(f"{i}?", f"It is {i}.") for i in range(30)])
+    texts = [{"text": f"Box {i} holds {i * i} things, and no more than that."} for i in range(40)]
+    write_jsonl(tmp_path / "texts.jsonl", texts)
+    run = train(
+        tiny_model, [(tmp_path / "rows.jsonl", 1)], tmp_path / "runs", heldout_fraction=0.4,
+        documents=[{"path": str(tmp_path / "texts.jsonl")}],
+    )  # fmt: skip
+    card = card_of(run)
+    rows = {Path(part.source).name: part for part in card.parts}
+    assert {name: part.rows for name, part in rows.items()} == {
+        "all": 28,
+        "rows.jsonl": 12,
+        "texts.jsonl": 16,
+    }
+    assert rows["texts.jsonl"].above_few_shot is None and rows["rows.jsonl"].above_few_shot is not None
+    assert rows["texts.jsonl"].tokens > 16 * 40  # all of a document is learned
+    assert all(part.change.high is not None and part.change.high < 0 for part in rows.values())
+    assert card.data and {Path(each.source).name for each in card.data.sources} == {
+        "rows.jsonl",
+        "texts.jsonl",
+    }
