@@ -11,7 +11,7 @@ from sft.card.canaries import Canary, merged
 from sft.card.data import data_card
 from sft.card.measure import Material
 from sft.config import SFTConfig
-from sft.data import Data
+from sft.data import Data, files_of
 from sft.report_card import examine
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def material(config: SFTConfig, data: Data, prepared: Run) -> Material:
     Raises:
         DataError: the column `canary` of a training row is no part of its answer.
     """
-    figures = prepared.metrics["sources"]
+    figures = files_of(prepared)
     conversations, documents = _by_kind(data.heldout_rows, figures)
     canaries = prepared.output("canaries.jsonl")
     return Material(
@@ -70,8 +70,8 @@ def material(config: SFTConfig, data: Data, prepared: Run) -> Material:
             data.rows,
             prepared.record.dropped,
             data.sources,
-            {each["source"]: each["weight"] for each in figures},
-            {each["source"]: each["synthetic"] / each["rows"] for each in figures if each["rows"]},
+            {each["file"]: each["weight"] for each in figures},
+            {each["file"]: each["synthetic"] / each["rows"] for each in figures if each["rows"]},
         )
         if config.card
         else None,

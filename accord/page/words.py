@@ -12,6 +12,7 @@ from accord.statistics import Estimate
 
 STAGES = {
     "base": "Base model",
+    "data": "Data",
     "sft": "Supervised fine-tuning",
     "feedback": "Feedback",
     "reward": "Reward model",
