@@ -51,8 +51,14 @@ def write_card(
     return card.metrics()
 
 
-def material(config: SFTConfig, data: Data, prepared: Run) -> Material:
+def material(config: SFTConfig, data: Data, prepared: Run, retention: "Dataset | None" = None) -> Material:
     """What the card is made from: nothing is read into memory but what is asked for.
+
+    Args:
+        config: of the fine-tuning.
+        data: what it learns from.
+        prepared: the run that holds it.
+        retention: encoded rows of what the model should not forget.
 
     Raises:
         DataError: the column `canary` of a training row is no part of its answer.
@@ -65,6 +71,7 @@ def material(config: SFTConfig, data: Data, prepared: Run) -> Material:
         examples=_Demonstrations(_by_kind(data.different, figures)[0], data.sources),
         train=data.different,
         documents=documents if len(documents) else None,
+        retention=retention,
         canaries=merged(read_jsonl(canaries, Canary)) if canaries.stat().st_size else (),
         data=data_card(
             data.rows,

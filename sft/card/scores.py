@@ -62,6 +62,12 @@ def _packed(model: Any, longest: int) -> Iterator[bool]:
     """Have the model compute packed rows for a while; False, and nothing changed, where it does not."""
     from accord.packing import body_of, compute_packed_rows
 
+    adapter = getattr(model, "active_peft_config", None)
+    if (
+        adapter is not None and adapter.is_prompt_learning
+    ):  # whose virtual tokens packed rows have no place for
+        yield False
+        return
     body = body_of(model)
     before = body.config._attn_implementation
     can = compute_packed_rows(model, longest)
@@ -128,7 +134,7 @@ def _read_padded(model: Any, rows: Sequence[Row]) -> list[Score]:
         input_ids=torch.tensor(ids, device=model.device),
         attention_mask=torch.tensor(seen, device=model.device),
         use_cache=False,
-    ).logits
+    ).logits[:, -width:]  # virtual tokens have logits of their own
     found = []
     for row, of_row in zip(rows, logits, strict=True):
         places = _scored(row)

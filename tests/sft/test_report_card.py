@@ -18,13 +18,15 @@ from accord.records import Demonstration, Message, write_jsonl
 from accord.runs import Run, Runs
 from sft.card import copied, scores
 from sft.card.canaries import Canary, Rank, alternatives, judge, merged, possible, rank
+from sft.card.config import CardConfig
 from sft.card.copied import copied_runs
 from sft.card.data import data_card
 from sft.card.heldout import parts
+from sft.card.measure import Material
 from sft.card.scores import Row, Score, score
 from sft.card.tasks import labelled, labelled_sources
 from sft.config import SFTConfig
-from sft.report_card import ReportCard
+from sft.report_card import ReportCard, examine
 from sft.train import fine_tune
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -177,6 +179,23 @@ def test_scores_are_those_of_the_rows_one_by_one(
         assert each.tokens == len(places)
         assert each.nats == pytest.approx(-sum(float(log_p[i - 1, row.labels[i]]) for i in places), abs=1e-3)
         assert each.right == sum(int(log_p[i - 1].argmax()) == row.labels[i] for i in places)
+
+
+@pytest.mark.parametrize("kind", ["PrefixTuningConfig", "PromptTuningConfig"])
+def test_scores_of_models_with_virtual_tokens(tiny_model: Model, kind: str) -> None:
+    import peft
+
+    torch.manual_seed(0)
+    settings = getattr(peft, kind)(task_type="CAUSAL_LM", num_virtual_tokens=5)
+    model: Any = peft.get_peft_model(load_policy(tiny_model), settings).eval()
+    rows = [Row(list(range(3, 12 + i)), [-100] * 4 + list(range(7, 12 + i))) for i in range(4)]
+    for row, each in zip(rows, score(model, rows), strict=True):
+        ids = torch.tensor([row.input_ids])
+        with torch.inference_mode():
+            log_p = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0].log_softmax(-1)
+        log_p = log_p[-len(row.input_ids) :]
+        nats = -sum(float(log_p[i - 1, row.labels[i]]) for i in range(4, len(row.labels)))
+        assert each.nats == pytest.approx(nats, abs=1e-3)
 
 
 def test_losses_by_hand() -> None:
@@ -455,3 +474,29 @@ def test_documents_have_their_own_line_on_the_card(tiny_model: Model, tmp_path: 
         "rows.jsonl",
         "texts.jsonl",
     }
+
+
+def test_a_model_beside_itself_gained_and_forgot_nothing(tiny_model: Model) -> None:
+    """Twice the same: the card is a function of its material and the seed."""
+    tokenizer = load_tokenizer(tiny_model)
+    rows = [conversation(f"{i}?", f"It is {i}.", source="ab"[i % 2]) for i in range(40)]
+    ids = [[5, 6, 7, 8 + i] for i in range(12)]
+    encoded = Dataset.from_dict({"input_ids": ids, "labels": ids})
+    given = Material(
+        heldout=rows[:30], examples=rows[30:], train=encoded, retention=encoded,
+        canaries=[Canary(messages=conversation("Q", "55667788").messages, canary="55667788")],
+    )  # fmt: skip
+    settings = CardConfig(samples=2, max_response_tokens=5, few_shot=1)
+    card, samples = examine(settings, tiny_model, tiny_model, tokenizer, given, seed=4)
+    assert [part.source for part in card.parts] == ["all", "a", "b"]
+    assert all(part.change.value == 0 for part in card.parts)
+    assert card.retention and card.retention.rows == 12 and card.retention.tokens == 36
+    assert card.retention.change.value == card.metrics()["retention_loss_change"] == 0
+    assert not card.canaries[0].memorised and card.canaries[0].tuned == card.canaries[0].base
+    assert all(row.before == row.after for row in samples)
+    again, same = examine(settings, tiny_model, tiny_model, tokenizer, given, seed=4)
+    assert (again, same) == (card, samples)
+    other, others = examine(settings, tiny_model, tiny_model, tokenizer, given, seed=5)
+    assert [row.prompt for row in others] != [row.prompt for row in samples]
+    assert other.parts[0].loss["base"] == card.parts[0].loss["base"]  # of all rows, whatever the seed
+    assert other.parts[0].loss["few_shot"] != card.parts[0].loss["few_shot"]
