@@ -9,11 +9,13 @@ import pytest
 
 from accord.errors import DataError
 from accord.text_metrics import label_metrics
+from eval.config import EvalConfig
 from eval.measuring.values import linear, measured_suites
 from eval.page.suites import _number
 from eval.rows import Outcome, SuiteItem
 from eval.suites.kind import Answered, Ratio, Reply
 from eval.suites.suite import find_suite, read_items
+from eval.verdict.comparison import compare
 
 PAGE = """---
 pretty_name: What a customer writes about
@@ -98,3 +100,41 @@ def test_a_mean_of_quotients_survives_its_file_and_has_the_right_spread(tmp_path
 def test_what_is_refused(tmp_path: Path, page: str, truth: Any, says: str) -> None:
     with pytest.raises(DataError, match=says):
         read_items(find_suite(make(tmp_path, page, truth)))
+
+
+def test_the_gate_decides_on_macro_f1(tmp_path: Path) -> None:
+    """A candidate that answers the frequent label always keeps its accuracy at 80% and loses the rare one's F1."""
+    truth = ["refund" if i % 5 else "late delivery" for i in range(200)]
+    reference = make(tmp_path, truth=truth)
+    suite = find_suite(reference)
+    assert isinstance(suite.kind, Answered)
+
+    def outcome(row: Any, said: str) -> Outcome:
+        assert isinstance(suite.kind, Answered)
+        return Outcome(id=row.id, replies=reply(said), values=dict(suite.kind.values(row, reply(said))))
+
+    items = []
+    for i, row in enumerate(read_items(suite)):
+        wrong = "late delivery" if truth[i] == "refund" else "refund"
+        before = outcome(row, truth[i] if i % 4 else wrong)
+        items.append(
+            SuiteItem(
+                suite="mine",
+                id=row.id,
+                item=row.model_dump(),
+                baseline=before,
+                candidate=outcome(row, "refund"),
+            )
+        )
+    config = EvalConfig.model_validate({"suites": [reference], "gate": {"mine/macro_f1": {"margin": 0.05}}})
+    found = {each.name: each for each in compare(measured_suites(items), config.rules)}
+    macro, accuracy = found["mine/macro_f1"], found["mine/accuracy"]
+    assert macro.verdict == "FAIL" and accuracy.verdict is None
+    right = label_metrics(truth, [truth[i] if i % 4 else "" for i in range(200)])
+    assert accuracy.candidate == pytest.approx(0.8) and accuracy.baseline == right.accuracy.value
+    assert macro.candidate == pytest.approx((2 * 160 / (160 + 200)) / 2)
+    assert (
+        macro.low is not None
+        and macro.high is not None
+        and macro.low < macro.candidate - macro.baseline < macro.high
+    )
