@@ -40,11 +40,11 @@ def headline(card: ReportCard) -> str:
     if change.low is None or change.high is None:
         return "Too little was held out to tell what fine-tuning gained."
     if change.low > 0:
-        return "Fine-tuning made the model worse at held-out answers."
+        return "Fine-tuning made the model worse at held-out rows."
     if change.high >= 0:
-        return "Nothing shows that fine-tuning made the model better at held-out answers."
+        return "Nothing shows that fine-tuning made the model better at held-out rows."
     if above is None or above.low is None or above.high is None:
-        return "Fine-tuning made the model better at held-out answers."
+        return "Fine-tuning made the model better at held-out rows."
     if above.high < 0:
         return "Fine-tuning was worth it: it beats the base, also with examples in its prompt."
     if above.low > 0:

@@ -500,3 +500,20 @@ def test_a_model_beside_itself_gained_and_forgot_nothing(tiny_model: Model) -> N
     assert [row.prompt for row in others] != [row.prompt for row in samples]
     assert other.parts[0].loss["base"] == card.parts[0].loss["base"]  # of all rows, whatever the seed
     assert other.parts[0].loss["few_shot"] != card.parts[0].loss["few_shot"]
+
+
+def test_a_card_of_packed_documents_alone(tiny_model: Model, tmp_path: Path) -> None:
+    texts = [{"text": f"Box {i} holds {i * i} things, and no more than that."} for i in range(60)]
+    write_jsonl(tmp_path / "texts.jsonl", texts)
+    config = SFTConfig(
+        **CONFIG
+        | {"heldout_fraction": 0.3, "packing": True, "lora": {"rank": 4}, "epochs": 20, "rows_per_update": 1},
+        documents=[{"path": str(tmp_path / "texts.jsonl")}],
+    )
+    run = fine_tune(config, Runs(tmp_path / "runs"), tiny_model)
+    card = card_of(run)
+    [whole] = card.parts
+    assert whole.rows == 18 and whole.change.high is not None and whole.change.high < 0
+    assert card.few_shot is None and card.answers is None and card.tasks == []
+    assert card.data and card.data.sources[0].rows == 42  # of rows, not of packed sequences
+    assert "Fine-tuning made the model better at held-out rows." in (run.path / "report.html").read_text()
