@@ -89,7 +89,7 @@ class Row(BaseModel):
     """One line of a file: named columns, and whatever other columns the file came with."""
 
     model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
-    _place: _Place = PrivateAttr(default=_Place())
+    _place: _Place = PrivateAttr(default_factory=_Place)  # a default would be copied for every row
 
     @property
     def place(self) -> str:

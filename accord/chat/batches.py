@@ -1,8 +1,8 @@
 """Many conversations at once: the same tokens as one by one, in a third of the time.
 
-A conversation whose text holds no control tokens of its own, and none of whose tokens spans the beginning of an
-answer, is encoded with the others in one call of the tokenizer; every other one by `encode_conversation`, whose result
-this has in any case.
+A conversation whose text holds no control tokens of its own is encoded with the others in one call of the tokenizer,
+and an answer begins behind the tokens that ask for one. Where the template may look ahead, or a token spans the
+beginning of an answer, or anything else is unusual, `encode_conversation` does it, whose result this has in any case.
 """
 
 import itertools
@@ -13,7 +13,6 @@ from accord.chat.openings import goes_forward
 from accord.chat.rendering import control_tokens, render
 from accord.chat.tokens import (
     EncodedConversation,
-    begins_of_answers,
     encode_conversation,
     joins_answers,
     mask_of_answers,
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 LOOKED_AT_TWICE = 16
-"""Of so many conversations, the prompt of each answer is rendered, too, whatever the template looks like."""
+"""Of so many conversations, what was found together is compared with what is found alone."""
 
 
 def encode_conversations(
@@ -35,63 +34,75 @@ def encode_conversations(
     learns_thinking: bool = True,
 ) -> list[EncodedConversation | DataError]:
     """What `encode_conversation` gives for each, or what it raises."""
-    found: list[EncodedConversation | DataError | None] = [None] * len(conversations)
-    together: list[tuple[int, str, list[int]]] = []
-    opening = opening_of_answers(tokenizer) if goes_forward(str(tokenizer.chat_template)) else ""
-    if not control_tokens(tokenizer).special.search(opening):  # somebody's words may be the same
-        opening = ""
-    for i, messages in enumerate(conversations):
-        try:
-            rendered = render(tokenizer, messages)
-            begins = _behind(opening, rendered.text, messages) if opening and not rendered.literal else None
-            if begins is None or i < LOOKED_AT_TWICE:
-                found_by_rendering = begins_of_answers(tokenizer, rendered.text, messages)
-                opening = opening if begins in (None, found_by_rendering) else ""
-                begins = found_by_rendering
-        except DataError as error:
-            found[i] = error
-            continue
-        thinks = not learns_thinking and any(message.reasoning_content for message in messages)
-        if not rendered.literal and not thinks:
-            together.append((i, rendered.text, begins))
-    if together and joins_answers(tokenizer, str(tokenizer.chat_template)):
-        together = []
-    backend: Any = getattr(tokenizer, "backend_tokenizer", None)
-    if together and backend is not None:
-        texts = [text for _, text, _ in together]
-        for (i, _, begins), encoding in zip(
-            together, backend.encode_batch(texts, add_special_tokens=False), strict=True
-        ):
-            found[i] = _with_mask(tokenizer, conversations[i], begins, encoding)
+    together = _Together(tokenizer, learns_thinking)
+    found = together.encode(conversations) if together.goes else [None] * len(conversations)
+    for i, each in enumerate(found[:LOOKED_AT_TWICE]):
+        alone = _alone(tokenizer, conversations[i], learns_thinking)
+        if each not in (None, alone):  # a template or a tokenizer that nobody foresaw
+            found = [None] * len(conversations)
+            break
+        found[i] = alone
     return [each or _alone(tokenizer, conversations[i], learns_thinking) for i, each in enumerate(found)]
 
 
-def _behind(opening: str, text: str, messages: Sequence[Message]) -> list[int] | None:
-    """Where the answers begin, if all of them answer a user, and the words that ask for one stand there as often."""
-    roles = [message.role for message in messages]
-    answers = roles.count("assistant")
-    asked = sum(pair == ("user", "assistant") for pair in itertools.pairwise(roles))
-    if not answers or answers != asked or text.count(opening) != answers:
-        return None
-    begins, at = [], 0
-    for _ in range(answers):
-        at = text.index(opening, at) + len(opening)
-        begins.append(at)
-    return begins
+class _Together:
+    """Encodes what needs no second look."""
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", learns_thinking: bool):
+        self.tokenizer = tokenizer
+        self.learns_thinking = learns_thinking
+        self.backend: Any = getattr(tokenizer, "backend_tokenizer", None)
+        template = str(tokenizer.chat_template)
+        self.goes = bool(
+            self.backend is not None
+            and goes_forward(template)
+            and not joins_answers(tokenizer, template)
+            and control_tokens(tokenizer).special.match(opening_of_answers(tokenizer).lstrip())
+        )
+
+    def encode(self, conversations: Sequence[Sequence[Message]]) -> list[Any]:
+        """The encoded conversations; None for all that have to be looked at alone."""
+        texts: list[str] = []
+        places: list[int] = []
+        for i, messages in enumerate(conversations):
+            if self.is_plain(messages):
+                try:
+                    rendered = render(self.tokenizer, messages)
+                except DataError:
+                    continue
+                if not rendered.literal:
+                    texts.append(rendered.text)
+                    places.append(i)
+        opening = self.backend.encode(opening_of_answers(self.tokenizer), add_special_tokens=False).ids
+        found: list[Any] = [None] * len(conversations)
+        encodings = self.backend.encode_batch_fast(texts, add_special_tokens=False)
+        for i, encoding in zip(places, encodings, strict=True):
+            found[i] = _with_mask(encoding.ids, opening, conversations[i], self.tokenizer.eos_token_id)
+        return found
+
+    def is_plain(self, messages: Sequence[Message]) -> bool:
+        """Whether each answer is one to a user, and all of it is learned or none."""
+        roles = [message.role for message in messages]
+        asked = sum(pair == ("user", "assistant") for pair in itertools.pairwise(roles))
+        thinks = not self.learns_thinking and any(message.reasoning_content for message in messages)
+        return asked == roles.count("assistant") > 0 and not thinks
 
 
 def _with_mask(
-    tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], begins: Sequence[int], encoding: Any
+    ids: Sequence[int], opening: Sequence[int], messages: Sequence[Message], eos: Any
 ) -> EncodedConversation | None:
-    """None where a token spans the beginning of an answer, or begins behind it, or an end is missing."""
+    """None where the tokens that ask for an answer do not stand there once for each; a longer token took the last."""
+    ids, size = list(ids), len(opening)
     firsts = []
-    for begin in begins:
-        token = encoding.char_to_token(begin)
-        if token is None or encoding.token_to_chars(token)[0] != begin:
-            return None
-        firsts.append(token)
+    at = -1
+    for _ in range(ids.count(opening[0])):
+        at = ids.index(opening[0], at + 1)
+        if ids[at : at + size] == opening:
+            firsts.append(at + size)
+    if len(firsts) != sum(message.role == "assistant" for message in messages):
+        return None
     try:
-        return mask_of_answers(encoding.ids, firsts, messages, tokenizer.eos_token_id)
+        return mask_of_answers(ids, firsts, messages, eos)
     except ValueError:
         return None
 

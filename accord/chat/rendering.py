@@ -13,6 +13,9 @@ from accord.records import Message, messages_as_dicts
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+PLAIN = {"role", "content"}
+"""The keys of a message that only says something."""
+
 
 @dataclass(frozen=True)
 class Rendered:
@@ -54,10 +57,11 @@ def render(
             return {key: cover_all(each, pattern) for key, each in value.items()}
         return value
 
-    dicts = [
-        cover_all(each, control.special if each["role"] == "assistant" else control.any) for each in dicts
-    ]
-    tools = cover_all(tools, control.any)
+    if tools or any(each.keys() - PLAIN or control.any.search(each["content"]) for each in dicts):
+        dicts = [
+            cover_all(each, control.special if each["role"] == "assistant" else control.any) for each in dicts
+        ]
+        tools = cover_all(tools, control.any)
     try:
         text = str(
             tokenizer.apply_chat_template(
@@ -99,7 +103,9 @@ def _check_nothing_is_left_out(text: str, messages: Sequence[dict[str, Any]], to
     def end_of(words: Any, begin: int = 0) -> int | None:
         """Where the words end that the template wrote first behind a place, as they are or as JSON has them."""
         words = str(words).strip()
-        forms = (words, json.dumps(words, ensure_ascii=False)[1:-1])
+        forms = [words]
+        if not words.isprintable() or '"' in words or "\\" in words:
+            forms.append(json.dumps(words, ensure_ascii=False)[1:-1])
         ends = [at + len(form) for form in forms if (at := text.find(form, begin)) >= 0]
         return min(ends, default=None)
 
