@@ -60,7 +60,7 @@ def test_killed_and_continued_equals_uninterrupted(
 
     killed = Runs(tmp_path / "killed")
     run_stage_and_be_killed(stage, config, tiny_model, data, killed, first_kill)
-    (run,) = killed.all()
+    (run,) = [each for each in killed.all() if each.record.stage == stage]
     assert run.record.status == "running"
     whole = last_whole_checkpoint(run.path / "checkpoints")
     assert whole is not None
@@ -72,7 +72,7 @@ def test_killed_and_continued_equals_uninterrupted(
 
     run_stage_and_be_killed(stage, config, tiny_model, data, killed, second_kill)
     assert not half.exists()
-    assert killed.all()[0].record.status == "running"
+    assert killed.load(run.id).record.status == "running"
 
     continued = run_stage(stage, config, tiny_model, data, Runs(tmp_path / "killed"))
     assert continued.id == straight.id
