@@ -15,9 +15,11 @@ from functools import partial
 from accord.data.rows import open_data
 from accord.models.base import look_at_base
 from accord.models.chat_templates import find_template
+from accord.models.loading import check_can_be_trained
 from accord.models.references import locate
 from accord.preflight.evaluation import annotators_of, look_at_evaluation
 from accord.preflight.feedback import look_at_feedback, look_at_sampling
+from accord.preflight.methods import look_at_virtual_tokens
 from accord.preflight.preferences import look_at_preferences
 from accord.preflight.rendering import look_at_rendering
 from accord.preflight.shared import Faults, read_rows
@@ -44,7 +46,9 @@ def check_round(config: RoundConfig, runs: Runs, until: StageName | None = None)
     faults = Faults()
     config = open_data(config, runs, keep_fault=partial(faults.keep_unreadable, sections))
     with faults.of("model"):
-        look_at_base(config.model, runs)
+        base = look_at_base(config.model, runs)
+        if {"sft", "reward", "rl"} & set(sections):
+            check_can_be_trained(base)
     if config.chat_template:
         with faults.of("chat_template"):
             find_template(config.chat_template, runs)
@@ -55,6 +59,10 @@ def check_round(config: RoundConfig, runs: Runs, until: StageName | None = None)
         if config.sft.heldout:
             with faults.of("sft.heldout"):
                 read_rows(config.sft.heldout, Demonstration)
+        if config.sft.retention:
+            with faults.of("sft.retention"):
+                read_rows(config.sft.retention, Demonstration)
+        look_at_virtual_tokens(config, sections, faults)
     if config.feedback and "feedback" in sections:
         look_at_feedback(config.feedback, runs, faults)
     look_at_sampling(config, runs, sections, faults)
