@@ -7,36 +7,39 @@ covers exactly the assistant's turns with their EOS; every dropped row is counte
 """
 
 import functools
+from typing import Any
 
 from transformers import EarlyStoppingCallback, TrainerCallback
 from trl import SFTConfig as TrlSFTConfig
-from trl import SFTTrainer
 
 from accord.bundled import data_path
 from accord.config import check_trainer_arguments
 from accord.data.rows import Rows, open_data
-from accord.models.adapters import peft_config
-from accord.models.loading import load_policy, load_tokenizer
+from accord.models.loading import load_tokenizer
 from accord.models.references import Model
+from accord.records import Demonstration, read_jsonl
 from accord.runs import DataFile, Run, Runs, Source
 from accord.training import (
     SET_BY_ACCORD,
-    base_dtype,
     build_arguments,
     logged,
     mean_loss,
-    quantization,
     quiet_libraries,
-    save_dtype,
-    save_trained_model,
     train_in_run,
     trainer_arguments,
 )
+from sft.adaptation import model_and_penalties, save_adapted
 from sft.config import SFTConfig
 from sft.data import encode_demonstrations, load_demonstrations
+from sft.interpolation import keep_best, loss_on, weights_at_start
+from sft.trainer import Trainer
 
 OURS = (*SET_BY_ACCORD, "packing", "assistant_only_loss", "completion_only_loss", "load_best_model_at_end")
-check_arguments = functools.partial(check_trainer_arguments, "sft.trainer", target=TrlSFTConfig, ours=OURS)
+NAMED = ("loss_type", "neftune_noise_alpha")
+"""Further ones that have a setting of `sft`."""
+check_arguments = functools.partial(
+    check_trainer_arguments, "sft.trainer", target=TrlSFTConfig, ours=(*OURS, *NAMED)
+)
 
 
 def fine_tune(
@@ -45,6 +48,7 @@ def fine_tune(
     base: Model,
     demonstrations: Rows | None = None,
     heldout: Rows | None = None,
+    retention: Rows | None = None,
 ) -> Run:
     """Fine-tune `base` on the demonstrations; returns the finished run, whose `model/` is the policy.
 
@@ -54,18 +58,22 @@ def fine_tune(
         base: the model to start from.
         demonstrations: rows in place of the files that `config` names.
         heldout: rows in place of its held-out file.
+        retention: rows in place of its `retention` file.
 
     Raises:
         DataError: a demonstration file is bad, or all its rows are too long.
         UsageError: bad trainer arguments, or a base model without what training needs.
     """
-    config = open_data(config, runs, demonstrations=demonstrations, heldout=heldout)
+    config = open_data(config, runs, demonstrations=demonstrations, heldout=heldout, retention=retention)
     files = [(data_path(file.path), file.weight) for file in config.demonstrations]
     heldout_file = data_path(config.heldout) if config.heldout else None
     sources: dict[str, Source] = {"base": base}
     sources |= {f"demonstrations_{i}": DataFile(path) for i, (path, _) in enumerate(files)}
     if heldout_file:
         sources["heldout"] = DataFile(heldout_file)
+    retention_file = data_path(config.retention) if config.retention else None
+    if retention_file:
+        sources["retention"] = DataFile(retention_file)
 
     with runs.begin("sft", config, sources) as run, quiet_libraries():
         if run.is_done:
@@ -92,24 +100,37 @@ def fine_tune(
             arguments |= {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss"}
             arguments["save_steps"] = arguments["eval_steps"]
             callbacks.append(EarlyStoppingCallback(config.early_stopping_evaluations))
-        trainer = SFTTrainer(
-            model=load_policy(base, base_dtype(config), **quantization(config.lora)),
+        arguments |= {"loss_type": config.loss, "neftune_noise_alpha": config.neftune_noise_alpha}
+        trainer = Trainer(
+            **model_and_penalties(config, base),
             args=build_arguments("sft", TrlSFTConfig, arguments),
             train_dataset=train,
             eval_dataset=evaluation,
             processing_class=tokenizer,
-            peft_config=peft_config(base, config.lora, "CAUSAL_LM"),
             callbacks=callbacks,
         )
+        retained = None
+        if retention_file:
+            retained, _ = encode_demonstrations(
+                tokenizer,
+                read_jsonl(retention_file, Demonstration),
+                config.max_sequence_tokens,
+                config.thinking,
+            )
+        retained_before = loss_on(trainer, retained) if retained else None
+        start = weights_at_start(trainer) if config.interpolate else {}
 
         # loop
         train_in_run(trainer, run, "sft", evaluate_first=evaluation is not None)
+        chosen: dict[str, Any] = {}
+        if config.interpolate:
+            assert evaluation is not None
+            chosen = keep_best(trainer, start, config.interpolate, evaluation, retained)
+        if retained:
+            chosen |= {"retention_loss_before": retained_before, "retention_loss": loss_on(trainer, retained)}
 
         # save
-        save_trained_model(
-            trainer, tokenizer, run, load_policy(base) if config.lora else None,
-            save_dtype(config.save_dtype, base),
-        )  # fmt: skip
+        save_adapted(config, trainer, tokenizer, run, base)
         metrics = {
             "demonstrations": len(train),
             "heldout_demonstrations": 0 if evaluation is None else len(evaluation),
@@ -118,5 +139,5 @@ def fine_tune(
             "heldout_loss_before": logged(trainer, "eval_loss", first=True),
             "heldout_loss": trainer.state.best_metric or logged(trainer, "eval_loss"),
         }
-        run.finish(metrics, rows.dropped | {"too_long": too_long})
+        run.finish(metrics | chosen, rows.dropped | {"too_long": too_long})
     return run
