@@ -30,7 +30,7 @@ def look_at_virtual_tokens(config: RoundConfig, sections: Sequence[str], faults:
             return
         if config.sampling.engine == "server":
             raise UsageError(f"{what}, and a server has none; set sampling.engine to transformers")
-        if config.eval and "eval" in sections and config.eval.lm_eval:
+        if config.eval and "eval" in sections and any(task.folder for task in config.eval.lm_eval.values()):
             from eval.measuring.lm_eval_tasks import VIRTUAL_TOKENS
 
             raise UsageError(VIRTUAL_TOKENS)
