@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from accelerate.utils import convert_outputs_to_fp32
 from datasets import Dataset
 
 from sft.trainer import Trainer
@@ -13,23 +14,29 @@ def loss_on(trainer: Trainer, rows: Dataset) -> float:
     model: Any = trainer.model
     was_training = model.training
     model.eval()
+
+    @convert_outputs_to_fp32  # as what `accelerate` makes of the model when training begins
+    def forward(**inputs: Any) -> Any:
+        with trainer.accelerator.autocast():
+            return model(**inputs)
+
     per_pass = trainer.args.per_device_eval_batch_size
     total = 0.0
-    with torch.no_grad(), trainer.accelerator.autocast():
+    with torch.no_grad():
         for start in range(0, len(rows), per_pass):
             batch = [rows[index] for index in range(start, min(start + per_pass, len(rows)))]
             batch = [{key: row[key] for key in ("input_ids", "labels")} for row in batch]
             inputs: Any = trainer._prepare_inputs(trainer.data_collator(batch))
-            total += float(trainer.compute_loss(model, inputs)) * len(batch)
+            total += float(trainer.compute_loss(forward, inputs)) * len(batch)
     trainer._metrics["eval"].clear()
     model.train(was_training)
     return total / len(rows)
 
 
 def weights_at_start(trainer: Trainer) -> dict[str, torch.Tensor]:
-    """Copies of what is trained, by name; to be taken before training."""
+    """Copies of what is trained, by name, in float32, as it is trained; to be taken before training."""
     model: Any = trainer.model
-    return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+    return {name: p.detach().float().clone() for name, p in model.named_parameters() if p.requires_grad}
 
 
 def keep_best(

@@ -102,13 +102,17 @@ def check_methods(config: MethodConfig, packing: bool, has_heldout: bool) -> Non
         )
     dora = config.lora is not None and config.lora.dora
     start = config.lora is not None and config.lora.start != "zero"
-    virtual = config.adapter is not None and config.adapter.adds_tokens
+    virtual = config.adapter.method if config.adapter and config.adapter.adds_tokens else None
     if virtual and packing:
-        assert config.adapter
         raise ValueError(
-            f"adapter: {config.adapter.method} puts virtual tokens before every sequence, and with packing they would "
+            f"adapter.method {virtual} puts virtual tokens before every sequence, and with packing they would "
             "stand before the first conversation of each only; set packing to false"
         )
+    for key in ("gradient_checkpointing", "padding_free"):
+        if virtual and config.trainer.get(key):
+            raise ValueError(
+                f"trainer.{key} loses the virtual tokens of adapter.method {virtual}; leave it out"
+            )
     if config.l2_to_start and config.adapter:
         raise ValueError("l2_to_start is for weights that are trained themselves, or with lora; set it to 0")
     if config.l2_to_start and dora:

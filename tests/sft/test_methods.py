@@ -3,12 +3,14 @@
 import copy
 import json
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
 import peft
 import pytest
 import torch
+import yaml
 from pydantic import ValidationError
 from safetensors.torch import load_file
 from training_helpers import (
@@ -265,6 +267,10 @@ def test_what_names_nothing_is_refused(
         ),
         ({**PREFIX, "packing": True}, "with packing they would stand before the first conversation"),
         ({**PROMPT, "interpolate": [0.5]}, "virtual tokens change none"),
+        (
+            {**PREFIX, "trainer": {"gradient_checkpointing": True}},
+            "gradient_checkpointing loses the virtual tokens",
+        ),
         ({"lora": {"dora": True}, "interpolate": [0.5]}, "interpolate scales adapters"),
         ({"lora": {"start": "pissa"}, "interpolate": [0.5]}, "interpolate scales adapters"),
         ({"interpolate": [0.5], "heldout_fraction": 0}, "interpolate chooses by held-out rows"),
@@ -384,3 +390,19 @@ def test_a_copy_of_the_trained_model_has_all_that_peft_keeps(tiny_model: Model) 
     kept = copy.deepcopy(policy.state_dict())
     torch.testing.assert_close(logits(merged(policy)), logits(policy), atol=1e-4, rtol=0)
     assert all(torch.equal(p, kept[name]) for name, p in policy.state_dict().items())
+
+
+def test_the_page_s_examples_are_valid() -> None:
+    page = (Path(__file__).parents[2] / "docs/fine-tune.md").read_text()
+    examples = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    assert len(examples) == 2
+    for example in examples:
+        SFTConfig.model_validate(yaml.safe_load(example)["sft"])
+    for inline in re.findall(r"\| `((?:lora|adapter): \{.*?\})` \|", page):
+        SFTConfig.model_validate(yaml.safe_load(inline))
+    named = re.findall(
+        r"`((?:kl_to_base|l2_to_start|interpolate|dropout|neftune_noise_alpha|loss): [^`]+)`", page
+    )
+    assert len(named) == 7
+    for each in named:
+        SFTConfig.model_validate(yaml.safe_load(each))
