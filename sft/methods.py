@@ -108,11 +108,10 @@ def check_methods(config: MethodConfig, packing: bool, has_heldout: bool) -> Non
             f"adapter.method {virtual} puts virtual tokens before every sequence, and with packing they would "
             "stand before the first conversation of each only; set packing to false"
         )
-    for key in ("gradient_checkpointing", "padding_free"):
-        if virtual and config.trainer.get(key):
-            raise ValueError(
-                f"trainer.{key} loses the virtual tokens of adapter.method {virtual}; leave it out"
-            )
+    if virtual and config.trainer.get("gradient_checkpointing"):
+        raise ValueError(
+            f"trainer.gradient_checkpointing loses the virtual tokens of adapter.method {virtual}; leave it out"
+        )
     if config.l2_to_start and config.adapter:
         raise ValueError("l2_to_start is for weights that are trained themselves, or with lora; set it to 0")
     if config.l2_to_start and dora:

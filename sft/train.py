@@ -12,13 +12,12 @@ from typing import Any
 from transformers import EarlyStoppingCallback, TrainerCallback
 from trl import SFTConfig as TrlSFTConfig
 
-from accord.bundled import data_path
 from accord.config import check_trainer_arguments
+from accord.data.config import DataConfig
 from accord.data.rows import Rows, open_data
 from accord.models.loading import load_tokenizer
 from accord.models.references import Model
-from accord.records import Demonstration, read_jsonl
-from accord.runs import DataFile, Run, Runs, Source
+from accord.runs import Run, Runs, Source
 from accord.training import (
     SET_BY_ACCORD,
     build_arguments,
@@ -30,11 +29,20 @@ from accord.training import (
 )
 from sft.adaptation import model_and_penalties, save_adapted
 from sft.config import SFTConfig
-from sft.data import encode_demonstrations, load_demonstrations
+from sft.data import open_data_run, prepare, prepare_retention
 from sft.interpolation import keep_best, loss_on, weights_at_start
 from sft.trainer import Trainer
 
-OURS = (*SET_BY_ACCORD, "packing", "assistant_only_loss", "completion_only_loss", "load_best_model_at_end")
+OURS = (
+    *SET_BY_ACCORD,
+    "packing",
+    "padding_free",
+    "dataset_kwargs",
+    "train_sampling_strategy",
+    "assistant_only_loss",
+    "completion_only_loss",
+    "load_best_model_at_end",
+)
 NAMED = ("loss_type", "neftune_noise_alpha")
 """Further ones that have a setting of `sft`."""
 check_arguments = functools.partial(
@@ -49,6 +57,7 @@ def fine_tune(
     demonstrations: Rows | None = None,
     heldout: Rows | None = None,
     retention: Rows | None = None,
+    data: DataConfig | None = None,
 ) -> Run:
     """Fine-tune `base` on the demonstrations; returns the finished run, whose `model/` is the policy.
 
@@ -59,42 +68,35 @@ def fine_tune(
         demonstrations: rows in place of the files that `config` names.
         heldout: rows in place of its held-out file.
         retention: rows in place of its `retention` file.
+        data: how files are read.
 
     Raises:
         DataError: a demonstration file is bad, or all its rows are too long.
         UsageError: bad trainer arguments, or a base model without what training needs.
     """
-    config = open_data(config, runs, demonstrations=demonstrations, heldout=heldout, retention=retention)
-    files = [(data_path(file.path), file.weight) for file in config.demonstrations]
-    heldout_file = data_path(config.heldout) if config.heldout else None
-    sources: dict[str, Source] = {"base": base}
-    sources |= {f"demonstrations_{i}": DataFile(path) for i, (path, _) in enumerate(files)}
-    if heldout_file:
-        sources["heldout"] = DataFile(heldout_file)
-    retention_file = data_path(config.retention) if config.retention else None
-    if retention_file:
-        sources["retention"] = DataFile(retention_file)
-
+    read = data or DataConfig()
+    config = open_data(
+        config, runs, read, demonstrations=demonstrations, heldout=heldout, retention=retention
+    )
+    tokenizer = load_tokenizer(base)
+    prepared = prepare(config, runs, tokenizer, read)
+    sources: dict[str, Source] = {"base": base, "data": prepared}
+    retention_run = prepare_retention(config, runs, tokenizer, read)
+    if retention_run:
+        sources["retention"] = retention_run
     with runs.begin("sft", config, sources) as run, quiet_libraries():
         if run.is_done:
             return run
 
         # load
-        tokenizer = load_tokenizer(base)
-        rows = load_demonstrations(files, heldout_file, config.heldout_fraction, config.seed)
-        train, too_long = encode_demonstrations(
-            tokenizer, rows.train, config.max_sequence_tokens, config.thinking
-        )
-        evaluation = None
-        if rows.heldout:
-            evaluation, heldout_too_long = encode_demonstrations(
-                tokenizer, rows.heldout, config.max_sequence_tokens, config.thinking
-            )
-            too_long += heldout_too_long
+        rows = open_data_run(prepared)
 
         # build
-        arguments = trainer_arguments(config, run, evaluate=evaluation is not None)
-        arguments |= {"packing": config.packing, "eval_packing": False}
+        arguments = trainer_arguments(config, run, evaluate=rows.heldout is not None)
+        arguments |= {"padding_free": config.packing, "dataset_kwargs": {"skip_prepare_dataset": True}}
+        arguments["max_length"] = None  # no row is longer
+        if config.curriculum:
+            arguments["train_sampling_strategy"] = "sequential"
         callbacks: list[TrainerCallback] = []
         if config.early_stopping_evaluations is not None:
             arguments |= {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss"}
@@ -104,40 +106,33 @@ def fine_tune(
         trainer = Trainer(
             **model_and_penalties(config, base),
             args=build_arguments("sft", TrlSFTConfig, arguments),
-            train_dataset=train,
-            eval_dataset=evaluation,
+            train_dataset=rows.train,
+            eval_dataset=rows.heldout,
             processing_class=tokenizer,
             callbacks=callbacks,
         )
-        retained = None
-        if retention_file:
-            retained, _ = encode_demonstrations(
-                tokenizer,
-                read_jsonl(retention_file, Demonstration),
-                config.max_sequence_tokens,
-                config.thinking,
-            )
+        retained = open_data_run(retention_run).train if retention_run else None
         retained_before = loss_on(trainer, retained) if retained else None
         start = weights_at_start(trainer) if config.interpolate else {}
 
         # loop
-        train_in_run(trainer, run, "sft", evaluate_first=evaluation is not None)
+        train_in_run(trainer, run, "sft", evaluate_first=rows.heldout is not None)
         chosen: dict[str, Any] = {}
         if config.interpolate:
-            assert evaluation is not None
-            chosen = keep_best(trainer, start, config.interpolate, evaluation, retained)
+            assert rows.heldout is not None
+            chosen = keep_best(trainer, start, config.interpolate, rows.heldout, retained)
         if retained:
             chosen |= {"retention_loss_before": retained_before, "retention_loss": loss_on(trainer, retained)}
 
         # save
         save_adapted(config, trainer, tokenizer, run, base)
         metrics = {
-            "demonstrations": len(train),
-            "heldout_demonstrations": 0 if evaluation is None else len(evaluation),
+            "demonstrations": prepared.metrics["rows_an_epoch"],
+            "heldout_demonstrations": prepared.metrics["heldout_rows"],
             "updates": trainer.state.global_step,
             "train_loss": mean_loss(trainer),
             "heldout_loss_before": logged(trainer, "eval_loss", first=True),
             "heldout_loss": trainer.state.best_metric or logged(trainer, "eval_loss"),
         }
-        run.finish(metrics | chosen, rows.dropped | {"too_long": too_long})
+        run.finish(metrics | chosen, prepared.record.dropped)
     return run

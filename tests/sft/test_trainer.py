@@ -13,12 +13,11 @@ from trl import SFTConfig as TrlSFTConfig
 from accord.errors import UsageError
 from accord.models.loading import load_policy, load_tokenizer
 from accord.models.references import Model
-from accord.records import Demonstration, read_jsonl
 from accord.runs import Runs
 from sft import trainer as module
 from sft.adaptation import model_and_penalties
-from sft.config import SFTConfig
-from sft.data import encode_demonstrations
+from sft.config import SFTConfig, WeightedFile
+from sft.data import open_data_run, prepare
 from sft.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -43,13 +42,16 @@ def made(base: Model, data: Path, folder: Path, packed: bool = False, **settings
     """A trainer whose model has already moved a little."""
     config = SFTConfig.model_validate(settings)
     tokenizer = load_tokenizer(base)
-    rows, _ = encode_demonstrations(tokenizer, read_jsonl(data, Demonstration), 300)
+    rows = prepare(SFTConfig(demonstrations=[WeightedFile(path=str(data))]), Runs(folder / "data"), tokenizer)
     arguments = TrlSFTConfig(
         output_dir=str(folder), max_length=None, use_cpu=True, bf16=False, report_to="none", padding_free=packed,
-        gradient_checkpointing=False,
+        gradient_checkpointing=False, dataset_kwargs={"skip_prepare_dataset": True},
     )  # fmt: skip
     found = Trainer(
-        **model_and_penalties(config, base), args=arguments, train_dataset=rows, processing_class=tokenizer
+        **model_and_penalties(config, base),
+        args=arguments,
+        train_dataset=open_data_run(rows).train,
+        processing_class=tokenizer,
     )
     own: Any = found.model
     for number, p in enumerate(own.parameters()):
