@@ -56,7 +56,7 @@ REMEDIES: dict[str, dict[str, Any]] = {
 }
 """Settings of `sft` by name; replay and interpolation come besides."""
 REPLAYED = 0.2
-"""General rows for each row of the domain."""
+"""Share of general rows among those that are learned."""
 SHARES = (0.25, 0.5, 0.75)
 PARTS = ("antenna", "hinge", "display", "battery door", "side panel", "filter", "power button", "sensor")
 FAULTS = {
@@ -127,10 +127,10 @@ def tiny_base(runs: Runs, folder: Path, general: Path) -> Model:
     return tuned(runs, resolve(str(folder), runs), general, lora=None, learning_rate=1e-2, epochs=20)
 
 
-def tuned(runs: Runs, base: Model, *demonstrations: Any, **settings: Any) -> Model:
-    """The model that comes of fine-tuning on files, which may have weights."""
-    rows = [path if isinstance(path, dict) else {"path": str(path)} for path in demonstrations]
-    run = fine_tune(SFTConfig.model_validate(SETTINGS | {"demonstrations": rows} | settings), runs, base)
+def tuned(runs: Runs, base: Model, demonstrations: Path, **settings: Any) -> Model:
+    """The model that comes of fine-tuning on a file."""
+    config = SFTConfig.model_validate(SETTINGS | {"demonstrations": str(demonstrations)} | settings)
+    run = fine_tune(config, runs, base)
     return resolve(f"run:{run.id}", runs)
 
 
@@ -191,9 +191,8 @@ def measured(base: Model, runs: Runs, paths: Mapping[str, Path], smoke: bool) ->
         if name == "none":
             for share in SHARES:
                 add(f"interpolation {share}", between(base, model, share))
-    domain, general = (len(read_jsonl(paths[part], Demonstration)) for part in ("domain", "general"))
-    replay = {"path": str(paths["general"]), "weight": REPLAYED * domain / general}
-    add(f"replay {REPLAYED}", load_policy(tuned(runs, base, paths["domain"], replay, **rate)))
+    replay = {"source": str(paths["general"]), "share": REPLAYED}
+    add(f"replay {REPLAYED}", load_policy(tuned(runs, base, paths["domain"], replay=replay, **rate)))
     return table
 
 
