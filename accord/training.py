@@ -24,7 +24,6 @@ from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback, TrainerState
 
-from accord import parallel
 from accord.config import LoraConfig
 from accord.errors import AccordError, UsageError
 from accord.models.adapters import fit_to_base, takes_from_base
@@ -189,7 +188,7 @@ def train_in_run(trainer: Trainer, run: Run, label: str, evaluate_first: bool = 
     for weight in model.parameters():
         if weight.requires_grad:  # for QLoRA, TRL rounds even what is trained to bfloat16
             weight.data = weight.data.float()
-    if takes_from_base(model) and parallel.is_first():
+    if takes_from_base(model):
         model.save_pretrained(folder / START)
     run.record.hardware["training_precision"] = "bfloat16" if trainer.args.bf16 else "float32"
     # A continued run has this row already, from before the kill.

@@ -76,14 +76,10 @@ class Trainer(SFTTrainer):
             with self.accelerator.autocast():
                 kl, tokens = self._kl.of_last_batch(inputs["labels"])
             self._metrics["train"]["kl_to_base"].append((kl.detach() / max(tokens, 1)).item())
-            per_token = kl / torch.as_tensor(
+            whole = (
                 tokens if num_items_in_batch is None else num_items_in_batch
-            ).clamp(min=1)
-            if self.args.average_tokens_across_devices and num_items_in_batch is not None:
-                per_token = (
-                    per_token * self.accelerator.num_processes
-                )  # which the gradients are averaged over
-            loss = loss + self._kl_to_base * per_token
+            )  # of all passes of the update
+            loss = loss + self._kl_to_base * kl / torch.as_tensor(whole).clamp(min=1)
         if self._l2_to_start:
             distance = self._distance()
             self._metrics["train"]["squared_distance_from_start"].append(distance.item())
