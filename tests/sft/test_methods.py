@@ -406,3 +406,40 @@ def test_the_page_s_examples_are_valid() -> None:
     assert len(named) == 7
     for each in named:
         SFTConfig.model_validate(yaml.safe_load(each))
+
+
+def test_a_base_in_4_bit_takes_the_methods_that_go_with_it(
+    tiny_model: Model, demonstrations: Path, tmp_path: Path
+) -> None:
+    for options, others in (
+        ({"rank_stabilized": True}, {"kl_to_base": 0.2, "l2_to_start": 0.01, "interpolate": [0.5, 1.0]}),
+        ({"dora": True}, {"neftune_noise_alpha": 5}),
+    ):
+        lora = {**LORA, "quantize_base": True, **options}
+        try:
+            run = fine_tuned(tiny_model, demonstrations, tmp_path, lora=lora, **others)
+        except UsageError as error:
+            assert str(error).startswith("lora.quantize_base needs a bitsandbytes that works on this machine")
+            return
+        assert run.metrics["heldout_loss"] < run.metrics["heldout_loss_before"] - 0.5
+        adapted = peft.PeftModel.from_pretrained(load_policy(tiny_model), str(run.path / "adapter"))
+        merged = load_policy(Model("", run.path / "model", ""))
+        torch.testing.assert_close(logits(merged), logits(adapted), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "settings", [PREFIX, {"lora": {**LORA, "start": "pissa"}, "learning_rate": 0.05}], ids=["prefix", "pissa"]
+)
+def test_early_stopping_keeps_the_best_model(
+    tiny_model: Model, demonstrations: Path, tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    run = fine_tuned(
+        tiny_model, demonstrations, tmp_path, **settings, epochs=6, evaluate_every_updates=3,
+        early_stopping_evaluations=2,
+    )  # fmt: skip
+    best = min(row["eval_loss"] for row in run.metric_rows() if "eval_loss" in row)
+    assert run.metrics["heldout_loss"] == best
+    if "lora" in settings:  # what is saved can be trained on, and begins with the same loss
+        saved = resolve(run, Runs(tmp_path / "runs"))
+        again = fine_tuned(saved, demonstrations, tmp_path, epochs=0.1, learning_rate=1e-9)
+        assert again.metrics["heldout_loss_before"] == pytest.approx(best, abs=1e-4)
