@@ -7,8 +7,9 @@
 The run holds `encoded/`, the rows of all files as Arrow files that are mapped into memory (`accord.data.encoding`),
 `train.npy` and `heldout.npy`, the numbers of the rows to train on in their order, with as many repetitions as the
 mixing asks for, and of those held out; `packed/`, sequences of several rows, if the fine-tuning packs them;
-`heldout.jsonl` and `canaries.jsonl`. It depends on the files, the settings of the data, the tokenizer and its chat
-template, and on nothing else of the model: rounds that differ in learning rates share it.
+`heldout.jsonl`, `canaries.jsonl`, `files.json` with the figures of each file, and the page `report.html`. It depends on
+the files, the settings of the data, the tokenizer and its chat template, and on nothing else of the model: rounds that
+differ in learning rates share it.
 """
 
 import array
@@ -32,6 +33,7 @@ from accord.records import write_atomically
 from accord.runs import DataFile, Run, Runs
 from accord.runs import Source as RunSource
 from sft.config import Curriculum, Replay, SFTConfig, WeightedFile
+from sft.data_page import write_page
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 
 VERSION = 1
 """Raise it with every change to how rows are encoded or mixed: prepared data are found again by it."""
+FILES = "files.json"
 HELDOUT = "heldout"
 REPLAY = "replay"
 
@@ -107,10 +110,10 @@ def prepare(
         if run.is_done:
             return run
         metrics: dict[str, Any] = {}
-        dropped: dict[str, int] = {}
         if parallel.is_first():
-            metrics, dropped = _make(run, settings, tokenizer, read, replayed)
-        run.finish(metrics, dropped)
+            metrics, run.record.dropped = _make(run, settings, tokenizer, read, replayed)
+            write_page(run, metrics)
+        run.finish(metrics, run.record.dropped)
     return run
 
 
@@ -199,8 +202,9 @@ def _make(
     _write_canaries(run.path / "canaries.jsonl", mixing, encoded)
     if settings.packing:
         _pack(run.path, settings.max_sequence_tokens)
-    write_atomically(run.path / "sources.json", json.dumps([source.name for source in sources]) + "\n")
-    return _metrics(mixing, encoded, sources, files), mixing.dropped
+    metrics, of_files = _figures(mixing, encoded, sources, files)
+    write_atomically(run.path / FILES, json.dumps(of_files, indent=2, ensure_ascii=False) + "\n")
+    return metrics, mixing.dropped
 
 
 class _Mixing:
@@ -390,7 +394,12 @@ def open_data_run(run: Run) -> Data:
 
 def sources_of(run: Run) -> list[str]:
     """The names of the files that a finished run of data was made from."""
-    return [str(name) for name in json.loads(run.output("sources.json").read_text())]
+    return [str(each["file"]) for each in files_of(run)]
+
+
+def files_of(run: Run) -> list[dict[str, Any]]:
+    """The figures of each file that a finished run of data was made from."""
+    return list(json.loads((run.path / FILES).read_text(encoding="utf-8")))
 
 
 def all_rows(run: Run) -> Iterator[tuple[str, int, str]]:
@@ -408,19 +417,28 @@ def _pack(folder: Path, max_sequence_tokens: int) -> None:
     """Several rows in one sequence, as TRL's best-fit decreasing does it; they never see one another."""
     import datasets
     import numpy as np
+    import pyarrow as pa
     from trl.data_utils import pack_dataset
 
     rows = _rows_on_disk(_files_in(folder)).select(np.load(folder / "train.npy"))
-    written = folder / "packed" / "train.arrow"
+    written, packed = folder / "packed" / "train.arrow", folder / "packed" / "new.arrow"
     written.parent.mkdir(exist_ok=True)
-    where = {"cache_file_name": str(written), "load_from_cache_file": False}
     bars = datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
     try:
+        where = {"cache_file_name": str(packed), "load_from_cache_file": False}
         pack_dataset(rows.select_columns(["input_ids", "labels"]), max_sequence_tokens, "bfd", where)
     finally:
         if not bars:
             datasets.enable_progress_bars()
+    # Written again without what `datasets` adds to the schema, which depends on the folder.
+    with pa.memory_map(str(packed)) as file:
+        stream = pa.ipc.open_stream(file)
+        schema = stream.schema.remove_metadata()
+        with pa.OSFile(str(written), "wb") as target, pa.ipc.new_stream(target, schema) as again:
+            for batch in stream:
+                again.write_batch(batch.replace_schema_metadata(None))
+    packed.unlink()
 
 
 def _write_rows(
@@ -457,25 +475,25 @@ def _write_canaries(path: Path, mixing: _Mixing, encoded: Sequence[tuple[Source,
     write_atomically(path, "".join(f"{line}\n" for line in lines))
 
 
-def _metrics(
+def _figures(
     mixing: _Mixing, encoded: Sequence[tuple[Source, Path, Facts]], sources: Sequence[Source],
     files: Sequence[WeightedFile],
-) -> dict[str, Any]:  # fmt: skip
-    """Figures of the data, whole and by file."""
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:  # fmt: skip
+    """Figures of the data, and of each file."""
     import numpy as np
 
     lengths, learned = _tokens([path for _, path, _ in encoded])
     train, heldout = mixing.train, mixing.heldout
     shown = np.bincount(mixing.table.source[train], minlength=len(sources))
     aside = np.bincount(mixing.table.source[heldout], minlength=len(sources))
-    by_source = []
+    of_files = []
     for source in sources:
         facts = [each for other, _, each in encoded if other.number == source.number]
         mine = train[mixing.table.source[train] == source.number]
         different = len(np.unique(mine))
-        by_source.append(
+        of_files.append(
             {
-                "source": source.name,
+                "file": source.name,
                 "kind": source.kind,
                 "convention": next((each.convention for each in facts if each.convention), None),
                 "rows": sum(each.rows for each in facts),
@@ -491,14 +509,16 @@ def _metrics(
                 "learned_tokens": int(learned[mine].sum()),
             }
         )
-    return {
+    metrics = {
         "rows_an_epoch": len(train),
         "heldout_rows": len(heldout),
         "tokens_an_epoch": int(lengths[train].sum()),
         "learned_tokens_an_epoch": int(learned[train].sum()),
+        "median_tokens": float(np.median(lengths[train])),
         "longest_tokens": int(lengths[train].max(initial=0)),
-        "sources": by_source,
+        "synthetic_rows": sum(each["synthetic"] for each in of_files),
     }
+    return metrics, of_files
 
 
 def _tokens(files: Sequence[Path]) -> tuple[Any, Any]:

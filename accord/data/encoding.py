@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 ROWS_A_CHUNK = 2_000
 FEW_CHUNKS = 2
 """So many chunks are encoded sooner than other processes have started."""
+IDLE_SECONDS = 10
+"""After which a process without work ends, also where this one was killed."""
 FACTS = b"accord"
 """The key of a chunk's facts in the schema of its file."""
 
@@ -141,7 +143,10 @@ def encode_files(
                 take(source, chunk, encode_chunk(encoder, source, chunk, opening, folder, tokenizer))
             return done
         processes = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        pool = joblib.Parallel(n_jobs=processes, return_as="generator", pre_dispatch="n_jobs + 1")
+        pool = joblib.Parallel(
+            n_jobs=processes, return_as="generator", pre_dispatch="n_jobs + 1",
+            idle_worker_timeout=IDLE_SECONDS,
+        )  # fmt: skip
         sent: list[tuple[Source, Chunk]] = []
 
         def jobs() -> Iterator[Any]:

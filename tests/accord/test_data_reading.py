@@ -23,7 +23,7 @@ from accord.models.references import Model
 from accord.records import Comparison, Demonstration, Message, Preference, Prompt, read_jsonl
 from accord.runs import DataFile, Runs
 from sft.config import SFTConfig
-from sft.data import open_data_run, prepare
+from sft.data import files_of, open_data_run, prepare
 
 ASKED = ("What melts at zero degrees?", 'Say "hello, you".', "007 is what kind of number?", "Is NA a word?")
 ANSWERED = ("Ice.", "Hello,\nyou.", "A code.", "NA")
@@ -162,7 +162,7 @@ def test_a_form_has_the_tokens_and_labels_of_accord_s_own(
     assert found[0] == found[1] and len(found[0][0]) == 4
     (file,) = config.demonstrations
     if file.path == reference:
-        assert run.metrics["sources"][0]["convention"]
+        assert files_of(run)[0]["convention"]
     else:  # a folder
         assert Path(file.path).parent == runs.root / "rows"
         assert read_jsonl(Path(file.path), Demonstration)[2].place == f"{reference}: row 3"

@@ -16,7 +16,7 @@ from accord.models.references import Model
 from accord.records import Demonstration, Message, read_jsonl, write_jsonl
 from accord.runs import Run, Runs
 from sft.config import SFTConfig
-from sft.data import open_data_run, prepare
+from sft.data import files_of, open_data_run, prepare
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -66,7 +66,7 @@ def test_weights_say_how_often_a_row_is_shown(tiny_model: Model, tmp_path: Path)
     assert [counts[f"a{i}"] for i in range(10)] == [1] * 10
     assert sorted(counts[f"b{i}"] for i in range(10)) == [2] * 5 + [3] * 5
     assert sorted(counts[f"c{i}"] for i in range(10)) == [0] * 7 + [1] * 3
-    shown = [(source["trained"], source["shown_an_epoch"]) for source in run.metrics["sources"]]
+    shown = [(source["trained"], source["shown_an_epoch"]) for source in files_of(run)]
     assert shown == [(10, 10), (10, 25), (3, 3), (0, 0)]
     again = prepared(tiny_model, files, tmp_path / "again", heldout=str(heldout), seed=0)
     assert again.record.outputs == run.record.outputs
