@@ -23,7 +23,7 @@ from training_helpers import (
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from accord.errors import UsageError
-from accord.models.base import prepare_base
+from accord.models.base import examine_base, prepare_base
 from accord.models.loading import load_policy, load_tokenizer
 from accord.models.references import Model, locate, resolve
 from accord.runs import Run, Runs
@@ -146,6 +146,7 @@ def test_virtual_tokens_are_saved_sampled_and_scored(
         run = fine_tuned(tiny_model, demonstrations, tmp_path, **settings)
     tuned = resolve(run, runs)
     assert prepare_base(f"run:{run.id}", runs) == tuned
+    assert examine_base(f"run:{run.id}", runs)[0] == tuned
     assert resolve(str(tuned.folder), runs).digest
     policy = load_policy(tuned)
     torch.testing.assert_close(logits(policy), trained[0], atol=1e-4, rtol=0)
