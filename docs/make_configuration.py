@@ -19,6 +19,7 @@ from feedback.config import FeedbackConfig
 from reward.config import RewardConfig
 from rl.config import BestOfNConfig, DPOConfig, KTOConfig, OnlineConfig, PPOConfig
 from sft.config import SFTConfig, WeightedFile
+from sft.methods import AdapterConfig, TrainedWeights
 
 PAGE = Path(__file__).parent / "configuration.md"
 
@@ -55,7 +56,9 @@ SECTIONS: list[tuple[str, type[BaseModel], str, set[str]]] = [
         set(),
     ),
     ("lora", LoraConfig, "`lora:` of a training stage.", set()),
-    ("sft", SFTConfig, AND_TRAINING, TRAINING),
+    ("sft", SFTConfig, f"See [fine-tune.md](fine-tune.md). {AND_TRAINING}", TRAINING),
+    ("adapter", AdapterConfig, "`adapter:` of `sft`.", set()),
+    ("train_only", TrainedWeights, "`train_only:` of `sft`.", set()),
     ("demonstrations", WeightedFile, "Each entry of `sft.demonstrations`.", set()),
     ("feedback", FeedbackConfig, "See [collect-feedback.md](collect-feedback.md).", set()),
     ("reward", RewardConfig, AND_TRAINING, TRAINING - {"save_dtype"}),
