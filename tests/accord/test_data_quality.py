@@ -1,20 +1,23 @@
 """The quality of rows: planted faults at known counts are found exactly, and nothing changes unless it is asked for."""
 
+import itertools
 import json
 import random
 import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
 from accord.cli.main import main
-from accord.data.quality import answers, encoding
+from accord.data.quality import answers, encoding, near
 from accord.data.quality.findings import strings, with_texts
 from accord.data.quality.language import language
-from accord.data.quality.near import HeldOut, NearDuplicates, jaccard, shingles
+from accord.data.quality.near import HeldOut, NearDuplicates, NearTexts, jaccard, shingles
 from accord.data.quality.personal import find_personal, redacted
+from accord.data.quality.signatures import Signatures, sequences
 from accord.records import Demonstration, Message, Preference, Prompt, Row, UnpairedFeedback
 
 VOCABULARY = [a + b + c for a in "bdfgklmnprst" for b in ("a", "ei", "o", "u") for c in "lmnrst"]
@@ -123,6 +126,54 @@ def test_chinese_has_words_too() -> None:
     said = "树叶在秋天会变红因为叶绿素分解而花青素在阳光下形成颜色随温度变化我们每年都能看到"
     rows = demonstrations(chat("为什么", said), chat("为什么", said[:-1] + "见"), chat("为什么", said[::-1]))
     assert [each.row for each in NearDuplicates().find(rows, places(rows))] == [1]
+
+
+def test_sequences_are_those_of_the_words() -> None:
+    rng = random.Random(8)
+    base = text(rng, 12)
+    texts = [
+        "", "...", "One", "one two three FOUR", "one two three four five", "ONE-two: three, four; five! six",
+        "Straße der Ärzte in x_y Z", "树叶在秋天会变红因为叶绿素 in autumn",
+        f"{'long' * 9} {'long' * 9} b c {'e' * 8} f",
+        " ".join(base), " ".join(base[3:]), " ".join(base * 2), "one two three four five",
+    ]  # fmt: skip
+    found, starts = sequences(texts)
+    as_sets = [set(found[a:b].tolist()) for a, b in itertools.pairwise(starts)]
+    for one, mine in zip(texts, as_sets, strict=True):
+        for other, theirs in zip(texts, as_sets, strict=True):
+            assert len(mine & theirs) == len(shingles(one) & shingles(other))
+
+
+def test_near_duplicates_of_many_batches_are_those_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = random.Random(9)
+    rows = [text(rng, 60) for _ in range(200)]
+    rows += [changed(rng, words, 0.75, 0.95) for words in rows for _ in range(2)]
+    rng.shuffle(rows)
+    texts = list(map(" ".join, rows))
+
+    def found(size: int) -> list[Any]:
+        monkeypatch.setattr(near, "AT_ONCE", size)
+        return list(NearTexts().nearest(texts, notes=lambda i: i))
+
+    assert found(1) == found(37) == found(2048)
+    seen: list[str] = []
+    for said, hit in zip(
+        texts, found(100), strict=True
+    ):  # what stays is near to nothing that stays before it
+        similar = [jaccard(shingles(said), shingles(other)) for other in seen]
+        assert (max(similar, default=0) >= 0.8) == (hit is not None)
+        if not hit:
+            seen.append(said)
+
+
+def test_signatures_take_300_bytes_a_text() -> None:
+    index = Signatures()
+    for _ in range(8):
+        for signature in np.random.default_rng(0).integers(0, 2**32, (500, 126), dtype=np.uint32):
+            index.add(signature)
+        index.settle()
+    arrays = [*index._runs, index._short[: index.count]]
+    assert sum(each.nbytes for each in arrays) / index.count <= 300 and len(index._runs) < 5
 
 
 def test_held_out_questions() -> None:
