@@ -11,7 +11,7 @@ from accord.cli.shared import AS_JSON, Group, runs_of_command
 
 if TYPE_CHECKING:
     from accord.data.check import Report
-    from accord.data.quality.near import HeldOut
+    from accord.data.quality.held_out import HeldOut
     from accord.data.quality.survey import Quality, Share
     from accord.data.reading import Reading
 
@@ -38,8 +38,9 @@ def _reading_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 _AGAINST = click.option(
-    "--against", multiple=True, metavar="FILE",
-    help="Held-out or evaluation rows: look for rows whose question is near one of theirs (near_heldout).",
+    "--against", multiple=True, metavar="FILE|suite:NAME|CONFIG.yaml",
+    help="What is held out: a file's questions, a suite's items, or all that a configuration's evaluation measures by. "
+    "Look for rows that hold it (contamination), or whose question is near to it (near_heldout).",
 )  # fmt: skip
 
 
@@ -123,8 +124,8 @@ def check(
 )
 @click.option(
     "--drop", default="", metavar="WHAT,...",
-    help="Kinds of `data check --quality --json` (near_duplicates, pii, refusals, ...) or language!=en: write these "
-    "rows to OUTPUT.dropped.jsonl, with the reasons.",
+    help="Kinds of `data check --quality --json` (near_duplicates, pii, refusals, ...), language!=en, or loss>4 for a "
+    "column of numbers: write these rows to OUTPUT.dropped.jsonl, with the reasons.",
 )  # fmt: skip
 @click.option(
     "--redact", default="", metavar="WHAT,...",
@@ -147,8 +148,10 @@ def convert(
     from accord.records import write_jsonl
 
     wishes = Wishes.of(drop, redact, repair, bool(against))
-    if against and "near_heldout" not in wishes.drop:
-        raise click.UsageError("--against: say with --drop near_heldout what shall become of the rows")
+    if against and not {"near_heldout", "contamination"} & set(wishes.drop):
+        raise click.UsageError(
+            "--against: say with --drop contamination, or near_heldout, what shall become of the rows"
+        )
     reading = _read(file, kind, columns, system)
     if not drop_faulty:
         reading.check()
@@ -168,14 +171,10 @@ def convert(
         click.echo(f"{faulty}: {len(reading.faulty)} rows that were left out")
 
 
-def _held_out(files: tuple[str, ...]) -> "HeldOut | None":
-    from accord.data.quality.near import HeldOut
+def _held_out(against: tuple[str, ...]) -> "HeldOut | None":
+    from accord.round_against import held_out_by
 
-    readings = [_read(file, None, (), "keep") for file in files]
-    for reading in readings:
-        reading.check()
-    rows = [row for reading in readings for row in reading.rows]
-    return HeldOut(rows, [place for reading in readings for place in reading.places]) if files else None
+    return held_out_by(against, runs_of_command()) if against else None
 
 
 def _survey(against: tuple[str, ...]) -> "Callable[[Reading], Quality]":

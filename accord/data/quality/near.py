@@ -1,4 +1,4 @@
-"""Rows that are nearly the same as an earlier one, and rows whose question is nearly one of a held-out file.
+"""Rows that are nearly the same as an earlier one.
 
 Two texts are near if the Jaccard similarity of their sets of 5-word sequences is at least 0.8. Candidates come from
 MinHash signatures (accord/data/quality/signatures.py); each is then measured exactly, so that what is found is true.
@@ -7,9 +7,6 @@ memory is what the signatures take, about 300 bytes a row.
 """
 
 import json
-import os
-import tempfile
-from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from accord.data.quality.findings import Finding, answers, is_judged, question, said, whole, words
+from accord.data.quality.findings import Finding, answers, is_judged, whole, words
+from accord.data.quality.notes import Notes
 from accord.data.quality.signatures import SHINGLE, Signatures, sequences
-from accord.records import Message, Row
+from accord.records import Row
 
 SIMILAR = 0.8
 MEASURED = 50
@@ -59,9 +57,7 @@ class NearTexts:
 
     def __init__(self) -> None:
         self._index = Signatures()
-        self._file = tempfile.TemporaryFile()  # noqa: SIM115
-        self._ends = array("Q", [0])
-        self._written = 0
+        self._notes = Notes()
         self._recent = lru_cache(maxsize=256)(self._read)
 
     def nearest(
@@ -117,18 +113,12 @@ class NearTexts:
         return best
 
     def _add(self, found: np.ndarray, signature: np.ndarray, note: Any) -> int:
-        written = len(found).to_bytes(8, "little") + found.tobytes() + json.dumps(note).encode()
-        self._file.write(written)
-        self._ends.append(self._ends[-1] + len(written))
+        self._notes.add(len(found).to_bytes(8, "little") + found.tobytes() + json.dumps(note).encode())
         return self._index.add(signature)
 
     def _read(self, number: int) -> tuple[frozenset[int], Any]:
         """A text's sequences, and what was noted of it."""
-        start, end = self._ends[number], self._ends[number + 1]
-        if end > self._written:
-            self._file.flush()
-            self._written = self._ends[-1]
-        written = os.pread(self._file.fileno(), end - start, start)
+        written = self._notes[number]
         behind = 8 + 8 * int.from_bytes(written[:8], "little")
         found = np.frombuffer(written[8:behind], np.uint64)
         return frozenset(found.tolist()), json.loads(written[behind:])
@@ -172,30 +162,6 @@ class NearDuplicates:
             for i, near in enumerate(found)
             if near
         ]
-
-
-class HeldOut:
-    """Questions that a model shall be measured by, so it may not learn from them."""
-
-    def __init__(self, rows: Iterable[Row], places: Sequence[str]) -> None:
-        self._texts = NearTexts()
-        for _ in self._texts.nearest((said(question(row)) for row in rows), notes=lambda i: places[i]):
-            pass
-
-    def find(self, rows: Sequence[Row]) -> list[Finding]:
-        """The rows whose question, or one of whose users' turns, is near one of these."""
-        asked = [(i, text) for i, row in enumerate(rows) for text in _asked(question(row))]
-        best: dict[int, Near] = {}
-        for (i, _), near in zip(asked, self._texts.nearest(text for _, text in asked), strict=True):
-            if near and (i not in best or near.similarity > best[i].similarity):
-                best[i] = near
-        return [
-            Finding("near_heldout", i, f"{near.similarity:.2f} like {near.note}") for i, near in best.items()
-        ]
-
-
-def _asked(turns: Sequence[Message]) -> list[str]:
-    return list(dict.fromkeys([said(turns), *(turn.text for turn in turns if turn.role == "user")]))
 
 
 def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
