@@ -171,6 +171,54 @@ def convert(
         click.echo(f"{faulty}: {len(reading.faulty)} rows that were left out")
 
 
+@data.command(short_help="Add a model's loss and rewards to demonstrations, as columns.")
+@click.argument("file")
+@click.option(
+    "--model", metavar="REF", help="Whose loss on the answers is measured, with and without the prompt."
+)
+@click.option(
+    "--reward-model",
+    metavar="REF",
+    help="A reward model or a function, as `accord reward score --model` has it.",
+)
+@click.option("--judge", metavar="REF", help="judge:<model reference> or judge:https://host/v1#model-name.")
+@click.option("--output", type=click.Path(path_type=Path), help="Where the rows go, too, as JSON Lines.")
+@AS_JSON
+def score(
+    file: str,
+    model: str | None,
+    reward_model: str | None,
+    judge: str | None,
+    output: Path | None,
+    as_json: bool,
+) -> None:
+    """Measure how hard and how good the answers of demonstrations are, as columns to drop rows by.
+
+    --model adds loss (nats a token of the answers), loss_without_prompt, ifd (the one as a share of the other) and
+    answer_tokens; --reward-model adds reward, --judge adds judge. The rows are a run, `scores-<id>`, which is
+    continued after a kill, and which any setting may name as `run:scores-<id>`. Then, for instance:
+    `accord data convert OUTPUT --output kept.jsonl --drop "loss>4,ifd>1,reward<-1"`.
+    """
+    from reward.columns import ScoreConfig, score_columns
+
+    if not (model or reward_model or judge):
+        raise click.UsageError("say with --model, --reward-model or --judge what scores")
+    config = ScoreConfig(rows=file, model=model, reward_model=reward_model, judge=judge)
+    run = score_columns(config, runs_of_command())
+    if output:
+        from accord.records import write_atomically
+
+        write_atomically(output, (run.path / "rows.jsonl").read_bytes())
+    if as_json:
+        click.echo(json.dumps({"run": run.id, **run.metrics}, indent=2))
+        return
+    click.echo(f"{output or run.path / 'rows.jsonl'}: {run.metrics['rows']} rows (run:{run.id})")
+    for column, figures in run.metrics.items():
+        if isinstance(figures, dict) and figures["rows"]:
+            shown = ", ".join(f"{name} {figures[name]:.4g}" for name in ("mean", "10%", "50%", "90%"))
+            click.echo(f"  {column}: {shown}")
+
+
 def _held_out(against: tuple[str, ...]) -> "HeldOut | None":
     from accord.round_against import held_out_by
 
