@@ -21,7 +21,7 @@ from accord.models.loading import load_policy, load_tokenizer
 from accord.models.references import resolve
 from accord.progress import progress
 from accord.records import Demonstration, Row, read_jsonl, write_jsonl
-from accord.runs import DataFile, Run, Runs
+from accord.runs import DataFile, Run, Runs, Source
 from reward.score_file import other_columns
 from reward.scorers import scorer_of
 
@@ -61,7 +61,7 @@ def score_columns(config: ScoreConfig, runs: Runs, rows: Rows | None = None) -> 
         for name, reference in (("reward", config.reward_model), ("judge", config.judge))
         if reference
     }
-    sources = {"rows": file, **({"model": model} if model else {}), **scorers}
+    sources: dict[str, Source] = {"rows": file, **({"model": model} if model else {}), **scorers}
     with runs.begin("scores", config, sources) as run:
         if run.is_done:
             return run

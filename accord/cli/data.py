@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from accord.cli.shared import AS_JSON, Group, runs_of_command
+from accord.cli.shared import AS_JSON, CONFIG, OVERRIDES, Group, runs_of_command
 
 if TYPE_CHECKING:
     from accord.data.check import Report
@@ -217,6 +217,46 @@ def score(
         if isinstance(figures, dict) and figures["rows"]:
             shown = ", ".join(f"{name} {figures[name]:.4g}" for name in ("mean", "10%", "50%", "90%"))
             click.echo(f"  {column}: {shown}")
+
+
+@data.command(short_help="Have a model write answers, paraphrases or prompts from seeds.")
+@CONFIG
+@OVERRIDES
+@AS_JSON
+def generate(config: Path, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Have a model write what the configuration's section data.generate says, and keep what passes the filters.
+
+    The rows are a run, `generate-<id>`, which is continued after a kill, and which demonstrations and prompts may name
+    as `run:generate-<id>`. Cost and yield are printed.
+    """
+    from accord.config import load_config
+    from accord.data.generate import generate
+    from accord.round_config import RoundConfig
+
+    settings = load_config(config, RoundConfig, overrides)
+    section = settings.data.generate
+    if section is None:
+        raise click.UsageError(f"{config}: has no section data.generate, which says what is to be written")
+    if section.model is None:
+        section = section.model_copy(update={"model": settings.model})
+    run = generate(section, runs_of_command(), settings.sampling, settings.data)
+    if as_json:
+        click.echo(json.dumps({"run": run.id, **run.metrics, "dropped": run.record.dropped}, indent=2))
+        return
+    figures = run.metrics
+    click.echo(
+        f"{run.path / 'rows.jsonl'}: {figures['kept']} {section.kind}, {figures['yield']:.0%} of {figures['asked']} "
+        f"(run:{run.id})"
+    )
+    listed = ", ".join(f"{what} {count}" for what, count in run.record.dropped.items())
+    click.echo(
+        f"{run.path / 'dropped.jsonl'}: {sum(run.record.dropped.values())}"
+        + (f" ({listed})" if listed else "")
+    )
+    price = f", price {figures['price']:.4g}" if figures["price"] is not None else ""
+    click.echo(
+        f"{figures['prompt_tokens']} tokens read, {figures['tokens']} written in {figures['seconds']:.0f} s{price}"
+    )
 
 
 def _held_out(against: tuple[str, ...]) -> "HeldOut | None":
