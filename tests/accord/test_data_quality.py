@@ -184,7 +184,8 @@ def test_signatures_take_300_bytes_a_text() -> None:
         for signature in np.random.default_rng(0).integers(0, 2**32, (500, 126), dtype=np.uint32):
             index.add(signature)
         index.settle()
-    arrays = [*index._runs, index._short[: index.count]]
+    (short,) = index._short
+    arrays = [*itertools.chain(*index._runs), short[: index.count]]
     assert sum(each.nbytes for each in arrays) / index.count <= 300 and len(index._runs) < 5
 
 

@@ -24,6 +24,7 @@ from accord.data.quality.findings import needed, words
 SHINGLE = 5
 BANDS, HASHES = 21, 6
 SEED = 1
+BLOCK = 65_536
 MOST = 1000
 """So many texts of one band are candidates, the first ones: those that share a long part share many bands."""
 
@@ -46,9 +47,10 @@ class Signatures:
             UsageError: rensa is not installed.
         """
         self._hash: Any = needed("rensa", "rensa").RMinHash.digest_matrix_from_flat_token_hashes
-        self._runs: list[np.ndarray] = []
-        """Each [bands, texts], uint64, sorted: a key in the upper half, a number in the lower one."""
-        self._short = np.zeros((1024, BANDS * HASHES), dtype=np.uint8)
+        self._runs: list[list[np.ndarray]] = []
+        """Each, for each band, uint64 [texts], sorted: a key in the upper half, a number in the lower one."""
+        self._short: list[np.ndarray] = []
+        """Eight bits of each hash, uint8 [BLOCK, 126]; arrays that do not grow are never copied."""
         self._waiting: list[np.ndarray] = []
         self.count = 0
 
@@ -84,9 +86,9 @@ class Signatures:
 
     def add(self, signature: np.ndarray) -> int:
         """Number a text; it is a candidate from the next `settle` on."""
-        if self.count == len(self._short):
-            self._short = np.concatenate([self._short, np.zeros_like(self._short)])
-        self._short[self.count] = signature  # the lower eight bits
+        if self.count == BLOCK * len(self._short):
+            self._short.append(np.empty((BLOCK, BANDS * HASHES), dtype=np.uint8))
+        self._short[-1][self.count % BLOCK] = signature  # the lower eight bits
         self._waiting.append(signature)
         self.count += 1
         return self.count - 1
@@ -96,17 +98,23 @@ class Signatures:
         if not self._waiting:
             return
         numbers = np.arange(self.count - len(self._waiting), self.count, dtype=np.uint64)
-        run = (_keys(np.stack(self._waiting)) << _LOW) | numbers
+        run = list((_keys(np.stack(self._waiting)) << _LOW) | numbers)
         self._waiting = []
-        run.sort(axis=1)
-        while self._runs and self._runs[-1].shape[1] < 2 * run.shape[1]:
-            run = np.concatenate([self._runs.pop(), run], axis=1)
-            run.sort(axis=1)
+        for keys in run:
+            keys.sort()
+        while self._runs and len(self._runs[-1][0]) < 2 * len(run[0]):
+            before = self._runs.pop()
+            for band in range(BANDS):  # one at a time, so that little is there twice
+                both = np.concatenate([before[band], run[band]])
+                both.sort()
+                before[band] = run[band] = both
+            run = before
         self._runs.append(run)
 
     def alike(self, signature: np.ndarray, numbers: Sequence[int]) -> np.ndarray:
         """The share of its hashes that each of these texts has, too: about their Jaccard similarity, within 0.04."""
-        return (self._short[np.array(numbers, dtype=np.int64)] == signature.astype(np.uint8)).mean(axis=1)
+        theirs = np.stack([self._short[number // BLOCK][number % BLOCK] for number in numbers])
+        return (theirs == signature.astype(np.uint8)).mean(axis=1)
 
 
 def sequences(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
