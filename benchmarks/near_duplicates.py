@@ -159,6 +159,8 @@ def main() -> None:
         sys.exit()
     rows, runs = (2000, 1) if options.smoke else (options.rows, options.runs)
     sides = [side for side in SIDES if side != "datasketch" or importlib.util.find_spec("datasketch")]
+    if "datasketch" not in sides:
+        print("datasketch is not installed, and left out")
     results: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rows.jsonl"

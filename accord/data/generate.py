@@ -139,14 +139,12 @@ def _replies(
             click.echo(f"generate: {done} of {len(requests)} requests answered")
 
     asked = config.max_response_tokens, config.temperature
-    try:
-        if isinstance(model, Served):
-            waiting = [request for request in requests if request.number not in journal.replies]
-            write_there(model, waiting, journal, *asked, config.requests_at_a_time)
-        else:
-            write_here(model, sampling, requests, journal, *asked, show)
-    finally:
-        journal.close()
+    if isinstance(model, Served):
+        waiting = [request for request in requests if request.number not in journal.replies]
+        write_there(model, waiting, journal, *asked, config.requests_at_a_time)
+    else:
+        write_here(model, sampling, requests, journal, *asked, show)
+    journal.close()  # after an error it stays open: replies that are under way are paid for, too
     return [journal.replies[request.number] for request in requests]
 
 

@@ -1,6 +1,7 @@
 """Who writes: a model that is computed here, or one behind a URL; each reply is noted as soon as it is there."""
 
 import json
+import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -8,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from accord.chat.tokens import without_thinking
 from accord.endpoint import KEY, Endpoint
 from accord.errors import UsageError
 from accord.records import Message, messages_as_dicts
@@ -52,9 +54,9 @@ class Journal:
             noted = json.loads(line)
             number = noted.pop("number")
             self.replies[number] = Reply(**noted)
-        self._file = path.open("r+b" if path.exists() else "wb")
-        self._file.truncate(len(whole) + 1 if whole else 0)
-        self._file.seek(0, 2)
+        if path.exists():
+            os.truncate(path, len(whole) + 1 if whole else 0)
+        self._file = path.open("ab")
         self._lock = threading.Lock()
 
     def note(self, number: int, reply: Reply) -> None:
@@ -173,7 +175,7 @@ def write_there(
         journal.note(
             request.number,
             Reply(
-                text.strip(), finish, usage.get("prompt_tokens"), usage.get("completion_tokens"),
+                without_thinking(text).strip(), finish, usage.get("prompt_tokens"), usage.get("completion_tokens"),
                 time.monotonic() - started,
             ),
         )  # fmt: skip

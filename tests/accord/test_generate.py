@@ -1,6 +1,7 @@
 """Data that a model makes: what is asked, what stays, what it costs, and that a kill costs nothing twice."""
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -137,6 +138,27 @@ def test_what_was_paid_for_is_not_asked_again(
     assert (whole.path / "rows.jsonl").read_bytes() == (run.path / "rows.jsonl").read_bytes()
     count = len(server.bodies)
     assert made(server, runs, seeds, **settings).is_done and len(server.bodies) == count
+
+
+def test_replies_under_way_when_another_fails_are_kept(server: FakeServer, runs: Runs, seeds: Path) -> None:
+    def reply(question: str, body: dict[str, Any]) -> Any:
+        if "oak" in question:
+            return 400, {"error": {"message": "no"}}
+        time.sleep(0.5)
+        return completion(f"<think>Hm.</think> {body['seed']} feet.")
+
+    server.reply = reply
+    with pytest.raises(AccordError, match="refused"):
+        made(server, runs, seeds, requests_at_a_time=3)
+    (broken,) = runs.all()
+    journal = broken.path / "checkpoints" / "replies.jsonl"
+    deadline = time.monotonic() + 20
+    while len(lines(journal)) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    kept = lines(journal)
+    numbers = {each["number"] for each in kept}
+    assert numbers >= {1, 2} and 0 not in numbers
+    assert all(each["text"].endswith(" feet.") and "Hm" not in each["text"] for each in kept)
 
 
 def test_paraphrases_keep_what_stands_before(server: FakeServer, runs: Runs, tmp_path: Path) -> None:
