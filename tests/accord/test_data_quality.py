@@ -250,6 +250,19 @@ def test_what_only_looks_like_personal_data(said: str) -> None:
     assert spans(said) == []
 
 
+TOKENS = [
+    KEY, TOKEN, BLOCK, JWT, KEY.replace("AKIA", "ASIA"), *(TOKEN.replace("ghp", f"gh{kind}") for kind in "ousr"),
+    "github_pat_" + "a1" * 41, "glpat-" + "a1" * 10, "xoxb-" + "1a" * 6, "xapp-1-" + "1a" * 6, "sk_live_" + "a1" * 9,
+    "rk_test_" + "a1" * 9, "sk-proj-" + "a1" * 18, "hf_" + "aB" * 17, "AIza" + "a1" * 17 + "b", "npm_" + "a1" * 18,
+    "pypi-AgE" + "a1" * 26,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("token", TOKENS, ids=lambda token: token[:9])
+def test_every_sort_of_token_is_found(token: str) -> None:
+    assert spans(f"It is {token}, so keep it.") == [("secret", token)]
+
+
 def test_encoding_damage_and_invisible_characters() -> None:
     rows = demonstrations(
         chat("Why?", "The café isn’t open — “so”."), chat("Why?", "The cafÃ© isn\u00e2\u20ac\u2122t open."),
