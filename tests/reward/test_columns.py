@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from openai_server import completion, serving
 from ppo_helpers import make_reward_model
 
 import reward.columns
@@ -128,3 +129,33 @@ def test_what_was_scored_before_a_kill_is_not_scored_again(
     assert [row["reward"] for row in rows] == [len(row["messages"][-1]["content"]) for row in rows]
     assert run.metrics["reward"]["mean"] == pytest.approx(sum(row["reward"] for row in rows) / 30)
     assert math.isfinite(run.metrics["reward"]["50%"]) and "loss" not in run.metrics
+
+
+def test_a_judges_grades(
+    demonstrations: Path, runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-this-must-stay-secret")
+    output = tmp_path / "graded.jsonl"
+    with serving() as server:
+        server.reply = lambda question, body: completion("5" if "Yes." in question else "2")
+        result = accord(
+            runs,
+            "data",
+            "score",
+            demonstrations,
+            "--judge",
+            f"judge:{server.url}#a-model",
+            "--output",
+            output,
+        )
+    assert result.exit_code == 0, result.output
+    rows = lines(output)
+    assert [row["judge"] for row in rows] == [
+        5 if any(turn["content"] == "Yes." for turn in row["messages"]) else 2 for row in rows
+    ]
+    (run,) = runs.all()
+    kept = tmp_path / "kept.jsonl"
+    assert accord(runs, "data", "convert", output, "--output", kept, "--drop", "judge<=2").exit_code == 0
+    assert len(lines(kept)) == sum(row["judge"] == 5 for row in rows)
+    twice = accord(runs, "data", "score", f"run:{run.id}", "--judge", f"judge:{server.url}#a-model")
+    assert twice.exit_code == 1 and "has a column 'judge' already" in twice.stderr
