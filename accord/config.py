@@ -30,8 +30,12 @@ class Config(BaseModel):
     """Settings that may differ between two tries of the same run, because the result does not depend on them."""
     row_files: ClassVar[Mapping[str, type[Row]]] = {}
     """Settings that name files of rows, and what their rows are; from Python, rows can be passed in their place."""
+    reads_files_itself: ClassVar[bool] = False
+    """Whether the stage reads files of every kind and convention as they are; otherwise they are converted for it."""
     needed_files: ClassVar[tuple[str, ...]] = ()
     """Those of them without which there is nothing to read; a configuration file must name them."""
+    other_files: ClassVar[Mapping[str, str]] = {}
+    """Settings that do in the place of one that is needed."""
 
     @classmethod
     def __get_pydantic_json_schema__(cls, core: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
@@ -41,9 +45,15 @@ class Config(BaseModel):
         for name, meaning in setting_docs(cls).items():
             if name in own["properties"]:
                 own["properties"][name]["description"] = meaning
-        if needed := [*own.get("required", ()), *cls.needed_files]:
+        needed = [name for name in cls.needed_files if name not in cls.other_files]
+        if needed := [*own.get("required", ()), *needed]:
             own["required"] = list(dict.fromkeys(needed))
         return schema
+
+    @classmethod
+    def lacks(cls, name: str, has: Callable[[str], Any]) -> bool:
+        """Whether neither a needed file nor one in its place is there; `has` says which are."""
+        return not (has(name) or (name in cls.other_files and has(cls.other_files[name])))
 
 
 def setting_docs(config: type[BaseModel]) -> dict[str, str]:

@@ -57,7 +57,7 @@ def run_round(
         # The base model learns the form of good answers from demonstrations.
         before = policy = prepare_base(config.model, runs, config.chat_template)
         if config.sft and "sft" in stages:
-            runs_made.append(fine_tune(config.sft, runs, policy))
+            runs_made.append(fine_tune(config.sft, runs, policy, data=config.data))
             policy = resolve(f"run:{runs_made[-1].id}", runs)
 
         # People rank what this policy answers.

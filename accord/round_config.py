@@ -3,6 +3,7 @@
 Imports nothing heavy, so that a typo is answered at once. What a command needs is `accord.round_plan`'s business.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Self
 
@@ -60,7 +61,7 @@ class RoundConfig(Config):
             f"'{name}.{file}' is missing"
             for name, section in sections
             for file in type(section).needed_files
-            if not getattr(section, file)
+            if section.lacks(file, functools.partial(getattr, section))
         ]
         if missing:
             raise ValueError("; ".join(missing))

@@ -234,13 +234,17 @@ class Run:
                 )
 
 
+PREPARES = ("base", "data")
+"""Stages that belong to whichever one needs what they make."""
+
+
 class Runs:
     """All runs below one folder."""
 
     def __init__(self, root: Path | str = "runs", only: str | None = None):
         """Args: root: the folder. only: the one stage that may do work; the others must be finished already.
 
-        The preparation of a base model (`accord.models.base`) belongs to each of them.
+        The preparation of a base model (`accord.models.base`) and of data belongs to each of them.
         """
         self.root = Path(root)
         self.only = only
@@ -277,7 +281,7 @@ class Runs:
         parents, inputs = _split(sources)
         run_id = self.run_id_for(stage, config, sources)
         path = self.root / run_id
-        if self.only not in (None, stage) and stage != "base" and not self._is_done(path):
+        if self.only not in (None, stage) and stage not in PREPARES and not self._is_done(path):
             raise UsageError(
                 f"the {stage} stage that this builds on is not finished; run `{_command(stage)}` first, or all stages "
                 f"with `accord round CONFIG` (its run will be {run_id})"

@@ -11,10 +11,28 @@ from accord.training_config import TrainingConfig
 
 
 class WeightedFile(Config):
-    """A demonstration file and how often its rows count: 2 shows each row twice an epoch, 0.5 half of them."""
+    """A file of rows and how often they count: 2 shows each row twice an epoch, 0.5 half of them."""
 
     path: str
-    weight: float = Field(default=1.0, gt=0)
+    weight: float = Field(default=1.0, ge=0, le=1000)
+    at_most: int | None = Field(default=None, ge=1)
+    """So many of its rows, chosen by the seed, before the weight."""
+
+
+class Replay(Config):
+    """Rows of an earlier training among the new ones, against forgetting."""
+
+    source: str
+    """An earlier round's sft or data run as `run:<id>`, whose training rows are taken, or a file of demonstrations."""
+    share: float = Field(default=0.1, gt=0, lt=1)
+    """Of the rows that an epoch shows; each is shown once, unless there are too few of them."""
+
+
+class Curriculum(Config):
+    """Rows in the order of a column of numbers, in place of a new random order each epoch."""
+
+    column: str
+    order: Literal["ascending", "descending"] = "ascending"
 
 
 WrittenFiles = str | WeightedFile | list[str | WeightedFile]
@@ -29,12 +47,23 @@ class SFTConfig(TrainingConfig):
         "heldout": Demonstration,
     }
     needed_files = ("demonstrations",)
+    other_files: ClassVar[Mapping[str, str]] = {"demonstrations": "documents"}
+    reads_files_itself = True
 
     demonstrations: list[WeightedFile] = Field(default_factory=list)
     """One file, or a list of files, each as its path or with a weight."""
+    documents: list[WeightedFile] = Field(default_factory=list)
+    """Raw text for continued pretraining: `.txt` and `.md` files, folders of them, and files of rows with a column
+    `text`; alone, or beside demonstrations."""
     heldout: str | None = None
-    """A demonstration file for the held-out loss; without it, `heldout_fraction` of the rows are set aside."""
+    """A demonstration file for the held-out loss; without it, `heldout_fraction` of the rows of each file are set
+    aside. Of documents, that share is set aside in any case."""
     heldout_fraction: float = Field(default=0.1, ge=0, lt=1)
+    mixing_temperature: float = Field(default=1.0, ge=1, le=1000)
+    """Above 1, small files are shown more often and large ones less: a file of n rows counts as n to the power of 1 /
+    temperature, and an epoch stays as long as it is at 1."""
+    replay: Replay | None = None
+    curriculum: Curriculum | None = None
     thinking: Literal["learn", "keep", "cut"] = "learn"
     """Of thinking parts (`reasoning_content`, or `<think>` at the beginning of an answer): learn them with the answer,
     keep them in the text and learn what comes behind, or cut them."""
@@ -44,13 +73,26 @@ class SFTConfig(TrainingConfig):
     """Stop after this many evaluations without a better held-out loss, and keep the best model. Checkpoints are then
     written at evaluations only."""
 
-    @field_validator("demonstrations", mode="before", json_schema_input_type=WrittenFiles)
+    @field_validator("demonstrations", "documents", mode="before", json_schema_input_type=WrittenFiles)
     @classmethod
     def _as_weighted_files(cls, written: Any) -> Any:
         files = [written] if isinstance(written, str | Mapping) else written
         if not isinstance(files, list):
             return files
         return [{"path": file} if isinstance(file, str) else file for file in files]
+
+    @model_validator(mode="after")
+    def _mixes_something(self) -> Self:
+        files = [*self.demonstrations, *self.documents]
+        if files and not any(file.weight for file in files):
+            raise ValueError(
+                "all files of demonstrations and documents have weight 0; nothing would be left to learn"
+            )
+        if self.curriculum and (self.documents or self.packing or self.replay):
+            raise ValueError(
+                "curriculum: orders single demonstrations by a column, and goes with no documents, packing or replay"
+            )
+        return self
 
     @model_validator(mode="after")
     def _can_stop_early(self) -> Self:

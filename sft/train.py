@@ -12,13 +12,13 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 from trl import SFTConfig as TrlSFTConfig
 from trl import SFTTrainer
 
-from accord.bundled import data_path
 from accord.config import check_trainer_arguments
+from accord.data.config import DataConfig
 from accord.data.rows import Rows, open_data
 from accord.models.adapters import peft_config
 from accord.models.loading import load_policy, load_tokenizer
 from accord.models.references import Model
-from accord.runs import DataFile, Run, Runs, Source
+from accord.runs import Run, Runs
 from accord.training import (
     SET_BY_ACCORD,
     base_dtype,
@@ -33,9 +33,18 @@ from accord.training import (
     trainer_arguments,
 )
 from sft.config import SFTConfig
-from sft.data import encode_demonstrations, load_demonstrations
+from sft.data import open_data_run, prepare
 
-OURS = (*SET_BY_ACCORD, "packing", "assistant_only_loss", "completion_only_loss", "load_best_model_at_end")
+OURS = (
+    *SET_BY_ACCORD,
+    "packing",
+    "padding_free",
+    "dataset_kwargs",
+    "train_sampling_strategy",
+    "assistant_only_loss",
+    "completion_only_loss",
+    "load_best_model_at_end",
+)
 check_arguments = functools.partial(check_trainer_arguments, "sft.trainer", target=TrlSFTConfig, ours=OURS)
 
 
@@ -45,6 +54,7 @@ def fine_tune(
     base: Model,
     demonstrations: Rows | None = None,
     heldout: Rows | None = None,
+    data: DataConfig | None = None,
 ) -> Run:
     """Fine-tune `base` on the demonstrations; returns the finished run, whose `model/` is the policy.
 
@@ -54,39 +64,29 @@ def fine_tune(
         base: the model to start from.
         demonstrations: rows in place of the files that `config` names.
         heldout: rows in place of its held-out file.
+        data: how files are read.
 
     Raises:
         DataError: a demonstration file is bad, or all its rows are too long.
         UsageError: bad trainer arguments, or a base model without what training needs.
     """
-    config = open_data(config, runs, demonstrations=demonstrations, heldout=heldout)
-    files = [(data_path(file.path), file.weight) for file in config.demonstrations]
-    heldout_file = data_path(config.heldout) if config.heldout else None
-    sources: dict[str, Source] = {"base": base}
-    sources |= {f"demonstrations_{i}": DataFile(path) for i, (path, _) in enumerate(files)}
-    if heldout_file:
-        sources["heldout"] = DataFile(heldout_file)
-
-    with runs.begin("sft", config, sources) as run, quiet_libraries():
+    read = data or DataConfig()
+    config = open_data(config, runs, read, demonstrations=demonstrations, heldout=heldout)
+    tokenizer = load_tokenizer(base)
+    prepared = prepare(config, runs, tokenizer, read)
+    with runs.begin("sft", config, {"base": base, "data": prepared}) as run, quiet_libraries():
         if run.is_done:
             return run
 
         # load
-        tokenizer = load_tokenizer(base)
-        rows = load_demonstrations(files, heldout_file, config.heldout_fraction, config.seed)
-        train, too_long = encode_demonstrations(
-            tokenizer, rows.train, config.max_sequence_tokens, config.thinking
-        )
-        evaluation = None
-        if rows.heldout:
-            evaluation, heldout_too_long = encode_demonstrations(
-                tokenizer, rows.heldout, config.max_sequence_tokens, config.thinking
-            )
-            too_long += heldout_too_long
+        rows = open_data_run(prepared)
 
         # build
-        arguments = trainer_arguments(config, run, evaluate=evaluation is not None)
-        arguments |= {"packing": config.packing, "eval_packing": False}
+        arguments = trainer_arguments(config, run, evaluate=rows.heldout is not None)
+        arguments |= {"padding_free": config.packing, "dataset_kwargs": {"skip_prepare_dataset": True}}
+        arguments["max_length"] = None  # no row is longer
+        if config.curriculum:
+            arguments["train_sampling_strategy"] = "sequential"
         callbacks: list[TrainerCallback] = []
         if config.early_stopping_evaluations is not None:
             arguments |= {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss"}
@@ -95,15 +95,15 @@ def fine_tune(
         trainer = SFTTrainer(
             model=load_policy(base, base_dtype(config), **quantization(config.lora)),
             args=build_arguments("sft", TrlSFTConfig, arguments),
-            train_dataset=train,
-            eval_dataset=evaluation,
+            train_dataset=rows.train,
+            eval_dataset=rows.heldout,
             processing_class=tokenizer,
             peft_config=peft_config(base, config.lora, "CAUSAL_LM"),
             callbacks=callbacks,
         )
 
         # loop
-        train_in_run(trainer, run, "sft", evaluate_first=evaluation is not None)
+        train_in_run(trainer, run, "sft", evaluate_first=rows.heldout is not None)
 
         # save
         save_trained_model(
@@ -111,12 +111,12 @@ def fine_tune(
             save_dtype(config.save_dtype, base),
         )  # fmt: skip
         metrics = {
-            "demonstrations": len(train),
-            "heldout_demonstrations": 0 if evaluation is None else len(evaluation),
+            "demonstrations": prepared.metrics["rows_an_epoch"],
+            "heldout_demonstrations": prepared.metrics["heldout_rows"],
             "updates": trainer.state.global_step,
             "train_loss": mean_loss(trainer),
             "heldout_loss_before": logged(trainer, "eval_loss", first=True),
             "heldout_loss": trainer.state.best_metric or logged(trainer, "eval_loss"),
         }
-        run.finish(metrics, rows.dropped | {"too_long": too_long})
+        run.finish(metrics, prepared.record.dropped)
     return run

@@ -6,15 +6,17 @@ python training_helpers.py STAGE CONFIG_JSON MODEL_FOLDER DATA RUNS KILL_AT
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import transformers
-from transformers import TrainerCallback
+from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from accord.models.references import Model
+from accord.records import Demonstration, write_jsonl
 from accord.runs import DataFile, Run, Runs
 
 TIMES = ("_runtime", "_per_second", "step_time")
@@ -119,3 +121,22 @@ def assert_same(run: Run, other: Run) -> None:
     assert files
     for name in files:  # bitwise: the recorded SHA-256 of the file
         assert run.record.outputs[name] == other.record.outputs[name], name
+
+
+def encoded_rows(
+    tokenizer: PreTrainedTokenizerBase, rows: Sequence[Demonstration], thinking: str = "learn"
+) -> list[dict[str, list[int]]]:
+    """The `input_ids` and `labels` of demonstrations, in their order, as a fine-tuning has them."""
+    from sft.config import SFTConfig
+    from sft.data import open_data_run, prepare
+
+    with tempfile.TemporaryDirectory() as folder:
+        write_jsonl(Path(folder) / "rows.jsonl", rows)
+        config = SFTConfig.model_validate(
+            {
+                "demonstrations": str(Path(folder) / "rows.jsonl"), "heldout_fraction": 0, "thinking": thinking,
+                "max_sequence_tokens": 100_000,
+            }
+        )  # fmt: skip
+        data = open_data_run(prepare(config, Runs(folder), tokenizer))
+        return [dict(row) for row in data.rows.sort("line").select_columns(["input_ids", "labels"])]

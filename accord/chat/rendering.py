@@ -37,9 +37,11 @@ def render(
     if dicts and not dicts[0]["content"] and not dicts[0].get("tool_calls"):
         del dicts[0]  # it was there for the tools
     covered: list[str] = []
-    mark = _mark_for([dicts, tools])
+    mark = ""
 
     def cover(match: re.Match[str]) -> str:
+        nonlocal mark
+        mark = mark or _mark_for([messages_as_dicts(messages)])
         covered.append(match.group())
         return f"{mark}{len(covered) - 1}{mark}"
 

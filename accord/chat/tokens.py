@@ -56,34 +56,77 @@ def encode_conversation(
             trained.
     """
     rendered = render(tokenizer, messages)
+    begins = begins_of_answers(tokenizer, rendered.text, messages)
+    thought = {} if learns_thinking else _ends_of_thinking(rendered.text, messages, begins)
+    tokens = _tokenize(tokenizer, rendered, [*begins, *thought.values()])
+
+    def first_token(place: int) -> int:
+        return next((i for i, start in enumerate(tokens.starts) if start >= place), len(tokens.ids))
+
+    firsts = [first_token(begin) for begin in begins]
+    learned = [first_token(thought.get(begin, begin)) for begin in begins]
+    try:
+        return mask_of_answers(tokens.ids, firsts, messages, tokenizer.eos_token_id, learned)
+    except ValueError as error:
+        begin = begins[int(str(error))]
+        raise DataError(
+            f"the chat template does not end the assistant's turn {rendered.text[begin : begin + 60]!r} with the "
+            f"eos_token {tokenizer.eos_token!r}"
+        ) from None
+
+
+def begins_of_answers(
+    tokenizer: "PreTrainedTokenizerBase", text: str, messages: Sequence[Message]
+) -> list[int]:
+    """Where in a conversation's text each turn of the assistant begins.
+
+    Raises:
+        DataError: no turn is the assistant's, or what the template writes before one is not what asks for it.
+    """
     begins = []
     for i, message in enumerate(messages):
         if message.role == "assistant":
-            prompt = _until_answer(tokenizer, rendered.text, messages[:i])
-            if not rendered.text.startswith(prompt):
-                raise DataError(_no_continuation(prompt, rendered.text))
+            prompt = _until_answer(tokenizer, text, messages[:i])
+            if not text.startswith(prompt):
+                raise DataError(_no_continuation(prompt, text))
             begins.append(len(prompt))
     if not begins:
         raise DataError("no turn of the conversation is the assistant's, so nothing can be learned from it")
-    thought = {} if learns_thinking else _ends_of_thinking(rendered.text, messages, begins)
-    tokens = _tokenize(tokenizer, rendered, [*begins, *thought.values()])
-    mask = [0] * len(tokens.ids)
+    return begins
+
+
+def mask_of_answers(
+    ids: Sequence[int],
+    firsts: Sequence[int],
+    messages: Sequence[Message],
+    eos: Any,
+    learned: Sequence[int] | None = None,
+) -> EncodedConversation:
+    """The tokens up to the end of the last answer, and which of them the assistant said.
+
+    Args:
+        ids: of the whole conversation.
+        firsts: the first token of each of the assistant's turns.
+        messages: of the conversation, whose turns of weight 0 are left out of the mask.
+        eos: the token that ends each turn.
+        learned: where in each turn learning begins; by default at its first token.
+
+    Raises:
+        ValueError: a turn has no end; the number of the turn.
+    """
+    ids = list(ids)
+    mask = [0] * len(ids)
     end = 0
     said = [message for message in messages if message.role == "assistant"]
-    for message, begin in zip(said, begins, strict=True):
-        first = next((i for i, start in enumerate(tokens.starts) if start >= begin), len(tokens.ids))
+    for turn, (message, first) in enumerate(zip(said, firsts, strict=True)):
         try:
-            end = tokens.ids.index(tokenizer.eos_token_id, first) + 1
+            end = ids.index(eos, first) + 1
         except ValueError:
-            raise DataError(
-                f"the chat template does not end the assistant's turn {rendered.text[begin : begin + 60]!r} with the "
-                f"eos_token {tokenizer.eos_token!r}"
-            ) from None
+            raise ValueError(turn) from None
         if message.weight != 0:
-            learned = thought.get(begin, begin)
-            first = next(i for i, start in enumerate(tokens.starts) if start >= learned)
-            mask[first:end] = [1] * (end - first)
-    return EncodedConversation(tokens.ids[:end], mask[:end])
+            begin = learned[turn] if learned else first
+            mask[begin:end] = [1] * (end - begin)
+    return EncodedConversation(ids[:end], mask[:end])
 
 
 def _ends_of_thinking(text: str, messages: Sequence[Message], begins: Sequence[int]) -> dict[int, int]:
@@ -118,9 +161,14 @@ def _until_answer(tokenizer: "PreTrainedTokenizerBase", conversation: str, befor
     """What the template writes before an answer; of a conversation that begins with one, what opens a turn."""
     if before:
         return render(tokenizer, before, add_generation_prompt=True).text
-    asked = [Message(role="user", content="?")]
-    opening = render(tokenizer, asked, add_generation_prompt=True).text[len(render(tokenizer, asked).text) :]
+    opening = opening_of_answers(tokenizer)
     return conversation[: conversation.find(opening) + len(opening)] if opening in conversation else opening
+
+
+def opening_of_answers(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """What the template writes behind a user's turn to ask for an answer."""
+    asked = [Message(role="user", content="?")]
+    return render(tokenizer, asked, add_generation_prompt=True).text[len(render(tokenizer, asked).text) :]
 
 
 def _tokenize(
@@ -139,7 +187,7 @@ def _tokenize(
         for begin in begins
         if any(a < begin < b for a, b in zip(tokens.starts, tokens.ends, strict=True))
     ]
-    if begins and _joins_answers(tokenizer, str(tokenizer.chat_template)):
+    if begins and joins_answers(tokenizer, str(tokenizer.chat_template)):
         cuts = sorted(begins)
     if not rendered.literal and not cuts:
         return tokens
@@ -194,7 +242,7 @@ def _tokenize_in_parts(
 
 
 @functools.lru_cache(maxsize=16)
-def _joins_answers(tokenizer: "PreTrainedTokenizerBase", template: str) -> bool:
+def joins_answers(tokenizer: "PreTrainedTokenizerBase", template: str) -> bool:
     """Whether an answer behind it changes the tokens at the end of a prompt, as words do with two line breaks.
 
     Args:

@@ -111,6 +111,51 @@ def check(
         click.get_current_context().exit(1)
 
 
+@data.command(short_help="Read, check, encode and mix what a fine-tuning learns from.")
+@CONFIG
+@OVERRIDES
+@AS_JSON
+def prepare(config: Path, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Make the data of a configuration's sft section, as the run that `accord sft` and `accord round` then find.
+
+    Prints for each file how many rows it has, how many are held out, and how often an epoch shows each of the others.
+    """
+    from accord.config import load_config
+    from accord.data.rows import open_data
+    from accord.models.base import examine_base
+    from accord.round_config import RoundConfig
+
+    settings = load_config(config, RoundConfig, overrides)
+    if settings.sft is None:
+        raise click.UsageError("this configuration has no sft section, whose data are prepared; add one")
+    runs = runs_of_command()
+    section = open_data(settings.sft, runs, settings.data)
+    _, tokenizer = examine_base(settings.model, runs, settings.chat_template)
+    from sft.data import files_of, prepare
+
+    run = prepare(section, runs, tokenizer, settings.data)
+    files = files_of(run)
+    if as_json:
+        found = {"run": run.id, **run.metrics, "dropped": run.record.dropped, "files": files}
+        click.echo(json.dumps(found, indent=2, ensure_ascii=False))
+        return
+    for each in files:
+        click.echo(
+            f"{each['file']}: {each['rows']:,} rows, {each['too_long']:,} too long, {each['heldout']:,} held out; an "
+            f"epoch shows {each['trained']:,} of them {each['times_each']:.2f} times each, {each['tokens']:,} tokens"
+        )
+    dropped = ", ".join(
+        f"{count:,} {reason.replace('_', ' ')}" for reason, count in run.record.dropped.items()
+    )
+    click.echo(f"left out: {dropped}")
+    click.echo(
+        f"an epoch: {run.metrics['rows_an_epoch']:,} rows, {run.metrics['tokens_an_epoch']:,} tokens, of which "
+        f"{run.metrics['learned_tokens_an_epoch']:,} are learned; {run.metrics['heldout_rows']:,} rows held out"
+    )
+    click.echo(f"page: {run.path / 'report.html'}")
+    click.echo(f"run:{run.id}")
+
+
 @data.command(short_help="Write a file's rows in accord's own form.")
 @click.argument("file")
 @click.option(

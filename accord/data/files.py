@@ -8,12 +8,13 @@ goes through `datasets`.
 import csv
 import gzip
 import io
+import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date, datetime, time
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from accord.bundled import data_path
 from accord.errors import DataError
@@ -24,6 +25,7 @@ KINDS = (
     "JSON Lines, a JSON array, CSV, TSV, Parquet, an Arrow folder (`save_to_disk`), or hub:owner/name:split"
 )
 PACKED = (".gz", ".zst")
+ValueT = TypeVar("ValueT")
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,50 @@ def raw_rows(reference: str) -> Iterator[RawRow | Fault]:
         raise DataError(f"{reference}: cannot be read ({error})") from None
 
 
+@dataclass(frozen=True)
+class Chunk:
+    """Some rows of a file, one behind the other."""
+
+    name: str
+    """Of the file, for places."""
+    number: int
+    """Of the chunk in the file, from 0."""
+    lines: tuple[tuple[int, bytes], ...] = ()
+    """Of a JSON Lines file, with their numbers from 1; whoever takes the chunk parses them."""
+    read: tuple[RawRow | Fault, ...] = ()
+    """Of all other kinds."""
+
+    def rows(self) -> Iterator[RawRow | Fault]:
+        """The rows, in order."""
+        yield from self.read
+        for number, line in self.lines:
+            yield _from_line(line, number, self.name)
+
+
+def chunks(reference: str, rows: int) -> Iterator[Chunk]:
+    """The same rows as `raw_rows`, so many at a time; those of JSON Lines are not parsed yet.
+
+    Raises:
+        DataError: as `raw_rows`.
+    """
+    if is_json_lines(reference):
+        with data_path(reference).open("rb") as file:
+            utf_8 = file.read(2) not in (b"\xff\xfe", b"\xfe\xff")
+            file.seek(0)
+            if utf_8:
+                lines = ((number, line) for number, line in enumerate(file, start=1) if line.strip())
+                for number, part in enumerate(_batched(lines, rows)):
+                    yield Chunk(reference, number, lines=part)
+                return
+    for number, read in enumerate(_batched(raw_rows(reference), rows)):
+        yield Chunk(reference, number, read=read)
+
+
+def _batched(values: Iterator[ValueT], size: int) -> Iterator[tuple[ValueT, ...]]:
+    while part := tuple(itertools.islice(values, size)):
+        yield part
+
+
 def kind_of(path: Path) -> str:
     """json, csv, tsv or parquet, by a file's name."""
     name = path.with_suffix("") if path.suffix in PACKED else path
@@ -114,23 +160,24 @@ def _from_json(path: Path, name: str) -> Iterator[RawRow | Fault]:
         if first not in (b"{", b""):
             raise DataError(f"{name}:1: is no JSON; a file of rows is {KINDS}")
         for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            place = f"{name}:{number}"
-            try:
-                value = parse_json(decode(line, name))
-                _refuse_nul(line, value)
-            except DataError as error:  # of the encoding, which counts the lines of what it was given
-                yield Fault(place, "not UTF-8", str(error).partition(": ")[2])
-                continue
-            except ValueError as error:
-                if number == 1 and line.strip() in (b"{", b"["):
-                    raise DataError(
-                        f"{name}: is JSON over several lines; write one object a line, or an array of objects"
-                    ) from None
-                yield Fault(place, str(error).partition(" (")[0].partition(" '")[0], str(error))
-                continue
-            yield _row(place, value)
+            if line.strip():
+                yield _from_line(line, number, name)
+
+
+def _from_line(line: bytes, number: int, name: str) -> RawRow | Fault:
+    place = f"{name}:{number}"
+    try:
+        value = parse_json(decode(line, name))
+        _refuse_nul(line, value)
+    except DataError as error:  # of the encoding, which counts the lines of what it was given
+        return Fault(place, "not UTF-8", str(error).partition(": ")[2])
+    except ValueError as error:
+        if number == 1 and line.strip() in (b"{", b"["):
+            raise DataError(
+                f"{name}: is JSON over several lines; write one object a line, or an array of objects"
+            ) from None
+        return Fault(place, str(error).partition(" (")[0].partition(" '")[0], str(error))
+    return _row(place, value)
 
 
 def _first(file: IO[bytes]) -> bytes:

@@ -46,6 +46,17 @@ class Reading:
         """In the order of the file."""
         return [fault for faults, _ in self.faulty for fault in faults]
 
+    def fault(self) -> str:
+        """The first fault, and how many more there are."""
+        first, kinds = self.faults[0], {fault.kind for fault in self.faults}
+        more = ""
+        if len(self.faults) > 1:
+            more = (
+                f" (and {len(self.faults) - 1} more faults, of {len(kinds)} kinds in all; "
+                f"`accord data check {self.name}` shows them)"
+            )
+        return f"{first.place}: {first.message}{more}"
+
     def check(self) -> None:
         """Raise what is wrong, as one sentence.
 
@@ -53,14 +64,7 @@ class Reading:
             DataError: a row is faulty, or there is none.
         """
         if self.faults:
-            first, kinds = self.faults[0], {fault.kind for fault in self.faults}
-            more = ""
-            if len(self.faults) > 1:
-                more = (
-                    f" (and {len(self.faults) - 1} more faults, of {len(kinds)} kinds in all; "
-                    f"`accord data check {self.name}` shows them)"
-                )
-            raise DataError(f"{first.place}: {first.message}{more}")
+            raise DataError(self.fault())
         if not self.rows:
             one = PLURALS[self.row_type][:-1]
             raise DataError(f"{self.name}: holds no rows; it must hold at least one {one} a line")
@@ -75,35 +79,44 @@ def read(reference: str, row_type: type[Row], config: DataConfig | None = None) 
         DataError: there is no such file, or it is in no convention, or in more than one.
         UsageError: its `columns` name a part that there is not, or a column that it has not.
     """
-    config = config or DataConfig()
-    columns = config.columns.get(reference, {})
-    reading = Reading(reference, row_type)
-    reader = _Reader(reading, columns, config.system == "merge_into_user")
+    reader = RowReader(reference, row_type, config)
     for raw in raw_rows(reference):
-        if isinstance(raw, Fault):
-            reading.faulty.append(([raw], None))
-        else:
-            reader.take(raw)
-    if reader.convention:
-        reading.convention = reader.convention.name
-    elif reader.changed or not is_json_lines(reference):
-        reading.convention = PLURALS[reading.row_type]
+        reader.take(raw)
+    reading = reader.reading
+    reading.convention = reader.convention_of_file()
     return reading
 
 
-class _Reader:
-    def __init__(self, reading: Reading, columns: Mapping[str, str], merge_system: bool):
-        self.reading = reading
-        self.columns = columns
-        self.merge_system = merge_system
+class RowReader:
+    """Reads the rows of a file one after the other, which must be in one convention."""
+
+    def __init__(self, reference: str, row_type: type[Row], config: DataConfig | None = None):
+        config = config or DataConfig()
+        self.reading = Reading(reference, row_type)
+        """What was taken since the last `taken`."""
+        self.columns = config.columns.get(reference, {})
+        self.merge_system = config.system == "merge_into_user"
         self.convention: Convention | None = None
+        self.begun = False
+        """Whether a row was taken before."""
+        self.good = False
+        """Whether one of them was good."""
         self.changed = False
         """Whether a row is not what the file says."""
         self.ids: dict[str, str] = {}
         """The place of each."""
 
-    def take(self, raw: RawRow) -> None:
+    def take(self, raw: RawRow | Fault) -> None:
+        """Add a row to what `reading` holds, to its good rows or to its faulty ones.
+
+        Raises:
+            DataError, UsageError: the file is not what it should be, as `read` says it.
+        """
         reading = self.reading
+        if isinstance(raw, Fault):
+            reading.faulty.append(([raw], None))
+            self.begun = True
+            return
         try:
             row = self.row_of(raw)
         except ValidationError as error:
@@ -119,25 +132,43 @@ class _Reader:
                 return
             reading.rows.append(row)
             reading.places.append(raw.place)
+            self.begun = self.good = True
+
+    def taken(self) -> Reading:
+        """What was read since this was last asked for, which is then forgotten."""
+        reading = self.reading
+        self.reading = Reading(reading.name, reading.row_type)
+        return reading
+
+    def convention_of_file(self) -> str:
+        """The convention, once all rows were taken; `OWN` if the stages can read the file as it is."""
+        if self.convention:
+            return self.convention.name
+        if self.changed or not is_json_lines(self.reading.name):
+            return PLURALS[self.reading.row_type]
+        return OWN
 
     def refuse(self, raw: RawRow, found: Sequence[tuple[str, str]]) -> None:
         """Keep a row with what is wrong with it, each time with what it has in common with others."""
         faults = [Fault(raw.place, re.sub(r"\.\d+", ".*", kind), said) for said, kind in found]
         self.reading.faulty.append((faults, raw.columns))
+        self.begun = True
 
     def row_of(self, raw: RawRow) -> Row:
+        """The row in accord's own form.
+
+        Raises:
+            ValueError: it is not what it should be.
+            DataError, UsageError: the file is not.
+        """
         reading = self.reading
         columns = mapped(raw.columns, self.columns, reading.name)
         missing = set(self.columns.values()) - raw.columns.keys()
-        if missing and not (reading.rows or reading.faulty):
+        if missing and not self.begun:
             raise DataError(
                 f"{raw.place}: has no column '{min(missing)}', which data.columns names; it has {_listed(raw.columns)}"
             )
-        if (
-            not (reading.rows or reading.faulty)
-            and reading.row_type is Preference
-            and _is_comparison(columns)
-        ):
+        if not self.begun and reading.row_type is Preference and _is_comparison(columns):
             reading.row_type = Comparison
         try:
             row = reading.row_type.model_validate(columns)
@@ -162,7 +193,7 @@ class _Reader:
         if found is None:
             if isinstance(otherwise, Row):
                 return otherwise
-            if not (reading.rows or reading.faulty) and not _is_own(columns, reading.row_type):
+            if not self.begun and not _is_own(columns, reading.row_type):
                 raise DataError(f"{place}: {_unknown(columns, reading.row_type)}") from None
             if self.convention and not _is_own(columns, reading.row_type):
                 raise ValueError(
@@ -170,7 +201,7 @@ class _Reader:
                     f"{_listed(columns)}"
                 )
             raise otherwise
-        before = _form(self.convention) if self.convention else OWN if reading.rows else None
+        before = _form(self.convention) if self.convention else OWN if self.good else None
         if before == OWN and _is_own(columns, reading.row_type):
             before = None
         if before not in (None, _form(found)):

@@ -88,7 +88,7 @@ def open_data(
         value, given = getattr(config, name), rows.get(name)
         if given is None:
             try:
-                opened = _opened(value, row_type, runs, data)
+                opened = _opened(value, row_type, runs, data, type(config).reads_files_itself)
             except AccordError as error:
                 if keep_fault is None:
                     raise
@@ -103,7 +103,11 @@ def open_data(
         else:
             kept = str(keep_rows(given, row_type, runs, name))
             changed[name] = [{"path": kept}] if isinstance(value, list) else kept
-        if name in type(config).needed_files and not (value or given is not None):
+        if (
+            name in type(config).needed_files
+            and given is None
+            and config.lacks(name, lambda each: getattr(config, each))
+        ):
             raise UsageError(f"{name}: is needed; name a file in the configuration, or pass {name}=rows")
     if not changed:
         return config
@@ -165,13 +169,28 @@ def check_reader(reference: str) -> bool:
     return match is not None
 
 
-def _opened(value: Any, row_type: type[Row], runs: Runs, data: DataConfig | None = None) -> Any:
-    """A setting's value with accord's own form of its rows in the place of what is in another, or a reader's."""
+def _opened(
+    value: Any, row_type: type[Row], runs: Runs, data: DataConfig | None = None, as_it_is: bool = False
+) -> Any:
+    """A setting's value with accord's own form of its rows in the place of what is in another, or a reader's.
+
+    Args:
+        value: one file, a list of files, or none.
+        row_type: what the rows are.
+        runs: where rows are kept.
+        data: how files are read.
+        as_it_is: leave files as they are; only what is none, such as a data set of the hub, becomes one.
+    """
     if isinstance(value, list):
-        files = [file.model_copy(update={"path": _opened(file.path, row_type, runs, data)}) for file in value]
+        files = [
+            file.model_copy(update={"path": _opened(file.path, row_type, runs, data, as_it_is)})
+            for file in value
+        ]
         return value if files == value else files
     if value and value.startswith(RUN) and issubclass(row_type, Demonstration | Prompt):
         return _of_run(value, row_type, runs)
+    if as_it_is and value and data_path(value).is_file():
+        return value
     if not value or value.startswith(RUN) or (value.startswith(PREFIX) and data in (None, DataConfig())):
         return value
     match = READER.fullmatch(value)

@@ -11,6 +11,7 @@ from accord.runs import RunRecord
 
 STAGES = {
     "base": "Base model",
+    "data": "Data",
     "sft": "Supervised fine-tuning",
     "feedback": "Feedback",
     "reward": "Reward model",

@@ -7,6 +7,7 @@ them, references are resolved, functions imported and servers asked; nothing is 
 takes no time comes first. Only where that is all right are weights hashed and downloaded (once: later stages know the
 digests) and the libraries imported that training needs anyway.
 
+Only the data of the fine-tuning are prepared right away, as a run, since reading millions of rows twice takes hours.
 What only the doing of a stage needs, such as a server, is not asked for where a finished run has its settings.
 """
 
@@ -16,6 +17,7 @@ from accord.data.rows import open_data
 from accord.models.base import look_at_base
 from accord.models.chat_templates import find_template
 from accord.models.references import locate
+from accord.preflight.data import look_at_data, look_at_files
 from accord.preflight.evaluation import annotators_of, look_at_evaluation
 from accord.preflight.feedback import look_at_feedback, look_at_sampling
 from accord.preflight.preferences import look_at_preferences
@@ -49,12 +51,7 @@ def check_round(config: RoundConfig, runs: Runs, until: StageName | None = None)
         with faults.of("chat_template"):
             find_template(config.chat_template, runs)
     if config.sft and "sft" in sections:
-        for file in config.sft.demonstrations:
-            with faults.of("sft.demonstrations"):
-                read_rows(file.path, Demonstration)
-        if config.sft.heldout:
-            with faults.of("sft.heldout"):
-                read_rows(config.sft.heldout, Demonstration)
+        look_at_files(config.sft, config.data, faults)
     if config.feedback and "feedback" in sections:
         look_at_feedback(config.feedback, runs, faults)
     look_at_sampling(config, runs, sections, faults)
@@ -83,4 +80,6 @@ def check_round(config: RoundConfig, runs: Runs, until: StageName | None = None)
     look_at_amounts(config, runs, sections, faults)
     if tokenizer:
         look_at_rendering(config, tokenizer, sections, faults)
+        if config.sft and "sft" in sections:
+            look_at_data(config.sft, runs, tokenizer, config.data, faults)
     faults.report()

@@ -18,9 +18,8 @@ def look_at_rendering(
 ) -> None:
     """Encode a row of each pattern of turns in each file."""
     for key, reference, row_type in _files(config, sections):
-        is_cut = bool(key.startswith("sft.") and config.sft and config.sft.thinking == "cut")
         with faults.of(key):
-            check_template_takes(tokenizer, read_jsonl(data_path(reference), row_type), is_cut)
+            check_template_takes(tokenizer, read_jsonl(data_path(reference), row_type))
 
 
 def _files(config: RoundConfig, sections: Sequence[str]) -> Iterator[tuple[str, str, type[Row]]]:
@@ -34,6 +33,8 @@ def _files(config: RoundConfig, sections: Sequence[str]) -> Iterator[tuple[str, 
         )
     for name in sections:
         section = getattr(config, name)
+        if type(section).reads_files_itself:  # and says itself what it finds
+            continue
         for setting, row_type in type(section).row_files.items():
             value = getattr(section, setting)
             for reference in [file.path for file in value] if isinstance(value, list) else [value]:

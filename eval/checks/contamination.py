@@ -17,7 +17,7 @@ model from outside was trained on is `unknown`; neither is left out silently.
 
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,11 @@ from pydantic import BaseModel, ConfigDict
 
 from accord.bundled import data_path
 from accord.data.quality.overlap import How, TrainingText, find_overlaps, rank
-from accord.errors import AccordError, DataError
+from accord.errors import AccordError, DataError, TamperedError
 from accord.models.references import Model
 from accord.runs import Run, Runs, file_digest
 from eval.rows import Sample, SuiteItem
+from sft.data import all_rows, sources_of
 
 WORST_SHOWN = 10
 PROMPTS = "prompts"
@@ -96,6 +97,14 @@ class TrainingData:
     files: list[tuple[str, Path]]
     unchecked: list[str]
     unknown: list[str]
+    prepared: list[Run] = field(default_factory=list)
+    """Runs of data, which hold the rows of their files themselves."""
+
+    @property
+    def sources(self) -> list[str]:
+        """The names of all files."""
+        prepared = [source for run in self.prepared for source in sources_of(run)]
+        return list(dict.fromkeys([*prepared, *(name for name, _ in self.files)]))
 
     def texts(self) -> Iterator[TrainingText]:
         """Every row of every file, one at a time.
@@ -103,6 +112,9 @@ class TrainingData:
         Raises:
             DataError: a line is no row of a format that accord reads.
         """
+        for run in self.prepared:
+            for source, place, row in all_rows(run):
+                yield TrainingText(_turns(row, Path(source), place), source, place)
         for name, path in self.files:
             with path.open(encoding="utf-8", newline="\n") as lines:
                 for number, line in enumerate(lines, start=1):
@@ -125,7 +137,7 @@ def contamination(
         DataError: a training file is the recorded one and yet cannot be read as rows.
     """
     data = training_data(candidate, runs, files)
-    return overlap(data.texts(), suites, [name for name, _ in data.files], data.unchecked, data.unknown)
+    return overlap(data.texts(), suites, data.sources, data.unchecked, data.unknown)
 
 
 def overlap(
@@ -201,7 +213,9 @@ def training_data(candidate: Model, runs: Runs, files: Iterable[Path] = ()) -> T
         data.unknown.append(_unknown(candidate.reference))
         return data
     for run in _ancestors(candidate.run_id, runs, data):
-        if run.record.stage != "eval":
+        if run.record.stage == "data":
+            _add_prepared(run, runs, data)
+        elif run.record.stage != "eval":
             _add_inputs(run, by_digest, data, seen)
         for name in OUTPUTS.get(run.record.stage, ()):
             if name in run.record.outputs:
@@ -246,6 +260,15 @@ def _add_inputs(run: Run, by_digest: Mapping[str, Path], data: TrainingData, see
             )
 
 
+def _add_prepared(run: Run, runs: Runs, data: TrainingData) -> None:
+    try:
+        runs.check(run)
+    except TamperedError as error:
+        data.unchecked.append(f"what {run.id} holds could not be checked: {error}")
+    else:
+        data.prepared.append(run)
+
+
 def _add(name: str, path: Path, digest: str, data: TrainingData, seen: set[str]) -> None:
     if digest in seen:
         return
@@ -285,6 +308,7 @@ def _turns(line: str, path: Path, number: int) -> tuple[str, ...]:
             for each in row.get(name) or ()
         ]
         turns += [each["text"] for each in row.get("responses") or ()]
+        turns += [row["text"]] if "text" in row and not turns else []
         return tuple(str(turn) for turn in turns)
     except (ValueError, TypeError, AttributeError, KeyError):
         raise DataError(

@@ -30,6 +30,7 @@ from eval.verdict.margins import SMALLEST_SLICE
 from eval.verdict.rule import MetricResult, Outcome
 from eval.verdict.signing import read_signature
 from reward.page.report import page as page_of_reward
+from sft.data_page import page as data_page
 
 HEADLINES: dict[Outcome, str] = {
     "PASS": "The candidate may replace the baseline.",
@@ -75,6 +76,8 @@ def rebuild(run: Run, runs: Runs, output: Path | None = None) -> Path:
         text = page(run, runs)
     elif run.record.stage == "reward" and "report_card.json" in run.record.outputs:
         text = page_of_reward(run, runs)
+    elif run.record.stage == "data":
+        text = data_page(run, run.metrics)
     else:
         has_own, text = False, run_page(run, runs)
     if output is None:

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
+from training_helpers import encoded_rows
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from accord import bundled
@@ -12,7 +13,6 @@ from accord.errors import DataError, UsageError
 from accord.models.loading import load_tokenizer
 from accord.models.references import Model
 from accord.records import Demonstration, Message, messages_as_dicts, read_jsonl, write_jsonl
-from sft.data import encode_demonstrations
 
 DEFAULT_SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 
@@ -44,8 +44,7 @@ def turns(row: Demonstration) -> list[str]:
 def test_the_labels_are_exactly_the_assistants_turns_with_their_eos(
     tokenizer: PreTrainedTokenizerBase, conversations: list[Demonstration]
 ) -> None:
-    dataset, too_long = encode_demonstrations(tokenizer, conversations, 4096)
-    assert too_long == 0
+    dataset = encoded_rows(tokenizer, conversations)
     for row, encoded in zip(conversations, dataset, strict=True):
         trained = [label for label in encoded["labels"] if label != -100]
         assert tokenizer.decode(trained) == "".join(turns(row))
@@ -432,7 +431,7 @@ def test_thinking_is_learned_kept_or_cut(bundled_model: Model) -> None:
     thought = "<think>\nIt is odd.\n</think>\n\n"
     labels = {}
     for thinking in ("learn", "keep", "cut"):
-        (encoded,), _ = encode_demonstrations(tokenizer, [row], 999, thinking)
+        (encoded,) = encoded_rows(tokenizer, [row], thinking)
         labels[thinking] = tokenizer.decode([label for label in encoded["labels"] if label != -100])
         assert (thought in tokenizer.decode(encoded["input_ids"])) == (thinking != "cut")
     assert labels == {
@@ -475,4 +474,4 @@ def test_a_row_that_the_template_refuses_is_named(bundled_model: Model, tmp_path
     with pytest.raises(
         DataError, match=r"rows\.jsonl:2: the model's chat template refuses this conversation"
     ):
-        encode_demonstrations(with_template(bundled_model, "gemma"), rows, 999)
+        encoded_rows(with_template(bundled_model, "gemma"), rows)

@@ -23,7 +23,7 @@ from accord.models.references import Model
 from accord.records import Comparison, Demonstration, Message, Preference, Prompt, read_jsonl
 from accord.runs import DataFile, Runs
 from sft.config import SFTConfig
-from sft.data import encode_demonstrations
+from sft.data import files_of, open_data_run, prepare
 
 ASKED = ("What melts at zero degrees?", 'Say "hello, you".', "007 is what kind of number?", "Is NA a word?")
 ANSWERED = ("Ice.", "Hello,\nyou.", "A code.", "NA")
@@ -150,17 +150,24 @@ def tokenizer(bundled_model: Model) -> PreTrainedTokenizerBase:
 def test_a_form_has_the_tokens_and_labels_of_accord_s_own(
     form: str, tmp_path: Path, runs: Runs, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    own = read_jsonl(Path(write_lines(tmp_path / "own.jsonl", OWN_ROWS)), Demonstration)
     reference = FORMS[form](tmp_path)
-    config = open_data(SFTConfig(demonstrations=[{"path": reference}]), runs)
+    found = []
+    for name in (write_lines(tmp_path / "own.jsonl", OWN_ROWS), reference):
+        config = open_data(
+            SFTConfig.model_validate({"demonstrations": name, "heldout_fraction": 0}), runs, DataConfig()
+        )
+        run = prepare(config, runs, tokenizer)
+        rows = open_data_run(run).rows
+        found.append((rows["input_ids"][:], rows["labels"][:]))
+    assert found[0] == found[1] and len(found[0][0]) == 4
     (file,) = config.demonstrations
-    rows = read_jsonl(Path(file.path), Demonstration)
-    assert Path(file.path).parent == runs.root / "rows"
-    expected, found = (encode_demonstrations(tokenizer, each, 999)[0] for each in (own, rows))
-    assert list(found) == list(expected)
-    assert rows[2].place == f"{reference}: row 3"
-    origin = DataFile(Path(file.path)).origin
-    assert origin["file"].startswith(reference) and origin["convention"]
+    if file.path == reference:
+        assert files_of(run)[0]["convention"]
+    else:  # a folder
+        assert Path(file.path).parent == runs.root / "rows"
+        assert read_jsonl(Path(file.path), Demonstration)[2].place == f"{reference}: row 3"
+        origin = DataFile(Path(file.path)).origin
+        assert origin["file"].startswith(reference) and origin["convention"]
 
 
 def test_accord_s_own_form_is_read_where_it_is(tmp_path: Path, runs: Runs) -> None:
@@ -341,7 +348,7 @@ def test_prompts_in_other_conventions(tmp_path: Path, row: dict[str, Any]) -> No
 # --- what the user says of the columns
 
 
-def test_columns_that_the_user_names(tmp_path: Path, runs: Runs) -> None:
+def test_columns_that_the_user_names(tmp_path: Path, runs: Runs, tokenizer: PreTrainedTokenizerBase) -> None:
     row = {"Frage": "Hello.", "Antwort": "Hi.", "response": "old", "topic": "x"}
     with pytest.raises(DataError, match=r"say in data\.columns which column is what"):
         read_one(tmp_path, {"Frage": "a", "Antwort": "b"}, Demonstration)
@@ -356,8 +363,9 @@ def test_columns_that_the_user_names(tmp_path: Path, runs: Runs) -> None:
         read_one(tmp_path, row, Demonstration, prompt="Frage", completion="Antwrt")
     # and through a round's configuration
     data = DataConfig(columns={str(tmp_path / "one.jsonl"): {"prompt": "Frage", "completion": "Antwort"}})
-    config = open_data(SFTConfig(demonstrations=[{"path": str(tmp_path / "one.jsonl")}]), runs, data)
-    assert read_jsonl(Path(config.demonstrations[0].path), Demonstration) == [found]
+    named = {"demonstrations": str(tmp_path / "one.jsonl"), "heldout_fraction": 0}
+    rows = open_data_run(prepare(SFTConfig.model_validate(named), runs, tokenizer, data)).rows
+    assert Demonstration.model_validate_json(rows[0]["row"]) == found
 
 
 def test_system_messages_merged_into_the_user_s(tmp_path: Path) -> None:
@@ -387,7 +395,9 @@ def test_two_conventions_in_one_file(tmp_path: Path) -> None:
         assert "another convention than the rows before it" in reading.faults[0].message
 
 
-def test_all_faults_of_a_file_are_found(tmp_path: Path, runs: Runs) -> None:
+def test_all_faults_of_a_file_are_found(
+    tmp_path: Path, runs: Runs, tokenizer: PreTrainedTokenizerBase
+) -> None:
     lines = [json.dumps(row).encode() for row in OWN_ROWS]
     lines[1:1] = [
         b'{"messages": [',
@@ -418,7 +428,7 @@ def test_all_faults_of_a_file_are_found(tmp_path: Path, runs: Runs) -> None:
     for line, words in enumerate(expected, start=2):
         assert words in said[line], (line, said[line])
     with pytest.raises(DataError, match=r"rows\.jsonl:2: not valid JSON .*and 11 more faults, of 12 kinds"):
-        open_data(SFTConfig(demonstrations=[{"path": str(path)}]), runs)
+        prepare(SFTConfig.model_validate({"demonstrations": str(path)}), runs, tokenizer)
 
 
 def test_a_long_row_and_columns_of_mixed_types(tmp_path: Path) -> None:

@@ -75,7 +75,8 @@ def test_demonstrations_in_memory_train_the_model_that_a_file_of_them_trains(
     run = fine_tune(SFTConfig(**TRAINING), runs, tiny_model, demonstrations=rows)
     assert_same_weights(run, by_file)
     assert run.metrics == by_file.metrics
-    assert run.record.inputs["demonstrations_0"] == by_file.record.inputs["demonstrations_0"]
+    one, other = (runs.load(each.record.parents["data"]).record for each in (run, by_file))
+    assert one.inputs["demonstrations_0"] == other.inputs["demonstrations_0"]
     (kept,) = run.record.config["demonstrations"]
     assert Path(kept["path"]).parent == runs.root / "rows" and dicts(Path(kept["path"])) == rows
 
@@ -85,7 +86,7 @@ def test_demonstrations_in_memory_train_the_model_that_a_file_of_them_trains(
     typed = read_jsonl(demonstrations, Demonstration)
     for same in (rows, Dataset.from_list(rows), generated(), typed):
         assert fine_tune(SFTConfig(**TRAINING), runs, tiny_model, demonstrations=same).id == run.id
-    assert len(runs.all()) == 2 and run.record.continued_at == []
+    assert len(runs.all()) == 4 and run.record.continued_at == []  # of each, the data and the model
 
     aside = fine_tune(SFTConfig(**TRAINING), runs, tiny_model, demonstrations=rows, heldout=[ROW])
     assert aside.metrics["heldout_demonstrations"] == 1
@@ -261,11 +262,13 @@ def test_a_reader_s_rows_train_what_the_same_rows_train(tiny_model: Model, runs:
     rows = dicts(Path(kept["path"]))
     assert len(rows) == 24 and rows[3]["messages"][1]["content"] == "4"
     reader, file = DataFile(Path("readers.py")).digest, DataFile(Path("export.tsv")).digest
-    assert run.record.inputs["demonstrations_0/reader"] == f"readers.py:chats@sha256:{reader}"
-    assert run.record.inputs["demonstrations_0/file"] == f"export.tsv@sha256:{file}"
+    inputs = runs.load(run.record.parents["data"]).record.inputs
+    assert inputs["demonstrations_0/reader"] == f"readers.py:chats@sha256:{reader}"
+    assert inputs["demonstrations_0/file"] == f"export.tsv@sha256:{file}"
 
     found = training_data(resolve(run, runs), runs)
-    assert [name for name, _ in found.files] == [kept["path"]] and found.unchecked == []
+    assert found.sources == [kept["path"]] and found.unchecked == []
+    assert len(list(found.texts())) == 24
     assert len(found.unknown) == 1  # the tiny model
 
     # another reader is another run, whatever it reads; and the same one is the same

@@ -70,7 +70,7 @@ def good(tiny_model: Model, files: dict[str, str]) -> dict[str, Any]:
     return {
         "model": str(tiny_model.folder),
         "sampling": {"engine": "transformers"},
-        "sft": {"demonstrations": [{"path": files["demonstrations"]}], "heldout": files["demonstrations"]},
+        "sft": {"demonstrations": [{"path": files["demonstrations"]}], "heldout_fraction": 0},
         "preferences": files["preferences"],
         "reward": {"demonstrations": files["demonstrations"]},
         "rl": {"algorithm": "ppo", "prompts": files["prompts"], "demonstrations": files["demonstrations"]},

@@ -1,3 +1,4 @@
+import json
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -5,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from training_helpers import every_trainer_calls, rows_without_times, run_stage
+from training_helpers import encoded_rows, every_trainer_calls, rows_without_times, run_stage
 from transformers import PreTrainedTokenizerBase
 
 from accord import bundled
@@ -15,7 +16,7 @@ from accord.models.references import Model
 from accord.records import Demonstration, Message, read_jsonl, write_jsonl
 from accord.runs import Run, Runs
 from sft.config import SFTConfig
-from sft.data import encode_demonstrations, load_demonstrations
+from sft.data import files_of, open_data_run, prepare
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -36,55 +37,72 @@ def write(path: Path, *answers: str) -> Path:
     return path
 
 
-def answers(rows: list[Demonstration]) -> Counter[str]:
-    return Counter(row.messages[-1].content for row in rows)
+def prepared(model: Model, files: list[tuple[Path, float]], folder: Path, **settings: Any) -> Run:
+    config = SFTConfig.model_validate(
+        {"demonstrations": [{"path": str(path), "weight": weight} for path, weight in files], **settings}
+    )
+    return prepare(config, Runs(folder), load_tokenizer(model))
+
+
+def answers(run: Run, part: str = "train") -> Counter[str]:
+    if part == "heldout":
+        rows = (run.path / "heldout.jsonl").read_text().splitlines()
+    else:
+        rows = open_data_run(run).rows["row"]
+    return Counter(json.loads(row)["messages"][-1]["content"] for row in rows)
 
 
 # --- data
 
 
-def test_weights_say_how_often_a_row_is_shown(tmp_path: Path) -> None:
+def test_weights_say_how_often_a_row_is_shown(tiny_model: Model, tmp_path: Path) -> None:
     once = write(tmp_path / "a", *(f"a{i}" for i in range(10)))
     often = write(tmp_path / "b", *(f"b{i}" for i in range(10)))
     rarely = write(tmp_path / "c", *(f"c{i}" for i in range(10)))
     heldout = write(tmp_path / "h", "h")
-    rows = load_demonstrations([(once, 1.0), (often, 2.5), (rarely, 0.3)], heldout, 0.0, seed=0)
-    counts = answers(rows.train)
+    files = [(once, 1.0), (often, 2.5), (rarely, 0.3)]
+    run = prepared(tiny_model, files, tmp_path / "runs", heldout=str(heldout), seed=0)
+    counts = answers(run)
     assert [counts[f"a{i}"] for i in range(10)] == [1] * 10
     assert sorted(counts[f"b{i}"] for i in range(10)) == [2] * 5 + [3] * 5
     assert sorted(counts[f"c{i}"] for i in range(10)) == [0] * 7 + [1] * 3
-    assert rows == load_demonstrations([(once, 1.0), (often, 2.5), (rarely, 0.3)], heldout, 0.0, seed=0)
-    others = load_demonstrations([(once, 1.0), (often, 2.5), (rarely, 0.3)], heldout, 0.0, seed=1)
-    assert answers(others.train) != counts
+    shown = [(source["trained"], source["shown_an_epoch"]) for source in files_of(run)]
+    assert shown == [(10, 10), (10, 25), (3, 3), (0, 0)]
+    again = prepared(tiny_model, files, tmp_path / "again", heldout=str(heldout), seed=0)
+    assert again.record.outputs == run.record.outputs
+    others = prepared(tiny_model, files, tmp_path / "runs", heldout=str(heldout), seed=1)
+    assert answers(others) != counts
 
 
-def test_no_row_is_in_both_parts_however_it_is_weighted(tmp_path: Path) -> None:
+def test_no_row_is_in_both_parts_however_it_is_weighted(tiny_model: Model, tmp_path: Path) -> None:
     a, b = write(tmp_path / "a", *"abcdefghij"), write(tmp_path / "b", *"klmnopqrst")
-    rows = load_demonstrations([(a, 3.0), (b, 1.0)], None, 0.15, seed=0)
-    train, heldout = answers(rows.train), answers(rows.heldout)
+    run = prepared(tiny_model, [(a, 3.0), (b, 1.0)], tmp_path / "runs", heldout_fraction=0.15)
+    train, heldout = answers(run), answers(run, "heldout")
     assert not train.keys() & heldout.keys()
     assert train.keys() | heldout.keys() == set("abcdefghijklmnopqrst")
     assert sum(heldout.values()) == 4  # ceil(0.15 * 10) of each file
     assert len(heldout.keys() & set("abcdefghij")) == 2
 
 
-def test_duplicates_are_counted_and_kept_once(tmp_path: Path) -> None:
+def test_duplicates_are_counted_and_kept_once(tiny_model: Model, tmp_path: Path) -> None:
     a, b = write(tmp_path / "a", "x", "y", "x"), write(tmp_path / "b", "y", "z", "h")
-    rows = load_demonstrations([(a, 1.0), (b, 1.0)], write(tmp_path / "h", "h"), 0.0, seed=0)
-    assert answers(rows.train) == Counter("xyz")
-    assert rows.dropped == {"duplicate": 3}  # x, y, and the held-out h
+    heldout = str(write(tmp_path / "h", "h"))
+    run = prepared(tiny_model, [(a, 1.0), (b, 1.0)], tmp_path / "runs", heldout=heldout)
+    assert answers(run) == Counter("xyz")
+    assert run.record.dropped == {"duplicate": 3, "too_long": 0}  # x, y, and the held-out h
 
 
-def test_rows_over_the_length_are_counted(tiny_model: Model) -> None:
-    tokenizer = load_tokenizer(tiny_model)
+def test_rows_over_the_length_are_counted(tiny_model: Model, tmp_path: Path) -> None:
     rows = [conversation("Q", "short"), conversation("Q", "long" * 50)]
-    lengths = [len(encode_demonstrations(tokenizer, [row], 1000)[0][0]["input_ids"]) for row in rows]
+    lengths = [len(row["input_ids"]) for row in encoded_rows(load_tokenizer(tiny_model), rows)]
     assert lengths[1] - lengths[0] == 200 - 5  # one token a byte
-    assert encode_demonstrations(tokenizer, rows, lengths[1])[1] == 0
-    dataset, too_long = encode_demonstrations(tokenizer, rows, lengths[1] - 1)
-    assert (len(dataset), too_long) == (1, 1)
+    write_jsonl(tmp_path / "rows.jsonl", rows)
+    files = [(tmp_path / "rows.jsonl", 1.0)]
+    for most, too_long in ((lengths[1], 0), (lengths[1] - 1, 1)):
+        run = prepared(tiny_model, files, tmp_path / "runs", max_sequence_tokens=most, heldout_fraction=0)
+        assert (len(open_data_run(run).train), run.record.dropped["too_long"]) == (2 - too_long, too_long)
     with pytest.raises(DataError, match=r"all 2 demonstrations are longer than max_sequence_tokens \(8\)"):
-        encode_demonstrations(tokenizer, rows, 8)
+        prepared(tiny_model, files, tmp_path / "runs", max_sequence_tokens=8)
 
 
 def test_nothing_left_to_train_on(tiny_model: Model, tmp_path: Path) -> None:
@@ -219,7 +237,7 @@ def test_packing_continues_exactly_and_evaluates(
 
 def heldout_loss(model: Model, rows: list[Demonstration]) -> float:
     """The mean negative log-likelihood of the assistant's tokens, one conversation at a time."""
-    dataset, _ = encode_demonstrations(load_tokenizer(model), rows, 10_000)
+    dataset = encoded_rows(load_tokenizer(model), rows)
     policy, total, count = load_policy(model).eval(), 0.0, 0
     for row in dataset:
         with torch.inference_mode():

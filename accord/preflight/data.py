@@ -1,0 +1,44 @@
+"""What the fine-tuning learns from: first the beginning of each file, then every row, by preparing it."""
+
+from typing import TYPE_CHECKING
+
+from accord.data.config import DataConfig
+from accord.data.encoding import Source
+from accord.data.reading import RowReader
+from accord.preflight.shared import Faults
+from accord.records import Demonstration
+from accord.runs import Runs
+from sft.config import SFTConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def look_at_files(config: SFTConfig, read: DataConfig, faults: Faults) -> None:
+    """Whether the files are there, and their first rows are what they should be."""
+    demonstrations = [("sft.demonstrations", file.path) for file in config.demonstrations]
+    if config.heldout:
+        demonstrations.append(("sft.heldout", config.heldout))
+    if config.replay and not config.replay.source.startswith("run:"):
+        demonstrations.append(("sft.replay.source", config.replay.source))
+    for key, name in demonstrations:
+        with faults.of(key):
+            reader = RowReader(name, Demonstration, read)
+            for chunk in Source(0, name).chunks():
+                for raw in chunk.rows():
+                    reader.take(raw)
+                break
+            reader.reading.check()
+    for file in config.documents:
+        with faults.of("sft.documents"):
+            next(Source(0, file.path, "documents").chunks(), None)
+
+
+def look_at_data(
+    config: SFTConfig, runs: Runs, tokenizer: "PreTrainedTokenizerBase", read: DataConfig, faults: Faults
+) -> None:
+    """Prepare the data, which is how the stage will have them."""
+    from sft.data import prepare
+
+    with faults.of("sft.demonstrations" if config.demonstrations else "sft.documents"):
+        prepare(config, runs, tokenizer, read)
