@@ -15,8 +15,10 @@ import functools
 import hashlib
 import json
 import logging
+import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,10 +27,12 @@ from pydantic import ValidationError
 from accord.bundled import PREFIX, data_path
 from accord.config import Config
 from accord.data.config import DataConfig
-from accord.data.reading import OWN, read
+from accord.data.files import chunks
+from accord.data.reading import OWN, Reading, RowReader
 from accord.errors import AccordError, DataError, UsageError
 from accord.records import (
     ORIGIN,
+    TEMPORARY,
     Comparison,
     Demonstration,
     Preference,
@@ -38,7 +42,7 @@ from accord.records import (
     jsonl,
     write_atomically,
 )
-from accord.runs import DataFile, Run, Runs
+from accord.runs import DataFile, Run, Runs, file_digest
 from accord.user_code import load, locate
 
 logger = logging.getLogger("accord.data")
@@ -53,6 +57,7 @@ RUN = "run:"
 """Before the id of a run that made rows: `accord data generate`, `accord data score`, best of n."""
 FOLDER = "rows"
 """Below that of the runs."""
+ROWS_AT_A_TIME = 1_000
 READER = re.compile(r"(?P<reader>.+\.py:\w+|[\w.]+:\w+)\((?P<file>.+)\)")
 ConfigT = TypeVar("ConfigT", bound=Config)
 
@@ -152,7 +157,7 @@ def keep_rows(rows: Rows, row_type: type[Row], runs: Runs, name: str = "rows") -
         UsageError: it is a text, which names rows rather than being some.
         DataError: there are no rows, or one is not a `row_type`, or holds what JSON cannot.
     """
-    return _kept(_checked(rows, row_type, name), runs)
+    return _kept([_checked(rows, row_type, name)], runs)
 
 
 def check_reader(reference: str) -> bool:
@@ -211,7 +216,7 @@ def _opened(
             f"{value}: the reader failed ({type(error).__name__}: {error}); it gets the file's path and must return "
             "rows"
         ) from error
-    return str(_kept(text, runs, origin))
+    return str(_kept([text], runs, origin))
 
 
 def _of_run(reference: str, row_type: type[Row], runs: Runs) -> str:
@@ -241,15 +246,31 @@ def _converted(file: str, row_type: type[Row], runs: Runs, data: DataConfig) -> 
 @functools.lru_cache(maxsize=256)
 def _own_form(file: str, row_type: type[Row], data: str, state: object, runs: Runs) -> str:
     """Reads a file once, however many stages look at it; `state` changes with the file."""
-    reading = read(file, row_type, DataConfig.model_validate_json(data))
-    reading.check()
-    if reading.convention == OWN:
+    read = DataConfig.model_validate_json(data)
+    reader = RowReader(file, row_type, read)
+    held = Reading(file, row_type)
+    count = sum(len(rows) for rows in _rows_of(reader, held))
+    if held.faults or not count:
+        held.check()
+    if reader.convention_of_file() == OWN:
         return file
     path = data_path(file)
     named = f"{file}@sha256:{DataFile(path).digest}" if path.is_file() else file
-    kept = _kept(jsonl(reading.rows), runs, {"convention": reading.convention, "file": named})
-    logger.info(f"{file}: {len(reading.rows)} rows, {reading.convention}; kept as {kept}")
+    convention = reader.convention_of_file()
+    texts = (jsonl(rows) for rows in _rows_of(RowReader(file, row_type, read), held))
+    kept = _kept(texts, runs, {"convention": convention, "file": named})
+    logger.info(f"{file}: {count} rows, {convention}; kept as {kept}")
     return str(kept)
+
+
+def _rows_of(reader: RowReader, held: Reading) -> Iterator[list[Row]]:
+    """The good rows of a file, a chunk at a time; the faulty ones go to `held`."""
+    for chunk in chunks(reader.reading.name, ROWS_AT_A_TIME):
+        for raw in chunk.rows():
+            reader.take(raw)
+        taken = reader.taken()
+        held.faulty += taken.faulty
+        yield taken.rows
 
 
 def _state(file: str) -> object:
@@ -289,13 +310,27 @@ def _is_comparison(row: Mapping[str, Any] | Row) -> bool:
     return isinstance(row, Comparison) or (isinstance(row, Mapping) and "responses" in row)
 
 
-def _kept(text: str, runs: Runs, origin: Mapping[str, str] | None = None) -> Path:
-    named = hashlib.sha256((json.dumps(origin) if origin else "").encode() + text.encode())
-    path = runs.root / FOLDER / f"{named.hexdigest()[:12]}.jsonl"
-    for file, content in (
-        (path, text),
-        (Path(f"{path}{ORIGIN}"), json.dumps(origin) + "\n" if origin else ""),
-    ):
-        if content and not (file.exists() and file.read_text(encoding="utf-8") == content):
-            write_atomically(file, content)
+def _kept(texts: Iterable[str], runs: Runs, origin: Mapping[str, str] | None = None) -> Path:
+    """Write texts one behind the other to a file that is named by them, and what they are from beside it."""
+    folder = runs.root / FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    named = hashlib.sha256((json.dumps(origin) if origin else "").encode())
+    descriptor, temporary = tempfile.mkstemp(dir=folder, prefix=".rows.", suffix=TEMPORARY)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            for text in texts:
+                named.update(text.encode())
+                file.write(text.encode())
+            file.flush()
+            os.fsync(file.fileno())
+        path = folder / f"{named.hexdigest()[:12]}.jsonl"
+        if not path.exists() or file_digest(path) != file_digest(Path(temporary)):
+            Path(temporary).chmod(0o644)
+            Path(temporary).replace(path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+    if origin:
+        beside, content = Path(f"{path}{ORIGIN}"), json.dumps(origin) + "\n"
+        if not beside.exists() or beside.read_text(encoding="utf-8") != content:
+            write_atomically(beside, content)
     return path

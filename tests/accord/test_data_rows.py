@@ -93,8 +93,8 @@ def test_demonstrations_in_memory_train_the_model_that_a_file_of_them_trains(
     assert aside.metrics["demonstrations"] == 30
     # all that a model was trained on is compared with what it is evaluated on, and so are rows
     found = training_data(resolve(aside, runs), runs)
-    assert {Path(name).parent for name, _ in found.files} == {runs.root / "rows"}
-    assert len(found.files) == 2 and found.unchecked == []
+    assert {Path(name).parent for name in found.sources} == {runs.root / "rows"}
+    assert len(found.sources) == 2 and found.unchecked == []
 
 
 @pytest.mark.usefixtures("one_thread")
