@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from accord.config import LoraConfig, setting_docs
-from accord.data.config import DataConfig
+from accord.data.config import DataConfig, GenerateConfig
 from accord.sampling.config import SamplingConfig
 from accord.training_config import TrainingConfig
 from eval.config import EvalConfig, Margin
@@ -45,6 +45,12 @@ SECTIONS: list[tuple[str, type[BaseModel], str, set[str]]] = [
         "data",
         DataConfig,
         "How the files that stages name are read ([bring your data](bring-your-data.md)).",
+        set(),
+    ),
+    (
+        "data.generate",
+        GenerateConfig,
+        "What `accord data generate` makes; see [make-data.md](make-data.md).",
         set(),
     ),
     ("sampling", SamplingConfig, "The engine that samples answers, shared by all stages of a round.", set()),

@@ -158,7 +158,7 @@ def train_best_of_n(
         judge = scorer or reward_model
         assert judge is not None
         made_by = {
-            "run": run.id, "policy": policy.reference, "n": config.samples_per_prompt, "scored_by": judge.reference,
+            "run": run.id, "model": policy.reference, "n": config.samples_per_prompt, "scored_by": judge.reference,
         }  # fmt: skip
         write_samples(run, data.prompts, data.heldout_prompts, rounds, before, after, made_by)
         losses = [row["loss"] for row in rows if "loss" in row]
