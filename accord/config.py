@@ -12,10 +12,10 @@ import re
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, ValidationError, model_validator
 from pydantic_core import PydanticCustomError, core_schema
 
 from accord.errors import UsageError
@@ -151,6 +151,28 @@ class LoraConfig(Config):
     """Adapters in the last so many layers only; PPO then computes the layers beneath once for all models and epochs."""
     quantize_base: bool = False
     """QLoRA (Dettmers et al. 2023): the frozen base in 4-bit NF4; needs a bitsandbytes that works here."""
+    rank_stabilized: bool = False
+    """Scale by alpha / sqrt(rank) instead, so that a high rank learns as fast as a low one (Kalajdzievski 2023,
+    https://arxiv.org/abs/2312.03732)."""
+    dora: bool = False
+    """Learn the lengths of the weights' rows apart from their directions (DoRA: Liu et al. 2024,
+    https://arxiv.org/abs/2402.09353); each update takes longer."""
+    start: Literal["zero", "pissa", "olora"] = "zero"
+    """What adapters start from. zero: they change nothing yet. pissa: the largest singular values of each weight (Meng
+    et al. 2024, https://arxiv.org/abs/2404.02948), olora: its QR decomposition (Buyukakyuz 2024,
+    https://arxiv.org/abs/2406.01775); both are taken out of the frozen weights, so that the model starts as it was. The
+    saved adapter fits the base as it was, with twice the rank."""
+
+    @model_validator(mode="after")
+    def _go_together(self) -> Self:
+        if self.start != "zero":
+            for key in ("dora", "quantize_base"):
+                if getattr(self, key):
+                    raise ValueError(
+                        f"start: {self.start} takes a part out of the frozen weights, which does not go with {key}; "
+                        f"set {key} to false or start to zero"
+                    )
+        return self
 
 
 ConfigT = TypeVar("ConfigT", bound=Config)

@@ -26,6 +26,7 @@ from transformers.trainer_callback import PrinterCallback, TrainerState
 
 from accord.config import LoraConfig
 from accord.errors import AccordError, UsageError
+from accord.models.adapters import fit_to_base, takes_from_base
 from accord.models.files import stored_dtype
 from accord.models.references import Model
 from accord.models.saving import readable_as_neighbours, write_model
@@ -49,6 +50,8 @@ SET_BY_ACCORD = (
     "resume_from_checkpoint", "restore_callback_states_from_checkpoint", "save_only_model", "max_steps",
 )  # fmt: skip
 """Trainer arguments that follow from accord's own settings, and may therefore not stand under `trainer:`."""
+START = "start"
+"""Beside the checkpoints: adapters before the first update, where they were taken from the base's weights."""
 
 
 def trainer_arguments(config: TrainingConfig, run: Run | None, evaluate: bool) -> dict[str, Any]:
@@ -185,6 +188,8 @@ def train_in_run(trainer: Trainer, run: Run, label: str, evaluate_first: bool = 
     for weight in model.parameters():
         if weight.requires_grad:  # for QLoRA, TRL rounds even what is trained to bfloat16
             weight.data = weight.data.float()
+    if takes_from_base(model):
+        model.save_pretrained(folder / START)
     run.record.hardware["training_precision"] = "bfloat16" if trainer.args.bf16 else "float32"
     # A continued run has this row already, from before the kill.
     trainer.args.eval_on_start = evaluate_first and checkpoint is None
@@ -258,6 +263,8 @@ def save_model(
 
         shutil.rmtree(run.path / "adapter", ignore_errors=True)
         model.save_pretrained(run.path / "adapter", selected_adapters=["default"])
+        if takes_from_base(model):
+            fit_to_base(run.path / "adapter", run.path / "checkpoints" / START)
         readable_as_neighbours(run.path / "adapter")
         model = peft.PeftModel.from_pretrained(base, str(run.path / "adapter")).merge_and_unload()
     write_model(model, tokenizer, run.path / "model", dtype)

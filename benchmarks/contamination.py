@@ -24,7 +24,7 @@ from typing import Any
 
 from helpers.result import mean_ratio, print_result
 
-from eval.checks.overlap import TrainingText, find_overlaps, words_of
+from accord.data.quality.overlap import TrainingText, find_overlaps, words_of
 
 GOAL = 3.0
 ROWS, ITEMS, WORDS = 20_000, 1_000, 30_000

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from accord.config import LoraConfig, setting_docs
-from accord.data.config import DataConfig
+from accord.data.config import DataConfig, GenerateConfig
 from accord.sampling.config import SamplingConfig
 from accord.training_config import TrainingConfig
 from eval.config import EvalConfig, Margin
@@ -20,6 +20,7 @@ from reward.config import RewardConfig
 from rl.config import BestOfNConfig, DPOConfig, KTOConfig, OnlineConfig, PPOConfig
 from sft.card.config import CardConfig
 from sft.config import SFTConfig, WeightedFile
+from sft.methods import AdapterConfig, TrainedWeights
 
 PAGE = Path(__file__).parent / "configuration.md"
 
@@ -47,6 +48,12 @@ SECTIONS: list[tuple[str, type[BaseModel], str, set[str]]] = [
         "How the files that stages name are read ([bring your data](bring-your-data.md)).",
         set(),
     ),
+    (
+        "data.generate",
+        GenerateConfig,
+        "What `accord data generate` makes; see [make-data.md](make-data.md).",
+        set(),
+    ),
     ("sampling", SamplingConfig, "The engine that samples answers, shared by all stages of a round.", set()),
     (
         "Settings of every training stage",
@@ -56,7 +63,9 @@ SECTIONS: list[tuple[str, type[BaseModel], str, set[str]]] = [
         set(),
     ),
     ("lora", LoraConfig, "`lora:` of a training stage.", set()),
-    ("sft", SFTConfig, AND_TRAINING, TRAINING),
+    ("sft", SFTConfig, f"See [fine-tune.md](fine-tune.md). {AND_TRAINING}", TRAINING),
+    ("adapter", AdapterConfig, "`adapter:` of `sft`.", set()),
+    ("train_only", TrainedWeights, "`train_only:` of `sft`.", set()),
     (
         "card",
         CardConfig,

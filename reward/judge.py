@@ -24,12 +24,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 
+from accord.endpoint import KEY, Endpoint
 from accord.errors import AccordError, UsageError
 from accord.models.references import Model, resolve
 from accord.records import Message, content_id
 from accord.runs import Runs
-from reward.endpoint import Endpoint
-from reward.judge_models import KEY, LabelShares, LocalModel, ServedModel
+from reward.judge_models import LabelShares, LocalModel, ServedModel
 
 logger = logging.getLogger("accord.reward.judge")
 

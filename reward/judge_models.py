@@ -10,17 +10,14 @@ from statistics import mean
 from typing import Any
 
 from accord.chat.tokens import encode_prompt
+from accord.endpoint import Endpoint
 from accord.errors import AccordError, DataError, UsageError
 from accord.models.loading import load_policy
 from accord.models.references import Model
 from accord.progress import progress
 from accord.records import Message
-from reward.endpoint import Endpoint
 
 logger = logging.getLogger("accord.reward.judge")
-
-KEY = "OPENAI_API_KEY"
-"""The environment variable that holds the key of a judge behind a URL."""
 
 TOKENS_OF_A_REPLY = 8
 LITTLE = 0.5
@@ -188,22 +185,17 @@ class ServedModel:
         try:
             asks_probabilities = self._tells_probabilities
             more = {"logprobs": True, "top_logprobs": 20} if asks_probabilities else {}
-            response = self.endpoint.post("/chat/completions", body | more)
+            text, choice, _ = self.endpoint.chat(body | more)
         except AccordError as error:
             if not asks_probabilities or "logprobs" not in str(error):
                 raise
             self._tells_probabilities = False
-            response = self.endpoint.post("/chat/completions", body)
+            text, choice, _ = self.endpoint.chat(body)
         try:
-            (choice, *_) = response["choices"]
-            text = choice["message"]["content"] or ""
             tokens = (choice.get("logprobs") or {}).get("content") or []
             verdict = read_reply(text, tokens, labels)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise AccordError(
-                f"{self.endpoint.url} answered with something that is no chat completion ({type(error).__name__}: "
-                f"{error}); give the URL up to and with /v1, of a server that speaks the OpenAI protocol"
-            ) from None
+            raise self.endpoint.no_completion(error) from None
         if verdict is None:
             self._unread[question] = text
         return verdict

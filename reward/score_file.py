@@ -54,7 +54,7 @@ def score_rows(scorer: Scorer, rows: Sequence[Demonstration] | Sequence[Preferen
     if not preferences:
         conversations = [row.messages for row in rows if isinstance(row, Demonstration)]
         _check_columns(rows, "score")
-        scores = scorer.opinions(conversations, _columns(rows))
+        scores = scorer.opinions(conversations, other_columns(rows))
         return (
             [_row(row) | {"score": score} for row, score in zip(rows, scores, strict=True)],
             {"rows": len(rows), **_spread(scores, scorer)},
@@ -63,7 +63,7 @@ def score_rows(scorer: Scorer, rows: Sequence[Demonstration] | Sequence[Preferen
     pairs = [([*row.prompt, *row.chosen], [*row.prompt, *row.rejected]) for row in preferences]
     scores = scorer.opinions(
         [conversation for pair in pairs for conversation in pair],
-        _columns([row for row in preferences for _ in range(2)]),
+        other_columns([row for row in preferences for _ in range(2)]),
     )
     chosen, rejected = scores[::2], scores[1::2]
     margins = [c - r for c, r in zip(chosen, rejected, strict=True) if c is not None and r is not None]
@@ -128,7 +128,7 @@ def _check_columns(rows: Sequence[Row], *names: str) -> None:
             )
 
 
-def _columns(rows: Sequence[Row]) -> dict[str, list[Any]]:
+def other_columns(rows: Sequence[Row]) -> dict[str, list[Any]]:
     """The columns that accord does not know, a value for each row; None where a row lacks it."""
     names = dict.fromkeys(name for row in rows for name in row.model_extra or {})
     return {name: [(row.model_extra or {}).get(name) for row in rows] for name in names}

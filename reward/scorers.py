@@ -16,12 +16,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from accord.endpoint import Endpoint
 from accord.errors import AccordError, UsageError
 from accord.models.loading import load_tokenizer
 from accord.models.references import Model, resolve
 from accord.records import Message
 from accord.runs import Runs
-from reward.endpoint import Endpoint
 from reward.function import Columns, RewardFunction, load_reward_function
 from reward.judge import PREFIX as JUDGE
 from reward.judge import Judge, judge_of

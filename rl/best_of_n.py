@@ -30,7 +30,7 @@ from accord.config import check_trainer_arguments
 from accord.data.rows import Judgements, Rows, open_data, open_judgements
 from accord.errors import DataError
 from accord.models.adapters import peft_config
-from accord.models.loading import load_policy, load_tokenizer
+from accord.models.loading import check_can_be_trained, load_policy, load_tokenizer
 from accord.models.references import Model
 from accord.records import write_atomically, write_jsonl
 from accord.runs import DataFile, Run, Runs, file_of
@@ -89,6 +89,7 @@ def train_best_of_n(
     judged = None if preferences is None else open_judgements(preferences, runs)
     scorer = scorer_of(config.reward_function, runs) if config.reward_function else None
     sources = sources_of("best_of_n", policy, prompts_file, judged, scorer, reward_model)
+    check_can_be_trained(policy)
     with runs.begin("best_of_n", config, sources) as run, quiet_libraries():
         if run.is_done:
             return run
@@ -157,7 +158,7 @@ def train_best_of_n(
         judge = scorer or reward_model
         assert judge is not None
         made_by = {
-            "run": run.id, "policy": policy.reference, "n": config.samples_per_prompt, "scored_by": judge.reference,
+            "run": run.id, "model": policy.reference, "n": config.samples_per_prompt, "scored_by": judge.reference,
         }  # fmt: skip
         write_samples(run, data.prompts, data.heldout_prompts, rounds, before, after, made_by)
         losses = [row["loss"] for row in rows if "loss" in row]

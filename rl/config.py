@@ -23,6 +23,16 @@ class AlgorithmConfig(Config):
     algorithm: str
     """Which one: a name of accord's, or `file.py:NAME` for one in a file of yours."""
 
+    @model_validator(mode="after")
+    def _leaves_the_reference(self) -> Self:
+        lora = getattr(self, "lora", None)
+        if isinstance(lora, LoraConfig) and lora.start != "zero":
+            raise ValueError(
+                f"lora.start must be zero here: the reference is the policy without its adapter, and {lora.start} "
+                "takes a part of that out"
+            )
+        return self
+
 
 class DPOConfig(TrainingConfig, AlgorithmConfig):
     """Direct preference optimisation (Rafailov et al. 2023, https://arxiv.org/abs/2305.18290); a row is a pair."""

@@ -20,7 +20,7 @@ from accord.config import check_trainer_arguments
 from accord.data.rows import Judgements, open_judgements
 from accord.errors import DataError
 from accord.models.adapters import peft_config
-from accord.models.loading import load_policy, load_tokenizer
+from accord.models.loading import check_can_be_trained, load_policy, load_tokenizer
 from accord.models.references import Model
 from accord.records import Preference, read_jsonl
 from accord.runs import Run, Runs, file_of
@@ -57,6 +57,7 @@ def train_dpo(config: DPOConfig, runs: Runs, policy: Model, preferences: Judgeme
         DataError: a bad file, or no pair short enough.
     """
     preferences = open_judgements(preferences, runs)
+    check_can_be_trained(policy)
     with runs.begin("dpo", config, {"policy": policy, "preferences": preferences}) as run, quiet_libraries():
         if run.is_done:
             return run

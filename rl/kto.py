@@ -23,7 +23,7 @@ from accord.config import check_trainer_arguments
 from accord.data.rows import Judgements, Rows, open_data, open_judgements
 from accord.errors import DataError, UsageError
 from accord.models.adapters import peft_config
-from accord.models.loading import load_policy, load_tokenizer
+from accord.models.loading import check_can_be_trained, load_policy, load_tokenizer
 from accord.models.references import Model
 from accord.records import UnpairedFeedback
 from accord.runs import DataFile, Run, Runs, Source
@@ -80,6 +80,7 @@ def train_kto(
         source = sources["preferences"] = open_judgements(preferences, runs)
     else:
         raise UsageError("kto needs answers to learn from; name a file in rl.feedback, or give preferences")
+    check_can_be_trained(policy)
     with runs.begin("kto", config, sources) as run, quiet_libraries():
         if run.is_done:
             return run

@@ -23,7 +23,7 @@ from accord.config import check_trainer_arguments
 from accord.data.rows import Judgements, Rows, open_data, open_judgements
 from accord.errors import AccordError
 from accord.models.adapters import peft_config
-from accord.models.loading import load_policy, load_tokenizer
+from accord.models.loading import check_can_be_trained, load_policy, load_tokenizer
 from accord.models.references import Model
 from accord.runs import DataFile, Run, Runs, file_of
 from accord.training import (
@@ -86,6 +86,7 @@ def train_online(
     judged = None if preferences is None else open_judgements(preferences, runs)
     scorer = scorer_of(config.reward_function, runs) if config.reward_function else None
     sources = sources_of(config.algorithm, policy, prompts_file, judged, scorer, reward_model)
+    check_can_be_trained(policy)
     with runs.begin(config.algorithm, config, sources) as run, quiet_libraries():
         if run.is_done:
             return run

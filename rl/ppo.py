@@ -22,7 +22,7 @@ from accord import parallel
 from accord.bundled import data_path
 from accord.data.rows import Judgements, Rows, open_data, open_judgements
 from accord.errors import UsageError
-from accord.models.loading import load_policy, load_tokenizer
+from accord.models.loading import check_can_be_trained, load_policy, load_tokenizer
 from accord.models.references import Model
 from accord.runs import DataFile, Run, Runs, Source, file_of
 from accord.sampling.shared import SharedSampler
@@ -93,6 +93,7 @@ def train_ppo(
         sources["reward_function"] = scorer
     if config.demonstrations:
         sources["demonstrations"] = DataFile(data_path(config.demonstrations))
+    check_can_be_trained(policy)
     with runs.begin("ppo", config, sources, shared=True) as run, quiet_libraries():
         if run.is_done:
             return run

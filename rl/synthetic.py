@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from accord.chat.tokens import answer
+from accord.data.synthetic import synthetic
 from accord.records import messages_as_dicts, write_jsonl
 from accord.runs import Run
 from rl.data import EncodedPrompt
@@ -41,14 +42,14 @@ def write_samples(
                 is_kept = i in chosen and chosen[i].answer is each
                 samples.append(sampled(prompts[i], each, round=number, kept=is_kept))
         for one in best:
-            mark = {
-                **made_by, "round": number, "score": one.score, "seed": one.answer.seed,
-                "others": len(one.others),
-                "others_mean": statistics.fmean(one.others) if one.others else None,
-                "others_deviation": statistics.pstdev(one.others) if one.others else None,
-            }  # fmt: skip
             messages = [*prompts[one.prompt].messages, *answer(one.answer.text)]
-            learned.append({"messages": messages_as_dicts(messages), "synthetic": mark})
+            row = synthetic(
+                {"messages": messages_as_dicts(messages)}, kind="best_of_n", **made_by, round=number,
+                score=one.score, seed=one.answer.seed, others=len(one.others),
+                others_mean=statistics.fmean(one.others) if one.others else None,
+                others_deviation=statistics.pstdev(one.others) if one.others else None,
+            )  # fmt: skip
+            learned.append(row)
     for when, answered in (("before", before), ("after", after)):
         samples += [
             sampled(asked, each, heldout=when)

@@ -7,8 +7,8 @@ from pydantic import Field, field_validator, model_validator
 
 from accord.config import Config
 from accord.records import Demonstration, Row
-from accord.training_config import TrainingConfig
 from sft.card.config import CardConfig
+from sft.methods import MethodConfig, check_methods
 
 
 class WeightedFile(Config):
@@ -40,12 +40,13 @@ WrittenFiles = str | WeightedFile | list[str | WeightedFile]
 """What `demonstrations` may be in a configuration."""
 
 
-class SFTConfig(TrainingConfig):
+class SFTConfig(MethodConfig):
     """Supervised fine-tuning on demonstrations with TRL's SFTTrainer; the loss covers the assistant's turns only."""
 
     row_files: ClassVar[Mapping[str, type[Row]]] = {
         "demonstrations": Demonstration,
         "heldout": Demonstration,
+        "retention": Demonstration,
     }
     needed_files = ("demonstrations",)
     other_files: ClassVar[Mapping[str, str]] = {"demonstrations": "documents"}
@@ -113,4 +114,9 @@ class SFTConfig(TrainingConfig):
             raise ValueError(
                 "early_stopping_evaluations needs held-out rows: a heldout file or a heldout_fraction"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _methods_go_together(self) -> Self:
+        check_methods(self, self.packing, self.heldout is not None or self.heldout_fraction > 0)
         return self

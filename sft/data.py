@@ -121,6 +121,23 @@ def prepare(
     return run
 
 
+def prepare_retention(
+    config: SFTConfig, runs: Runs, tokenizer: "PreTrainedTokenizerBase", read: DataConfig | None = None
+) -> Run | None:
+    """The rows that `retention` names, as a finished run of data; None where it names none.
+
+    Raises:
+        DataError: as `prepare`.
+    """
+    if config.retention is None:
+        return None
+    rows = SFTConfig(
+        demonstrations=[WeightedFile(path=config.retention)], heldout_fraction=0, thinking=config.thinking,
+        max_sequence_tokens=config.max_sequence_tokens,
+    )  # fmt: skip
+    return prepare(rows, runs, tokenizer, read)
+
+
 def _files_of(settings: DataSettings, replayed: Run | None) -> dict[str, RunSource]:
     found: dict[str, RunSource] = {}
     for i, file in enumerate(settings.demonstrations):

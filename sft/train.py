@@ -7,33 +7,31 @@ covers exactly the assistant's turns with their EOS; every dropped row is counte
 """
 
 import functools
+from typing import Any
 
 from transformers import EarlyStoppingCallback, TrainerCallback
 from trl import SFTConfig as TrlSFTConfig
-from trl import SFTTrainer
 
 from accord.config import check_trainer_arguments
 from accord.data.config import DataConfig
 from accord.data.rows import Rows, open_data
-from accord.models.adapters import peft_config
-from accord.models.loading import load_policy, load_tokenizer
+from accord.models.loading import load_tokenizer
 from accord.models.references import Model
-from accord.runs import Run, Runs
+from accord.runs import Run, Runs, Source
 from accord.training import (
     SET_BY_ACCORD,
-    base_dtype,
     build_arguments,
     logged,
     mean_loss,
-    quantization,
     quiet_libraries,
-    save_dtype,
-    save_trained_model,
     train_in_run,
     trainer_arguments,
 )
+from sft.adaptation import model_and_penalties, save_adapted
 from sft.config import SFTConfig
-from sft.data import open_data_run, prepare
+from sft.data import open_data_run, prepare, prepare_retention
+from sft.interpolation import keep_best, loss_on, weights_at_start
+from sft.trainer import Trainer
 from sft.write_card import material, write_card
 
 OURS = (
@@ -46,7 +44,11 @@ OURS = (
     "completion_only_loss",
     "load_best_model_at_end",
 )
-check_arguments = functools.partial(check_trainer_arguments, "sft.trainer", target=TrlSFTConfig, ours=OURS)
+NAMED = ("loss_type", "neftune_noise_alpha")
+"""Further ones that have a setting of `sft`."""
+check_arguments = functools.partial(
+    check_trainer_arguments, "sft.trainer", target=TrlSFTConfig, ours=(*OURS, *NAMED)
+)
 
 
 def fine_tune(
@@ -55,6 +57,7 @@ def fine_tune(
     base: Model,
     demonstrations: Rows | None = None,
     heldout: Rows | None = None,
+    retention: Rows | None = None,
     data: DataConfig | None = None,
 ) -> Run:
     """Fine-tune `base` on the demonstrations; returns the finished run, whose `model/` is the policy.
@@ -65,6 +68,7 @@ def fine_tune(
         base: the model to start from.
         demonstrations: rows in place of the files that `config` names.
         heldout: rows in place of its held-out file.
+        retention: rows in place of its `retention` file.
         data: how files are read.
 
     Raises:
@@ -72,16 +76,23 @@ def fine_tune(
         UsageError: bad trainer arguments, or a base model without what training needs.
     """
     read = data or DataConfig()
-    config = open_data(config, runs, read, demonstrations=demonstrations, heldout=heldout)
+    config = open_data(
+        config, runs, read, demonstrations=demonstrations, heldout=heldout, retention=retention
+    )
     tokenizer = load_tokenizer(base)
     prepared = prepare(config, runs, tokenizer, read)
-    with runs.begin("sft", config, {"base": base, "data": prepared}) as run, quiet_libraries():
+    sources: dict[str, Source] = {"base": base, "data": prepared}
+    retention_run = prepare_retention(config, runs, tokenizer, read)
+    if retention_run:
+        sources["retention"] = retention_run
+    with runs.begin("sft", config, sources) as run, quiet_libraries():
         if run.is_done:
             return run
 
         # load
         rows = open_data_run(prepared)
-        measured = material(config, rows, prepared)
+        retained = open_data_run(retention_run).train if retention_run else None
+        measured = material(config, rows, prepared, retained)
 
         # build
         arguments = trainer_arguments(config, run, evaluate=rows.heldout is not None)
@@ -94,24 +105,29 @@ def fine_tune(
             arguments |= {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss"}
             arguments["save_steps"] = arguments["eval_steps"]
             callbacks.append(EarlyStoppingCallback(config.early_stopping_evaluations))
-        trainer = SFTTrainer(
-            model=load_policy(base, base_dtype(config), **quantization(config.lora)),
+        arguments |= {"loss_type": config.loss, "neftune_noise_alpha": config.neftune_noise_alpha}
+        trainer = Trainer(
+            **model_and_penalties(config, base),
             args=build_arguments("sft", TrlSFTConfig, arguments),
             train_dataset=rows.train,
             eval_dataset=rows.heldout,
             processing_class=tokenizer,
-            peft_config=peft_config(base, config.lora, "CAUSAL_LM"),
             callbacks=callbacks,
         )
+        retained_before = loss_on(trainer, retained) if retained else None
+        start = weights_at_start(trainer) if config.interpolate else {}
 
         # loop
         train_in_run(trainer, run, "sft", evaluate_first=rows.heldout is not None)
+        chosen: dict[str, Any] = {}
+        if config.interpolate:
+            assert rows.heldout is not None
+            chosen = keep_best(trainer, start, config.interpolate, rows.heldout, retained)
+        if retained:
+            chosen |= {"retention_loss_before": retained_before, "retention_loss": loss_on(trainer, retained)}
 
         # save
-        save_trained_model(
-            trainer, tokenizer, run, load_policy(base) if config.lora else None,
-            save_dtype(config.save_dtype, base),
-        )  # fmt: skip
+        save_adapted(config, trainer, tokenizer, run, base)
         metrics = {
             "demonstrations": prepared.metrics["rows_an_epoch"],
             "heldout_demonstrations": prepared.metrics["heldout_rows"],
@@ -126,5 +142,5 @@ def fine_tune(
             del trainer  # its memory is the card's now
             run.record.dropped = prepared.record.dropped  # which the page shows
             metrics |= write_card(config, run, runs, base, tokenizer, measured)
-        run.finish(metrics, prepared.record.dropped)
+        run.finish(metrics | chosen, prepared.record.dropped)
     return run

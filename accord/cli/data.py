@@ -11,7 +11,7 @@ from accord.cli.shared import AS_JSON, CONFIG, OVERRIDES, Group, runs_of_command
 
 if TYPE_CHECKING:
     from accord.data.check import Report
-    from accord.data.quality.near import HeldOut
+    from accord.data.quality.held_out import HeldOut
     from accord.data.quality.survey import Quality, Share
     from accord.data.reading import Reading
 
@@ -38,8 +38,9 @@ def _reading_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 _AGAINST = click.option(
-    "--against", multiple=True, metavar="FILE",
-    help="Held-out or evaluation rows: look for rows whose question is near one of theirs (near_heldout).",
+    "--against", multiple=True, metavar="FILE|suite:NAME|CONFIG.yaml",
+    help="What is held out: a file's questions, a suite's items, or all that a configuration's evaluation measures by. "
+    "Look for rows that hold it (contamination), or whose question is near to it (near_heldout).",
 )  # fmt: skip
 
 
@@ -168,8 +169,8 @@ def prepare(config: Path, overrides: tuple[str, ...], as_json: bool) -> None:
 )
 @click.option(
     "--drop", default="", metavar="WHAT,...",
-    help="Kinds of `data check --quality --json` (near_duplicates, pii, refusals, ...) or language!=en: write these "
-    "rows to OUTPUT.dropped.jsonl, with the reasons.",
+    help="Kinds of `data check --quality --json` (near_duplicates, pii, refusals, ...), language!=en, or loss>4 for a "
+    "column of numbers: write these rows to OUTPUT.dropped.jsonl, with the reasons.",
 )  # fmt: skip
 @click.option(
     "--redact", default="", metavar="WHAT,...",
@@ -192,8 +193,10 @@ def convert(
     from accord.records import write_jsonl
 
     wishes = Wishes.of(drop, redact, repair, bool(against))
-    if against and "near_heldout" not in wishes.drop:
-        raise click.UsageError("--against: say with --drop near_heldout what shall become of the rows")
+    if against and not {"near_heldout", "contamination"} & set(wishes.drop):
+        raise click.UsageError(
+            "--against: say with --drop contamination, or near_heldout, what shall become of the rows"
+        )
     reading = _read(file, kind, columns, system)
     if not drop_faulty:
         reading.check()
@@ -213,14 +216,98 @@ def convert(
         click.echo(f"{faulty}: {len(reading.faulty)} rows that were left out")
 
 
-def _held_out(files: tuple[str, ...]) -> "HeldOut | None":
-    from accord.data.quality.near import HeldOut
+@data.command(short_help="Add a model's loss and rewards to demonstrations, as columns.")
+@click.argument("file")
+@click.option(
+    "--model", metavar="REF", help="Whose loss on the answers is measured, with and without the prompt."
+)
+@click.option(
+    "--reward-model",
+    metavar="REF",
+    help="A reward model or a function, as `accord reward score --model` has it.",
+)
+@click.option("--judge", metavar="REF", help="judge:<model reference> or judge:https://host/v1#model-name.")
+@click.option("--output", type=click.Path(path_type=Path), help="Where the rows go, too, as JSON Lines.")
+@AS_JSON
+def score(
+    file: str,
+    model: str | None,
+    reward_model: str | None,
+    judge: str | None,
+    output: Path | None,
+    as_json: bool,
+) -> None:
+    """Measure how hard and how good the answers of demonstrations are, as columns to drop rows by.
 
-    readings = [_read(file, None, (), "keep") for file in files]
-    for reading in readings:
-        reading.check()
-    rows = [row for reading in readings for row in reading.rows]
-    return HeldOut(rows, [place for reading in readings for place in reading.places]) if files else None
+    --model adds loss (nats a token of the answers), loss_without_prompt, ifd (the one as a share of the other) and
+    answer_tokens; --reward-model adds reward, --judge adds judge. The rows are a run, `scores-<id>`, which is
+    continued after a kill, and which any setting may name as `run:scores-<id>`. Then, for instance:
+    `accord data convert OUTPUT --output kept.jsonl --drop "loss>4,ifd>1,reward<-1"`.
+    """
+    from reward.columns import ScoreConfig, score_columns
+
+    if not (model or reward_model or judge):
+        raise click.UsageError("say with --model, --reward-model or --judge what scores")
+    config = ScoreConfig(rows=file, model=model, reward_model=reward_model, judge=judge)
+    run = score_columns(config, runs_of_command())
+    if output:
+        from accord.records import write_atomically
+
+        write_atomically(output, (run.path / "rows.jsonl").read_bytes())
+    if as_json:
+        click.echo(json.dumps({"run": run.id, **run.metrics}, indent=2))
+        return
+    click.echo(f"{output or run.path / 'rows.jsonl'}: {run.metrics['rows']} rows (run:{run.id})")
+    for column, figures in run.metrics.items():
+        if isinstance(figures, dict) and figures["rows"]:
+            shown = ", ".join(f"{name} {figures[name]:.4g}" for name in ("mean", "10%", "50%", "90%"))
+            click.echo(f"  {column}: {shown}")
+
+
+@data.command(short_help="Have a model write answers, paraphrases or prompts from seeds.")
+@CONFIG
+@OVERRIDES
+@AS_JSON
+def generate(config: Path, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Have a model write what the configuration's section data.generate says, and keep what passes the filters.
+
+    The rows are a run, `generate-<id>`, which is continued after a kill, and which demonstrations and prompts may name
+    as `run:generate-<id>`. Cost and yield are printed.
+    """
+    from accord.config import load_config
+    from accord.data.generate import generate
+    from accord.round_config import RoundConfig
+
+    settings = load_config(config, RoundConfig, overrides)
+    section = settings.data.generate
+    if section is None:
+        raise click.UsageError(f"{config}: has no section data.generate, which says what is to be written")
+    if section.model is None:
+        section = section.model_copy(update={"model": settings.model})
+    run = generate(section, runs_of_command(), settings.sampling, settings.data)
+    if as_json:
+        click.echo(json.dumps({"run": run.id, **run.metrics, "dropped": run.record.dropped}, indent=2))
+        return
+    figures = run.metrics
+    click.echo(
+        f"{run.path / 'rows.jsonl'}: {figures['kept']} {section.kind}, {figures['yield']:.0%} of {figures['asked']} "
+        f"(run:{run.id})"
+    )
+    listed = ", ".join(f"{what} {count}" for what, count in run.record.dropped.items())
+    click.echo(
+        f"{run.path / 'dropped.jsonl'}: {sum(run.record.dropped.values())}"
+        + (f" ({listed})" if listed else "")
+    )
+    price = f", price {figures['price']:.4g}" if figures["price"] is not None else ""
+    click.echo(
+        f"{figures['prompt_tokens']} tokens read, {figures['tokens']} written in {figures['seconds']:.0f} s{price}"
+    )
+
+
+def _held_out(against: tuple[str, ...]) -> "HeldOut | None":
+    from accord.round_against import held_out_by
+
+    return held_out_by(against, runs_of_command()) if against else None
 
 
 def _survey(against: tuple[str, ...]) -> "Callable[[Reading], Quality]":

@@ -30,7 +30,18 @@ from accord.data.config import DataConfig
 from accord.data.files import chunks
 from accord.data.reading import OWN, Reading, RowReader
 from accord.errors import AccordError, DataError, UsageError
-from accord.records import ORIGIN, TEMPORARY, Comparison, Preference, Row, describe, jsonl, write_atomically
+from accord.records import (
+    ORIGIN,
+    TEMPORARY,
+    Comparison,
+    Demonstration,
+    Preference,
+    Prompt,
+    Row,
+    describe,
+    jsonl,
+    write_atomically,
+)
 from accord.runs import DataFile, Run, Runs, file_digest
 from accord.user_code import load, locate
 
@@ -42,6 +53,8 @@ Judgements = Run | DataFile | Rows | str
 """Preferences, or comparisons from which they follow: of a feedback run, in a file, as rows, or by reference, as
 `preferences:` has it in a round's configuration."""
 
+RUN = "run:"
+"""Before the id of a run that made rows: `accord data generate`, `accord data score`, best of n."""
 FOLDER = "rows"
 """Below that of the runs."""
 ROWS_AT_A_TIME = 1_000
@@ -179,9 +192,11 @@ def _opened(
             for file in value
         ]
         return value if files == value else files
+    if value and value.startswith(RUN) and issubclass(row_type, Demonstration | Prompt):
+        return _of_run(value, row_type, runs)
     if as_it_is and value and data_path(value).is_file():
         return value
-    if not value or value.startswith("run:") or (value.startswith(PREFIX) and data in (None, DataConfig())):
+    if not value or value.startswith(RUN) or (value.startswith(PREFIX) and data in (None, DataConfig())):
         return value
     match = READER.fullmatch(value)
     if match is None:
@@ -202,6 +217,20 @@ def _opened(
             "rows"
         ) from error
     return str(_kept([text], runs, origin))
+
+
+def _of_run(reference: str, row_type: type[Row], runs: Runs) -> str:
+    """The file of a finished run that made rows."""
+    run = runs.load(reference)
+    names = ["rows.jsonl", *(["demonstrations.jsonl"] if row_type is Demonstration else [])]
+    for name in names:
+        if name in run.record.outputs:
+            runs.check(run)
+            return str(run.output(name))
+    raise UsageError(
+        f"{reference}: this run made no rows to be read as {row_type.__name__.lower()}s; `accord runs show "
+        f"{run.id}` lists what it holds"
+    )
 
 
 def _converted(file: str, row_type: type[Row], runs: Runs, data: DataConfig) -> str:

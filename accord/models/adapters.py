@@ -1,11 +1,15 @@
 """Low-rank adapters as PEFT takes them."""
 
+import json
+import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from accord.config import LoraConfig
 from accord.errors import UsageError
 from accord.models.families import decoder_layers
+from accord.models.files import ADAPTER, ADAPTER_WEIGHTS, read_settings
 from accord.models.references import Model
 
 WITHOUT_ADAPTER = {
@@ -20,16 +24,55 @@ def peft_config(model: Model, lora: LoraConfig | None, task: str, **options: Any
     """The PEFT configuration of adapters for `model` from an accord one, or None for full fine-tuning.
 
     Raises:
-        UsageError: the model has fewer layers than `top_layers`, or experts with what these do not go with.
+        UsageError: the model has fewer layers than `top_layers`, experts with what these do not go with, or a weight
+            that is narrower than the rank where `start` decomposes it.
     """
     if lora is None:
         return None
     import peft
 
+    start: Any = True if lora.start == "zero" else lora.start
     return peft.LoraConfig(
-        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, task_type=task, **_targets(model, lora),
-        **options,
+        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, use_rslora=lora.rank_stabilized,
+        use_dora=lora.dora, init_lora_weights=start, task_type=task, **_targets(model, lora), **options,
     )  # fmt: skip
+
+
+def takes_from_base(model: Any) -> bool:
+    """Whether adapters started from a part of the frozen weights, which are others than the base's since then."""
+    config = getattr(model, "peft_config", {}).get("default")
+    return isinstance(getattr(config, "init_lora_weights", True), str)
+
+
+def adds_tokens(model: Any) -> bool:
+    """Whether a loaded model has virtual tokens before every sequence."""
+    return bool(getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False))
+
+
+def fit_to_base(adapter: Path, start: Path) -> None:
+    """Rewrite an adapter that was trained beside what `start` took out of the base, so that it fits the base itself.
+
+    Both factors get those of the start beside their own: B A - B0 A0 = [B, -B0] [A; A0], an adapter of twice the rank.
+
+    Args:
+        adapter: the folder as PEFT saved it; is rewritten.
+        start: the folder of the same adapter before the first update.
+    """
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    after, before = (load_file(folder / ADAPTER_WEIGHTS) for folder in (adapter, start))
+    for name, weight in after.items():
+        if ".lora_A." in name:
+            after[name] = torch.cat([weight, before[name]], dim=0)
+        elif ".lora_B." in name:
+            after[name] = torch.cat([weight, -before[name]], dim=1)
+    save_file(after, adapter / ADAPTER_WEIGHTS, {"format": "pt"})
+    settings = read_settings(adapter / ADAPTER)
+    settings["init_lora_weights"] = True
+    settings["r"] *= 2
+    settings["lora_alpha"] *= math.sqrt(2) if settings["use_rslora"] else 2  # the scale stays
+    (adapter / ADAPTER).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
 def _targets(model: Model, lora: LoraConfig) -> dict[str, Any]:
@@ -44,6 +87,8 @@ def _targets(model: Model, lora: LoraConfig) -> dict[str, Any]:
     with torch.device("meta"):  # names only, no weights
         body = AutoModel.from_config(config)
     parameters = set(_stacked(body))
+    if lora.start != "zero":
+        _check_rank(model, lora, body)
     refused = WITHOUT_ADAPTER.get(config.model_type, set())
     if lora.top_layers is None and not parameters and not refused:
         return {"target_modules": "all-linear"}
@@ -108,9 +153,23 @@ def _is_torch_s(module: Any) -> bool:
 
 
 def _check_experts(model: Model, lora: LoraConfig) -> None:
-    for key, value, none in (("dropout", lora.dropout, "0"), ("quantize_base", lora.quantize_base, "false")):
-        if value:
+    for key, is_set, none in (
+        ("dropout", lora.dropout > 0, "0"),
+        ("quantize_base", lora.quantize_base, "false"),
+        ("dora", lora.dora, "false"),
+        ("start", lora.start != "zero", "zero"),
+    ):
+        if is_set:
             raise UsageError(
                 f"lora.{key}: {model.reference} has experts, whose adapters PEFT adds to stacked weights, and those go "
                 f"with no {key}; set it to {none}"
             )
+
+
+def _check_rank(model: Model, lora: LoraConfig, body: Any) -> None:
+    narrowest = min(min(body.get_submodule(name).weight.shape) for name in _linear(body))
+    if lora.rank > narrowest:
+        raise UsageError(
+            f"lora.rank is {lora.rank}, and start: {lora.start} decomposes weights of which {model.reference} has some "
+            f"that are only {narrowest} wide; lower the rank, or set start to zero"
+        )

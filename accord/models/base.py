@@ -26,7 +26,13 @@ from accord.models.files import (
     read_settings,
     stored_dtype,
 )
-from accord.models.loading import check_fit, check_tokens_have_rows, load_policy, read_tokenizer
+from accord.models.loading import (
+    check_can_be_trained,
+    check_fit,
+    check_tokens_have_rows,
+    load_policy,
+    read_tokenizer,
+)
 from accord.models.references import Model, locate, resolve
 from accord.models.saving import write_model
 from accord.models.weights import without_load_report
@@ -82,6 +88,7 @@ def prepare_base(reference: str, runs: Runs, chat_template: str | None = None) -
     plan = _plan(found, runs, chat_template)
     if plan.changes_nothing:
         return found
+    check_can_be_trained(found)
     sources: dict[str, Source] = {"base": plan.base}
     if plan.found is not plan.base:
         sources["adapter"] = plan.found

@@ -12,6 +12,8 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 ADAPTER = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+BASE = "base"
+"""The folder of a model with virtual tokens that holds the weights; the virtual tokens' are beside it."""
 FLOATS = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
@@ -42,6 +44,16 @@ def is_reward_model(folder: Path) -> bool:
     """Whether a folder's config.json says that its model classifies sequences."""
     architectures = read_settings(folder / "config.json").get("architectures") or []
     return any(name.endswith("ForSequenceClassification") for name in architectures)
+
+
+def has_virtual_tokens(folder: Path) -> bool:
+    """Whether a folder holds a model with virtual tokens before every sequence, which no weights can be merged with."""
+    return (folder / ADAPTER).exists() and (folder / BASE / "config.json").exists()
+
+
+def weights_folder(folder: Path) -> Path:
+    """Where a model's own weights are, without virtual tokens."""
+    return folder / BASE if has_virtual_tokens(folder) else folder
 
 
 def check_is_policy(reference: str, folder: Path) -> None:
@@ -175,7 +187,7 @@ def _refuse_no_safetensors(folder: Path) -> None:
 def stored_dtype(folder: Path) -> str:
     """The dtype that most of a folder's weights have on disk: float32, bfloat16 or float16."""
     bytes_of = dict.fromkeys(FLOATS, 0)
-    for file in folder.glob("*.safetensors"):
+    for file in weights_folder(folder).glob("*.safetensors"):
         for tensor in header(file).values():
             begin, end = tensor["data_offsets"]
             if tensor["dtype"] in bytes_of:

@@ -6,7 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 from accord.errors import UsageError
 from accord.models.families import attention_for, reward_model_class
-from accord.models.files import check_is_policy, is_reward_model, names, read_settings
+from accord.models.files import (
+    check_is_policy,
+    has_virtual_tokens,
+    is_reward_model,
+    names,
+    read_settings,
+    weights_folder,
+)
 from accord.models.references import Model
 from accord.models.weights import refuse_misfits, without_bars, without_load_report
 
@@ -89,7 +96,7 @@ def check_same_tokens(ours: "PreTrainedTokenizerBase", policy: Model, reward_mod
 
 
 def load_policy(model: Model, dtype: "torch.dtype | None" = None, **options: Any) -> "PreTrainedModel":
-    """The model with its language-model head, in `dtype` (default float32).
+    """The model with its language-model head, in `dtype` (default float32); with its virtual tokens, if it has some.
 
     Attention is transformers' own ("eager") on CPU, where torch's fused backward pass is slower, and sdpa on GPU.
 
@@ -103,7 +110,7 @@ def load_policy(model: Model, dtype: "torch.dtype | None" = None, **options: Any
     _no_bars_in_log_files()
     with without_load_report():
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            model.folder,
+            weights_folder(model.folder),
             dtype=dtype or torch.float32,
             attn_implementation=attention_implementation(model),
             use_safetensors=True,
@@ -112,7 +119,29 @@ def load_policy(model: Model, dtype: "torch.dtype | None" = None, **options: Any
             **options,
         )
     refuse_misfits(model.reference, loaded[0], loaded[1])
-    return _with_whole_embeddings(loaded[0])
+    return with_virtual_tokens(_with_whole_embeddings(loaded[0]), model.folder)
+
+
+def with_virtual_tokens(model: Any, folder: Path) -> Any:
+    """The model with the virtual tokens that a folder holds, if it holds some."""
+    if not has_virtual_tokens(folder) or model.device.type == "meta":
+        return model
+    import peft
+
+    return peft.PeftModel.from_pretrained(model, str(folder))
+
+
+def check_can_be_trained(model: Model) -> None:
+    """Refuse a model with virtual tokens where weights are trained further, or become another kind of model.
+
+    Raises:
+        UsageError: it is one.
+    """
+    if has_virtual_tokens(model.folder):
+        raise UsageError(
+            f"{model.reference} was tuned by virtual tokens (sft.adapter), which are in no weights that this stage "
+            "could train on; it can be sampled and evaluated. Fine-tune with lora in their place"
+        )
 
 
 def load_reward_model(
@@ -129,6 +158,7 @@ def load_reward_model(
     import torch
     from transformers import AutoConfig
 
+    check_can_be_trained(model)
     _no_bars_in_log_files()
     family = reward_model_class(AutoConfig.from_pretrained(model.folder))
     with without_load_report():

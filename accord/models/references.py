@@ -15,7 +15,9 @@ from accord.models.files import (
     check_adapter_file,
     check_config,
     check_files,
+    has_virtual_tokens,
     read_settings,
+    weights_folder,
 )
 from accord.records import content_id
 from accord.runs import Run, Runs, file_digest
@@ -93,7 +95,11 @@ def _found(reference: str, runs: Runs, with_weights: bool, adapter_too: bool) ->
 
 def holds_adapter(folder: Path) -> bool:
     """Whether a folder holds a PEFT adapter and no whole model."""
-    return (folder / ADAPTER).exists() and not any((folder / name).exists() for name in (SINGLE, INDEX))
+    return (
+        (folder / ADAPTER).exists()
+        and not has_virtual_tokens(folder)
+        and not any((folder / name).exists() for name in (SINGLE, INDEX))
+    )
 
 
 def _check_folder(folder: Path, has_weights: bool = True, adapter_too: bool = False) -> None:
@@ -107,7 +113,7 @@ def _check_folder(folder: Path, has_weights: bool = True, adapter_too: bool = Fa
         if has_weights:
             check_adapter_file(folder)
         return
-    if (folder / ADAPTER).exists():
+    if (folder / ADAPTER).exists() and not has_virtual_tokens(folder):
         raise UsageError(
             f"model folder {folder} holds both a whole model and an adapter ({ADAPTER}), and which of them is meant "
             "cannot be told; move one of them to a folder of its own"
@@ -116,7 +122,7 @@ def _check_folder(folder: Path, has_weights: bool = True, adapter_too: bool = Fa
         raise UsageError(f"model folder {folder} has no config.json")
     check_config(folder)
     if has_weights:
-        check_files(folder)
+        check_files(weights_folder(folder))
     if not any(list(folder.glob(pattern)) for pattern in ("tokenizer.*", "vocab.*")):
         raise UsageError(
             f"model folder {folder} has no tokenizer; save it there with `tokenizer.save_pretrained`"

@@ -5,6 +5,8 @@ import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from accord.models.files import BASE
+
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
@@ -36,6 +38,30 @@ def write_model(model: Any, tokenizer: "PreTrainedTokenizerBase", folder: Path, 
     for how_it_was_loaded in ("is_local", "local_files_only"):
         tokenizer.init_kwargs.pop(how_it_was_loaded, None)
     tokenizer.save_pretrained(folder)
+    readable_as_neighbours(folder)
+
+
+def save_with_virtual_tokens(
+    tuned: Any, base: Any, tokenizer: "PreTrainedTokenizerBase", folder: Path, dtype: "torch.dtype"
+) -> None:
+    """Write a model whose virtual tokens stand before every sequence: beside them `base/` has the weights.
+
+    Without weights in `folder` itself, no other program can take it for the base without them.
+
+    Args:
+        tuned: the PEFT model.
+        base: whose weights are written.
+        tokenizer: as for `write_model`.
+        folder: is replaced.
+        dtype: of the base's weights on disk; the virtual tokens are kept as they are.
+    """
+    write_model(base, tokenizer, folder, dtype)
+    (folder / BASE).mkdir()
+    for file in folder.glob("model*.safetensors*"):
+        file.rename(folder / BASE / file.name)
+    shutil.copy(folder / "config.json", folder / BASE)
+    tuned.save_pretrained(folder, selected_adapters=["default"])
+    (folder / "README.md").unlink(missing_ok=True)
     readable_as_neighbours(folder)
 
 

@@ -16,10 +16,12 @@ from functools import partial
 from accord.data.rows import open_data
 from accord.models.base import look_at_base
 from accord.models.chat_templates import find_template
+from accord.models.loading import check_can_be_trained
 from accord.models.references import locate
 from accord.preflight.data import look_at_data, look_at_files
 from accord.preflight.evaluation import annotators_of, look_at_evaluation
 from accord.preflight.feedback import look_at_feedback, look_at_sampling
+from accord.preflight.methods import look_at_virtual_tokens
 from accord.preflight.preferences import look_at_preferences
 from accord.preflight.rendering import look_at_rendering
 from accord.preflight.shared import Faults, read_rows
@@ -46,12 +48,15 @@ def check_round(config: RoundConfig, runs: Runs, until: StageName | None = None)
     faults = Faults()
     config = open_data(config, runs, keep_fault=partial(faults.keep_unreadable, sections))
     with faults.of("model"):
-        look_at_base(config.model, runs)
+        base = look_at_base(config.model, runs)
+        if {"sft", "reward", "rl"} & set(sections):
+            check_can_be_trained(base)
     if config.chat_template:
         with faults.of("chat_template"):
             find_template(config.chat_template, runs)
     if config.sft and "sft" in sections:
         look_at_files(config.sft, config.data, faults)
+        look_at_virtual_tokens(config, sections, faults)
     if config.feedback and "feedback" in sections:
         look_at_feedback(config.feedback, runs, faults)
     look_at_sampling(config, runs, sections, faults)

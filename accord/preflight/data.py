@@ -19,6 +19,8 @@ def look_at_files(config: SFTConfig, read: DataConfig, faults: Faults) -> None:
     demonstrations = [("sft.demonstrations", file.path) for file in config.demonstrations]
     if config.heldout:
         demonstrations.append(("sft.heldout", config.heldout))
+    if config.retention:
+        demonstrations.append(("sft.retention", config.retention))
     if config.replay and not config.replay.source.startswith("run:"):
         demonstrations.append(("sft.replay.source", config.replay.source))
     for key, name in demonstrations:
@@ -38,7 +40,9 @@ def look_at_data(
     config: SFTConfig, runs: Runs, tokenizer: "PreTrainedTokenizerBase", read: DataConfig, faults: Faults
 ) -> None:
     """Prepare the data, which is how the stage will have them."""
-    from sft.data import prepare
+    from sft.data import prepare, prepare_retention
 
     with faults.of("sft.demonstrations" if config.demonstrations else "sft.documents"):
         prepare(config, runs, tokenizer, read)
+    with faults.of("sft.retention"):
+        prepare_retention(config, runs, tokenizer, read)

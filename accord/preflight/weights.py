@@ -61,10 +61,13 @@ def look_at_weights(
                 quantization(lora)
     if model:
         from accord.preflight.families import family_faults
+        from accord.preflight.methods import look_at_method
 
         for key, error in family_faults(model, config, sections):
             with faults.of(key):
                 raise error
+        if config.sft and "sft" in sections:
+            look_at_method(config.sft, model, faults)
     return tokenizer
 
 

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from accord.models.adapters import adds_tokens
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -43,15 +45,18 @@ def token_log_probabilities(
         start = (
             min(len(prompt_ids[index]) for index in batch) - 1
         )  # its logits predict the first answer token
+        positions = {"position_ids": torch.arange(width, device=model.device).expand(len(rows), width)}
         any_model: Any = model
+        if adds_tokens(model):
+            positions = {}  # PEFT counts them itself, after those of the virtual tokens
         logits = any_model(
             input_ids=torch.tensor([row + [0] * (width - len(row)) for row in rows], device=model.device),
             attention_mask=torch.tensor(
                 [[1] * len(row) + [0] * (width - len(row)) for row in rows], device=model.device
             ),
-            position_ids=torch.arange(width, device=model.device).expand(len(rows), width),
             logits_to_keep=width - start,
             use_cache=False,
+            **positions,
         ).logits  # [batch, width - start, vocabulary]
         for index, row_logits in zip(batch, logits, strict=True):
             answer = torch.tensor(response_ids[index], dtype=torch.long, device=model.device)

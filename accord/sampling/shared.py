@@ -9,10 +9,12 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from accord.chat.tokens import encode_prompt
-from accord.errors import SyncError
+from accord.errors import SyncError, UsageError
+from accord.models.files import ADAPTER_WEIGHTS, has_virtual_tokens
 from accord.models.loading import load_policy, load_tokenizer
 from accord.models.references import Model
 from accord.records import Message
+from accord.runs import file_digest
 from accord.sampling.config import SamplingConfig
 from accord.sampling.protocol import Sampler
 from accord.sampling.verify import BOUNDS, Bound, verify
@@ -113,6 +115,18 @@ class SharedSampler:
     ) -> Sampler:
         engine = engine or self._config.engine
         check_installed(engine)
+        if has_virtual_tokens(model.folder):
+            if engine == "server":
+                raise UsageError(
+                    f"sampling.engine: {model.reference} was tuned by virtual tokens, which the server at "
+                    f"{self._config.server_url} cannot have; set it to transformers"
+                )
+            if engine != "transformers":
+                logger.info(
+                    "%s was tuned by virtual tokens, which vLLM cannot have; answers of it are sampled with "
+                    "transformers", model.reference,
+                )  # fmt: skip
+            engine = "transformers"
         eos_token_id: Any = tokenizer.eos_token_id
         if engine == "server":
             from accord.sampling.vllm_server import VLLMServerSampler
@@ -152,4 +166,7 @@ def _architecture(model: Model, tokenizer: "PreTrainedTokenizerBase") -> dict[st
         for key, value in config.items()
         if key not in NOT_ARCHITECTURE and not key.endswith("_token_id")  # the tokenizer's EOS ends an answer
     }
-    return kept | {"tokenizer_eos": tokenizer.eos_token_id}
+    kept["tokenizer_eos"] = tokenizer.eos_token_id
+    if has_virtual_tokens(model.folder):
+        kept["virtual_tokens"] = file_digest(model.folder / ADAPTER_WEIGHTS)
+    return kept

@@ -1,5 +1,6 @@
 """Sampling with transformers' `generate`: slower than vLLM, and works wherever torch does."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,6 +9,8 @@ import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from accord.models.families import attention_for
+from accord.models.files import has_virtual_tokens, weights_folder
+from accord.models.loading import with_virtual_tokens
 from accord.progress import progress
 from accord.sampling.config import SamplingConfig
 from accord.sampling.protocol import Completion, check_request
@@ -27,13 +30,15 @@ class TransformersSampler:
         self.max_sequence_tokens = config.max_sequence_tokens
         self.answers_at_once = config.answers_at_once
         model: Any = AutoModelForCausalLM.from_pretrained(
-            folder,
+            weights_folder(folder),
             dtype=getattr(torch, config.dtype),
             attn_implementation=attention_for(folder, "sdpa"),
             use_safetensors=True,
         )
+        model.generation_config = GenerationConfig()  # the folder's may cut the distribution
+        model = with_virtual_tokens(model, folder)
+        self.has_virtual_tokens = has_virtual_tokens(folder)
         self.model = model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
-        self.model.generation_config = GenerationConfig()  # the folder's may cut the distribution
 
     def sample(
         self,
@@ -47,8 +52,11 @@ class TransformersSampler:
         by_length = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
         answers: dict[int, Completion] = {}
         with progress("sampling answers", len(prompts)) as update:
-            for start in range(0, len(by_length), self.answers_at_once):
+            while len(answers) < len(prompts):
+                start = len(answers)
                 batch = by_length[start : start + self.answers_at_once]
+                if self.has_virtual_tokens:  # padding would stand between them and the prompt
+                    batch = [index for index in batch if len(prompts[index]) == len(prompts[batch[0]])]
 
                 def update_step(fraction: float, start: int = start, rows: int = len(batch)) -> None:
                     update(start + fraction * rows)
@@ -72,7 +80,9 @@ class TransformersSampler:
         pad = [[self.eos_token_id] * (width - len(prompt)) for prompt in prompts]  # masked, so any token does
         device = self.model.device
         noise = GumbelNoise(seeds, temperature, device, lambda step: update(step / max_response_tokens))
-        with torch.inference_mode():
+        with torch.inference_mode(), warnings.catch_warnings():
+            # of PEFT's, which counts positions after its virtual tokens itself
+            warnings.filterwarnings("ignore", message="Position ids are not supported")
             output: Any = self.model.generate(
                 input_ids=torch.tensor(
                     [[*p, *prompt] for p, prompt in zip(pad, prompts, strict=True)], device=device

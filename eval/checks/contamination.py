@@ -1,8 +1,9 @@
 """Whether the candidate was trained on what it is evaluated on.
 
 Every file and run that the candidate descends from is compared with the items of every suite, and with the held-out
-prompts; what counts as the same text is eval/checks/overlap.py's business. All rows that a stage reads count, those too
-that only chose the model (a held-out file for early stopping): a model that was chosen on an item has seen it.
+prompts; what counts as the same text is accord/data/quality/overlap.py's business, which also filters rows by it before
+a training. All rows that a stage reads count, those too that only chose the model (a held-out file for early stopping):
+a model that was chosen on an item has seen it.
 
     report = contamination(candidate, runs, {"prompts": [("h001", "Why is the sky blue?"), ...]})
     blocks(report, threshold=0.01)      # {} or, in words, why a suite is not to be trusted
@@ -23,10 +24,10 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from accord.bundled import data_path
+from accord.data.quality.overlap import How, TrainingText, find_overlaps, rank
 from accord.errors import AccordError, DataError, TamperedError
 from accord.models.references import Model
 from accord.runs import Run, Runs, file_digest
-from eval.checks.overlap import How, TrainingText, find_overlaps, rank
 from eval.rows import Sample, SuiteItem
 from sft.data import all_rows, sources_of
 
@@ -50,7 +51,7 @@ class Match(BaseModel):
     """The item's."""
     how: How
     share: float
-    """How much of the item was found; what of, is said at eval.checks.overlap.Overlap."""
+    """How much of the item was found; what of, is said at accord.data.quality.overlap.Overlap."""
     source: str
     line: int
     matching: str
@@ -193,10 +194,14 @@ def evaluated_texts(
     for item in items:
         if not item.item:  # a document of lm-eval's, whose text is not at hand
             continue
-        columns = [value for value in item.item.values() if isinstance(value, str)]
-        texts = [value for value in columns if len(value.split()) >= WORDS_OF_A_TEXT] or [" ".join(columns)]
-        found.setdefault(item.suite, []).extend((item.id, text) for text in texts)
+        found.setdefault(item.suite, []).extend((item.id, text) for text in texts_of(item.item))
     return found
+
+
+def texts_of(columns: Mapping[str, Any]) -> list[str]:
+    """The texts of an item that must not be in training data, from its columns but for id, template and group."""
+    said = [value for value in columns.values() if isinstance(value, str)]
+    return [value for value in said if len(value.split()) >= WORDS_OF_A_TEXT] or [" ".join(said)]
 
 
 def training_data(candidate: Model, runs: Runs, files: Iterable[Path] = ()) -> TrainingData:

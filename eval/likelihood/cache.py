@@ -83,9 +83,9 @@ def _score(
 def _made_from(model: Model, items: Sequence[Item], dtype: str) -> dict[str, str]:
     """All that scores depend on. What is no weight counts as the tokenizer's: a file too many does no harm."""
     files = {
-        path.name: file_digest(path)
+        path.relative_to(model.folder).as_posix(): file_digest(path)
         for pattern in WEIGHT_AND_TOKENIZER_FILES
-        for path in model.folder.glob(pattern)
+        for path in model.folder.rglob(pattern)
     }
     weights = {name: digest for name, digest in files.items() if name.endswith(WEIGHTS)}
     tokenizer = {name: digest for name, digest in files.items() if name not in weights}

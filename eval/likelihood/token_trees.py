@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from accord.chat.tokens import common_prefix
+from accord.models.adapters import adds_tokens
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,6 +51,9 @@ def reads_trees(policy: "PreTrainedModel", longest: int) -> Iterator[bool]:
     from accord.packing import body_of
 
     policy.eval()
+    if adds_tokens(policy):  # which are no part of its body
+        yield False
+        return
     body = body_of(policy)
     before = body.config._attn_implementation
     window = getattr(policy.config.get_text_config(), "sliding_window", None)
@@ -139,5 +143,6 @@ def read_padded(policy: "PreTrainedModel", sequences: Sequence[tuple[int, ...]])
     lengths = torch.tensor([len(each) for each in sequences], device=policy.device)
     attended = (torch.arange(width, device=policy.device) < lengths[:, None]).long()  # BL
     logits = policy(ids, attention_mask=attended, use_cache=False).logits
+    logits = logits[:, -width:]  # virtual tokens stand before the others
     paths = [range(row * width, row * width + len(each)) for row, each in enumerate(sequences)]
     return States(logits.flatten(0, 1), paths, lambda these: these)

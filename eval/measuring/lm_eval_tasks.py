@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from accord.errors import UsageError
+from accord.models.files import has_virtual_tokens
 from accord.models.loading import load_policy
 from accord.models.references import Model
 from eval.measuring.lm_eval_samples import LoggedSample, samples_of
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
 
 BATCH_SIZE = 8
 SEED = 0
+VIRTUAL_TOKENS = (
+    "lm-evaluation-harness pads prompts on the left, between virtual tokens and prompt; leave eval.lm_eval out for a "
+    "model that was tuned by prefix or prompt"
+)
 
 
 def run_task(
@@ -34,9 +39,11 @@ def run_task(
         limit: of documents, the first ones; None for all.
 
     Raises:
-        UsageError: lm-eval is not installed, or has no such task in the folder.
+        UsageError: lm-eval is not installed, or has no such task in the folder, or the model has virtual tokens.
         DataError: the task has no metric that is a number for each document.
     """
+    if has_virtual_tokens(model.folder):
+        raise UsageError(VIRTUAL_TOKENS)
     tasks = find_task(task, folder)
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM

@@ -32,7 +32,8 @@ NO_DATA = (*MODEL_ROLES, "baseline", "candidate", "reward_model", "judge")
 SETTINGS = (
     "algorithm", "loss", "learning_rate", "epochs", "updates", "rows_per_update", "prompts_per_update",
     "num_generations", "max_response_tokens", "max_sequence_tokens", "kl_coefficient", "heads", "length", "ensemble",
-    "temperature", "lora", "selection", "task", "responses_per_prompt", "annotators_per_record", "seed",
+    "temperature", "lora", "adapter", "train_only", "selection", "task", "responses_per_prompt",
+    "annotators_per_record", "seed",
 )  # fmt: skip
 """What says most of how a stage worked; the rest is in its record."""
 JOINERS = "\u200c\u200d"

@@ -1,20 +1,29 @@
 """The quality of rows: planted faults at known counts are found exactly, and nothing changes unless it is asked for."""
 
+import itertools
 import json
 import random
 import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
 from accord.cli.main import main
-from accord.data.quality import answers, encoding
-from accord.data.quality.findings import strings, with_texts
+from accord.data.quality import answers, encoding, near
+from accord.data.quality.clean import Cleaner, Wishes
+from accord.data.quality.findings import Finding, strings, with_texts
+from accord.data.quality.held_out import HeldOut
+from accord.data.quality.kinds import KINDS
 from accord.data.quality.language import language
-from accord.data.quality.near import HeldOut, NearDuplicates, jaccard, shingles
+from accord.data.quality.near import NearDuplicates, NearTexts, jaccard, shingles
+from accord.data.quality.overlap import TrainingText, find_overlaps
 from accord.data.quality.personal import find_personal, redacted
+from accord.data.quality.same import Disagreements
+from accord.data.quality.signatures import Signatures, sequences
+from accord.data.quality.toxicity import toxic_answers
 from accord.records import Demonstration, Message, Preference, Prompt, Row, UnpairedFeedback
 
 VOCABULARY = [a + b + c for a in "bdfgklmnprst" for b in ("a", "ei", "o", "u") for c in "lmnrst"]
@@ -59,6 +68,12 @@ def write(path: Path, rows: Any) -> Path:
 
 def lines(path: Path) -> list[Any]:
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def unusual_lengths(rows: list[Demonstration]) -> list[Finding]:
+    lengths = answers.Lengths()
+    lengths.add(rows)
+    return lengths.unusual(rows)
 
 
 def spans(text: str) -> list[tuple[str, str]]:
@@ -125,6 +140,55 @@ def test_chinese_has_words_too() -> None:
     assert [each.row for each in NearDuplicates().find(rows, places(rows))] == [1]
 
 
+def test_sequences_are_those_of_the_words() -> None:
+    rng = random.Random(8)
+    base = text(rng, 12)
+    texts = [
+        "", "...", "One", "one two three FOUR", "one two three four five", "ONE-two: three, four; five! six",
+        "Straße der Ärzte in x_y Z", "树叶在秋天会变红因为叶绿素 in autumn",
+        f"{'long' * 9} {'long' * 9} b c {'e' * 8} f",
+        " ".join(base), " ".join(base[3:]), " ".join(base * 2), "one two three four five",
+    ]  # fmt: skip
+    found, starts = sequences(texts)
+    as_sets = [set(found[a:b].tolist()) for a, b in itertools.pairwise(starts)]
+    for one, mine in zip(texts, as_sets, strict=True):
+        for other, theirs in zip(texts, as_sets, strict=True):
+            assert len(mine & theirs) == len(shingles(one) & shingles(other))
+
+
+def test_near_duplicates_of_many_batches_are_those_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = random.Random(9)
+    rows = [text(rng, 60) for _ in range(200)]
+    rows += [changed(rng, words, 0.75, 0.95) for words in rows for _ in range(2)]
+    rng.shuffle(rows)
+    texts = list(map(" ".join, rows))
+
+    def found(size: int) -> list[Any]:
+        monkeypatch.setattr(near, "AT_ONCE", size)
+        return list(NearTexts().nearest(texts, notes=lambda i: i))
+
+    assert found(1) == found(37) == found(2048)
+    seen: list[str] = []
+    for said, hit in zip(
+        texts, found(100), strict=True
+    ):  # what stays is near to nothing that stays before it
+        similar = [jaccard(shingles(said), shingles(other)) for other in seen]
+        assert (max(similar, default=0) >= 0.8) == (hit is not None)
+        if not hit:
+            seen.append(said)
+
+
+def test_signatures_take_300_bytes_a_text() -> None:
+    index = Signatures()
+    for _ in range(8):
+        for signature in np.random.default_rng(0).integers(0, 2**32, (500, 126), dtype=np.uint32):
+            index.add(signature)
+        index.settle()
+    (short,) = index._short
+    arrays = [*itertools.chain(*index._runs), short[: index.count]]
+    assert sum(each.nbytes for each in arrays) / index.count <= 300 and len(index._runs) < 5
+
+
 def test_held_out_questions() -> None:
     rng = random.Random(2)
     words = text(rng, 60)
@@ -135,7 +199,7 @@ def test_held_out_questions() -> None:
     turns = chat("Hi.", "Hello.")["messages"] + chat(near, "So.")["messages"]
     rows = demonstrations(chat(near, "a"), chat(far, "b"), {"messages": turns}, chat("name a PRIME", "7"),
                           chat("Name a number.", "7"))  # fmt: skip
-    found = HeldOut(prompts, ["h:1", "h:2"]).find(rows)
+    found = HeldOut(prompts, ["h:1", "h:2"]).near(rows)
     assert [(each.row, each.detail.split()[-1]) for each in found] == [(0, "h:1"), (2, "h:1"), (3, "h:2")]
 
 
@@ -184,6 +248,19 @@ def test_personal_data_is_found(said: str, expected: list[tuple[str, str]]) -> N
 )  # fmt: skip
 def test_what_only_looks_like_personal_data(said: str) -> None:
     assert spans(said) == []
+
+
+TOKENS = [
+    KEY, TOKEN, BLOCK, JWT, KEY.replace("AKIA", "ASIA"), *(TOKEN.replace("ghp", f"gh{kind}") for kind in "ousr"),
+    "github_pat_" + "a1" * 41, "glpat-" + "a1" * 10, "xoxb-" + "1a" * 6, "xapp-1-" + "1a" * 6, "sk_live_" + "a1" * 9,
+    "rk_test_" + "a1" * 9, "sk-proj-" + "a1" * 18, "hf_" + "aB" * 17, "AIza" + "a1" * 17 + "b", "npm_" + "a1" * 18,
+    "pypi-AgE" + "a1" * 26,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("token", TOKENS, ids=lambda token: token[:9])
+def test_every_sort_of_token_is_found(token: str) -> None:
+    assert spans(f"It is {token}, so keep it.") == [("secret", token)]
 
 
 def test_encoding_damage_and_invisible_characters() -> None:
@@ -240,16 +317,16 @@ def test_answers_that_disagree_repeat_or_are_of_unusual_length() -> None:
         *usual, chat("question 5", "No."), chat("Question 6?", usual[6]["messages"][1]["content"].upper()),
         chat("Loop?", "and so on and on " * 12), chat("Long?", " ".join(text(rng, 5000))),
     )  # fmt: skip
-    assert [(e.row, e.detail) for e in answers.disagreeing(rows, places(rows))] == [
+    assert [(e.row, e.detail) for e in Disagreements().find(rows, places(rows))] == [
         (60, "f:6 answers otherwise")
     ]
     assert [each.row for each in answers.repeated(rows)] == [62]
-    assert [each.row for each in answers.unusual_lengths(rows)] == [60, 63]
-    assert answers.unusual_lengths(rows[:19]) == []
+    assert [each.row for each in unusual_lengths(rows)] == [60, 63]
+    assert unusual_lengths(rows[:19]) == []
     alike = demonstrations(
         *(chat(f"{i}?", "So it is." + " No." * (i == 7) + " Yes." * 20 * (i == 9)) for i in range(40))
     )
-    assert [each.row for each in answers.unusual_lengths(alike)] == [9]
+    assert [each.row for each in unusual_lengths(alike)] == [9]
 
 
 @pytest.fixture
@@ -274,6 +351,10 @@ def planted(tmp_path: Path) -> tuple[Path, dict[str, int]]:
     return write(tmp_path / "rows.jsonl", rows), counts
 
 
+UNPLANNED = ("length", "disagreement", "toxicity")
+"""What random words may be by chance."""
+
+
 def test_planted_faults_are_counted_in_text_json_and_on_the_page(
     planted: tuple[Path, dict[str, int]], tmp_path: Path
 ) -> None:
@@ -284,7 +365,7 @@ def test_planted_faults_are_counted_in_text_json_and_on_the_page(
     assert result.exit_code == 0, result.output
     (report,) = json.loads(result.stdout)
     shares = {each["what"]: each for each in report["quality"]["shares"]}
-    rare = {what: each["rows"] for what, each in shares.items() if what not in ("length", "disagreement")}
+    rare = {what: each["rows"] for what, each in shares.items() if what not in UNPLANNED}
     assert {what: count for what, count in rare.items() if count} == counts
     total = report["contents"]["rows"]
     email = shares["email"]
@@ -444,3 +525,144 @@ def test_many_rows_of_one_template_stay_fast() -> None:
     assert [(each.row, each.detail.split()[-1]) for each in found] == [
         (1500 + i, f"f:{i + 1}") for i in range(50)
     ]
+
+
+def test_toxic_answers() -> None:
+    pytest.importorskip("profanity_check")
+    rows = demonstrations(
+        chat("Shut up, you idiot.", "The recipe needs two eggs."),
+        chat("And?", "Shut up, you stupid idiot."),
+        {"messages": [*chat("a", "You stupid idiot.")["messages"], *chat("b", "Two eggs.")["messages"]]},
+    )
+    found = toxic_answers(rows)
+    assert [each.row for each in found] == [1, 2] and all("idiot" not in each.detail for each in found)
+
+
+ITEM = "Why do the leaves of some trees turn red in autumn while those of others stay green until the snow falls?"
+
+
+def test_rows_that_hold_what_is_held_out_are_contaminated() -> None:
+    rng = random.Random(5)
+    prompt = Prompt(prompt=[Message(role="user", content=ITEM)])
+    long = text(rng, 60)
+    held = HeldOut([prompt], ["h:1"], [("suite:s/1", " ".join(long)), ("suite:s/2", "Name a prime.")])
+    words = ITEM.split()
+    edited = ITEM.replace("autumn", "summer")
+    reordered = " ".join([*words[10:], *words[:10]])
+    around = [" ".join(text(rng, 30)) for _ in range(2)]
+    rows = demonstrations(
+        chat("A list", f"{around[0]} {edited} {around[1]}"), chat(reordered, "So."),
+            chat(ITEM.split("while")[0], "So."),
+        chat("So?", " ".join([*text(rng, 9), *long[:45], *text(rng, 9)])), chat("Name a prime!", "7"),
+        chat("Name a prime and a square.", "7"), chat("So?", " ".join([*long[:20], *text(rng, 9), *long[20:30]])),
+    )  # fmt: skip
+    found = held.contaminated(rows)
+    assert [(each.row, each.detail.split(",")[0], each.detail.split()[-1]) for each in found] == [
+        (0, "edited", "h:1"), (1, "reordered", "h:1"), (3, "exact", "suite:s/1"), (4, "exact", "suite:s/2"),
+    ]  # fmt: skip
+    left = [row for i, row in enumerate(rows) if i not in {each.row for each in found}]
+    training = (
+        TrainingText(tuple(turn.text for turn in row.messages), "f", i) for i, row in enumerate(left, 1)
+    )
+    # What is left passes the gate's check, too.
+    assert find_overlaps([ITEM, " ".join(long), "Name a prime."], training) == [None] * 3
+
+
+def test_suites_and_configurations_are_held_out(tmp_path: Path) -> None:
+    suite = tmp_path / "triage"
+    suite.mkdir()
+    head = {"pretty_name": "T", "license": "apache-2.0",
+            "accord": {"kind": "text", "family": "quality", "source": "here"}}  # fmt: skip
+    (suite / "README.md").write_text(f"---\n{json.dumps(head)}\n---\n**What it measures.** Nothing.\n")
+    write(
+        suite / "items.jsonl",
+        [{"id": "t1", "text": ITEM}, {"id": "t2", "text": "Two plus two is how many, then?"}],
+    )
+    prompts = write(
+        tmp_path / "heldout.jsonl", [{"prompt": "Which river is the longest of all in Europe, and why?"}]
+    )
+    rows = [chat("Hm?", f"Asked was: {ITEM}"), chat("Which river is the longest of all in Asia, and why?", "So."),
+            chat("Why?", "So.")]  # fmt: skip
+    path, output = write(tmp_path / "rows.jsonl", rows), tmp_path / "out.jsonl"
+    config = tmp_path / "round.yaml"
+    config.write_text(
+        f"eval: {{prompts: {prompts}, suites: [{suite}], gate: {{eos_rate: {{margin: 0.1}}}}}}\n"
+    )
+    options = ("--output", output, "--drop", "contamination")
+    result = accord("data", "convert", path, *options, "--against", f"suite:{suite}")
+    assert result.exit_code == 0, result.output
+    assert lines(output) == rows[1:]
+    assert lines(Path(f"{output}.dropped.jsonl"))[0]["reasons"][0]["detail"].endswith("suite:triage/t1")
+    assert accord("data", "convert", path, *options, "--against", config).exit_code == 0
+    assert lines(output) == rows[2:]
+    (report,) = json.loads(accord("data", "check", path, "--quality", "--json", "--against", config).stdout)
+    (share,) = [each for each in report["quality"]["shares"] if each["what"] == "contamination"]
+    assert share["rows"] == 2 and share["low"] is None
+    config.write_text("sft: {demonstrations: x.jsonl}\n")
+    refused = accord("data", "convert", path, *options, "--against", config)
+    assert refused.exit_code == 2 and "has no section eval" in refused.output
+    assert accord("data", "convert", path, *options, "--against", "suite:none").exit_code == 2
+    assert accord("data", "convert", path, *options).exit_code == 2
+
+
+def test_dropping_by_numbers(tmp_path: Path) -> None:
+    rows = [chat(f"{i}?", "So.", loss=i / 2, reward=-i) for i in range(6)]
+    path, output = write(tmp_path / "rows.jsonl", rows), tmp_path / "out.jsonl"
+
+    def kept(drop: str) -> list[int]:
+        result = accord("data", "convert", path, "--output", output, "--drop", drop)
+        assert result.exit_code == 0, result.output
+        return [rows.index(row) for row in lines(output)]
+
+    assert kept("loss>1.5") == [0, 1, 2, 3] and kept("loss >= 1.5, reward>-1e0") == [1, 2]
+    assert kept("reward<=-4") == [0, 1, 2, 3] and kept("reward<-4") == [0, 1, 2, 3, 4]
+    for bad, said in ((None, "is None"), ("high", "is 'high'"), (True, "is True"), ("", "is ''")):
+        write(path, [*rows, chat("b?", "So.", loss=bad)])
+        refused = accord("data", "convert", path, "--output", output, "--drop", "loss>1")
+        assert refused.exit_code == 1 and f"{path}:7: loss: {said}, and must be a number" in refused.output
+    write(path, [chat("b?", "So."), *rows])
+    refused = accord("data", "convert", path, "--output", output, "--drop", "loss>1")
+    assert refused.exit_code == 1 and f"{path}:1: loss: is missing" in refused.output
+    assert accord("data", "convert", path, "--output", output, "--drop", "loss>many").exit_code == 2
+
+
+def test_cleaning_in_parts_is_cleaning_at_once(planted: tuple[Path, dict[str, int]]) -> None:
+    pytest.importorskip("profanity_check")
+    rng = random.Random(6)
+    path, _ = planted
+    rows = [{**row, "loss": rng.random()} for row in lines(path)]
+    rows += [chat(row["messages"][0]["content"].upper(), "No.", loss=0.5) for row in rows[20:30]]
+    rows += [chat("Go on.", "no " * n, loss=0.2) for n in (40, 4000)] + [chat("Hm", ITEM, loss=0.1)]
+    rng.shuffle(rows)
+    made, where = demonstrations(*rows), places(rows)
+    drop = ",".join([*KINDS, "language=de", "loss>0.9"])
+    wishes = Wishes.of(drop, "phone", "encoding", against=True)
+    held = HeldOut([Prompt(prompt=[Message(role="user", content=ITEM)])], ["h:1"])
+
+    def cleaned(cuts: list[int]) -> tuple[Any, ...]:
+        cleaner = Cleaner(wishes, held)
+        kept: list[Row] = []
+        dropped: list[Any] = []
+        parts = [slice(a, b) for a, b in itertools.pairwise([0, *sorted(cuts), len(made)])]
+        assert cleaner.looks_first
+        for part in parts:
+            cleaner.look(made[part])
+        for part in parts:
+            taken = cleaner.take(made[part], where[part])
+            kept += taken.rows
+            dropped += taken.dropped
+        assert len(kept) == cleaner.kept and len(dropped) == cleaner.dropped
+        return kept, dropped, cleaner.reasons, cleaner.redacted, cleaner.repaired
+
+    whole = cleaned([])
+    assert whole[2].keys() >= {
+        "duplicates",
+        "near_duplicates",
+        "disagreement",
+        "length",
+        "contamination",
+        "loss>0.9",
+    }
+    for _ in range(4):
+        assert cleaned(rng.sample(range(len(made)), 7)) == whole
+    assert cleaned(list(range(1, len(made)))) == whole

@@ -482,3 +482,65 @@ def test_a_stage_that_is_not_there(
     with pytest.raises(UsageError, match=re.escape(says)):
         run_round(changed(good, changes), runs, until=until)
     assert not list(runs.root.glob("*-*"))
+
+
+# --- methods of fine-tuning
+
+PREFIX = {"sft.adapter": {"method": "prefix"}, "preferences": None, "reward": None, "rl": None}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"sft.adapter": {"method": "prefix"}},
+            "sft.adapter: prefix tuning leaves .* reward and rl would train",
+        ),
+        (
+            {"sft.adapter": {"method": "prompt"}, "rl.shared_base": True, "rl.lora": {}, "reward.lora": {}},
+            "sft.adapter: prompt tuning leaves .*and rl.shared_base needs adapters of one base",
+        ),
+        (
+            {**PREFIX, "eval.lm_eval": {"task": {"folder": ".", "metrics": {"acc": "higher"}}}},
+            "sft.adapter: lm-evaluation-harness pads",
+        ),
+        ({"sft.train_only": {"names": ["*.w_proj"]}}, "sft.train_only.names: no weight of .* has the name"),
+        ({"sft.train_only": {"last_layers": 9}}, "sft.train_only.last_layers is 9, and .* has 2 layers"),
+        ({"sft.lora": {"rank": 64, "start": "olora"}}, r"sft.lora: lora.rank is 64, and start: olora"),
+        ({"sft.retention": "nowhere.jsonl"}, "sft.retention: .*nowhere.jsonl"),
+        ({"sft.trainer": {"loss_type": "dft"}}, "sft.trainer.loss_type: accord sets this one"),
+    ],
+)
+def test_a_method_that_does_not_fit_is_refused_before_the_start(
+    good: dict[str, Any], tmp_path: Path, changes: dict[str, Any], said: str
+) -> None:
+    lines = faults_of(changed(good, changes), Runs(tmp_path / "runs"))
+    assert any(re.match(said, line) for line in lines), lines
+
+
+def test_who_samples_virtual_tokens_is_said_before_the_start(
+    good: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    for method in ("ia3", "prompt", "prefix"):
+        config = changed(good, {**PREFIX, "sft.adapter": {"method": method}, "sampling.engine": "auto"})
+        assert faults_of(config, Runs(tmp_path / "runs")) == []
+        said = f"{method} tuning leaves virtual tokens, which cannot be merged into weights, so vLLM cannot sample"
+        assert (said in caplog.text) == (method != "ia3")
+
+
+def test_dropout_needs_a_place_in_the_architecture(tiny_model: Model, tmp_path: Path) -> None:
+    from transformers import BloomConfig, MambaConfig
+
+    from sft.adaptation import dropout_options
+
+    assert dropout_options(tiny_model, 0.1) == {"attention_dropout": 0.1}
+    assert dropout_options(tiny_model, 0.0) == {}
+    BloomConfig(vocab_size=64, hidden_size=32, n_layer=1, n_head=2).save_pretrained(tmp_path / "bloom")
+    found = dropout_options(Model("bloom", tmp_path / "bloom", ""), 0.1)
+    assert found == {"hidden_dropout": 0.1, "attention_dropout": 0.1}
+    MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=1).save_pretrained(tmp_path / "mamba")
+    with pytest.raises(
+        UsageError, match="the architecture of mamba has no dropout; train with lora and lora"
+    ):
+        dropout_options(Model("mamba", tmp_path / "mamba", ""), 0.1)

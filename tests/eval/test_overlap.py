@@ -6,8 +6,8 @@ import unicodedata
 import pytest
 
 from accord.bundled import data_path
+from accord.data.quality.overlap import Overlap, TrainingText, fewest_edits, find_overlaps, words_of
 from accord.records import Prompt, read_jsonl
-from eval.checks.overlap import Overlap, TrainingText, fewest_edits, find_overlaps, words_of
 
 VOCABULARY = [f"{a}{b}" for a in "bdfgklmnprst" for b in ("a", "el", "in", "ot", "ur", "eva", "ilo", "ond")]
 WEIGHTS = [1 / rank for rank in range(1, len(VOCABULARY) + 1)]

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from accord.data.quality.toxicity import toxicities
 from accord.errors import DataError, UsageError
 from accord.records import read_jsonl
 from eval.suites.kind import Reply
 from eval.suites.kinds import refusal, toxicity
 from eval.suites.kinds.refusal import RefusalRow, is_refusal
-from eval.suites.kinds.toxicity import ToxicityRow, toxicities
+from eval.suites.kinds.toxicity import ToxicityRow
 
 DATA = Path(refusal.__file__).parent.parent / "data"
 

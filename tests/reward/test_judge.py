@@ -1,96 +1,37 @@
 """Judges: one behind a URL, played by a small server with fixed probabilities, and models that are computed here."""
 
-import json
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from openai_server import FakeServer, completion, serving
 from transformers import AutoTokenizer
 
+from accord import endpoint
 from accord.chat.tokens import answer, encode_prompt
 from accord.errors import AccordError, DataError, UsageError
 from accord.models.loading import load_policy
 from accord.models.references import Model
 from accord.records import Message
 from accord.runs import Runs
-from reward import endpoint, judge
+from reward import judge
 from reward.judge import DEFAULT_RUBRIC, Judge, PairJudgement, judge_of, summarise
 from reward.judge_models import read_reply
 
 KEY = "sk-this-must-stay-secret"
-Reply = Callable[[str, dict[str, Any]], Any]
-
-
-@dataclass
-class FakeServer:
-    """Plays the OpenAI protocol; `reply(question, body)` is a completion, or (status, JSON), or (status, text)."""
-
-    url: str = ""
-    reply: Reply = lambda question, body: completion("A")
-    bodies: list[dict[str, Any]] = field(default_factory=list)
-    keys: list[str | None] = field(default_factory=list)
-    at_once: int = 0
-    most_at_once: int = 0
-
-    @property
-    def questions(self) -> list[str]:
-        return [body["messages"][-1]["content"] for body in self.bodies]
-
-
-def completion(text: str, probabilities: dict[str, float] | None = None) -> dict[str, Any]:
-    choice: dict[str, Any] = {"message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
-    if probabilities is not None:
-        top = [{"token": token, "logprob": math.log(p)} for token, p in probabilities.items()]
-        choice["logprobs"] = {"content": [{"token": text, "logprob": -0.1, "top_logprobs": top}]}
-    return {"choices": [choice]}
 
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeServer]:
-    fake = FakeServer()
-    lock = threading.Lock()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            with lock:
-                fake.bodies.append(body)
-                fake.keys.append(self.headers.get("Authorization"))
-                fake.at_once += 1
-                fake.most_at_once = max(fake.most_at_once, fake.at_once)
-            found = fake.reply(body["messages"][-1]["content"], body)
-            status, content = found if isinstance(found, tuple) else (200, found)
-            data = content.encode() if isinstance(content, str) else json.dumps(content).encode()
-            with lock:
-                fake.at_once -= 1
-            try:
-                self.send_response(404 if self.path != "/v1/chat/completions" else status)
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
-            except OSError:
-                pass  # nobody waits any more
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=http.serve_forever)
-    thread.start()
-    fake.url = f"http://127.0.0.1:{http.server_address[1]}/v1"
     monkeypatch.setattr(endpoint, "SECONDS_BETWEEN_TRIES", (0.01, 0.01))
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    yield fake
-    http.shutdown()
-    http.server_close()
-    thread.join()
+    with serving() as fake:
+        yield fake
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from ppo_helpers import make_reward_model
 from safetensors.torch import load_file
 from vllm_serving import serve
 
+from accord import endpoint
 from accord.chat.tokens import answer, encode_conversation
 from accord.errors import AccordError
 from accord.models.loading import load_tokenizer
@@ -20,7 +21,6 @@ from accord.models.references import Model, resolve
 from accord.records import Message
 from accord.runs import Runs
 from accord.sampling.vllm_engine import vllm_is_installed
-from reward import endpoint
 from reward.score import save_heads, score
 from reward.scorers import scorer_of
 

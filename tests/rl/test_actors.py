@@ -27,6 +27,16 @@ from rl.policy_gradient.settings import Computation, Layout
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 LORA = LoraConfig(rank=4, alpha=8)
+DORA = LoraConfig(rank=4, alpha=8, dora=True, rank_stabilized=True)
+LAYOUTS: dict[str, tuple[LoraConfig | None, dict[str, Any] | None]] = {
+    "separate": (None, None),
+    "lora": (LORA, None),
+    "dora": (DORA, None),
+    "shared base": (LORA, {}),
+    "shared base of dora": (DORA, {"dora": True}),
+    "shared base, reward model from pissa": (LORA, {"start": "pissa"}),
+}
+"""By name, the policy's adapters, and what those of the reward model have on a shared base."""
 PROMPTS = [[5, 6, 7], [8, 9, 10, 11, 12], [13]]
 RESPONSES = [[20, 21, 2], [22, 2], [23, 24, 25, 26, 27]]
 
@@ -71,14 +81,19 @@ def shared(
     ), merged
 
 
-@pytest.mark.parametrize("layout", ["separate", "lora", "shared base"])
+@pytest.mark.parametrize(("lora", "reward_options"), LAYOUTS.values(), ids=LAYOUTS)
 def test_every_model_s_numbers_are_those_of_plain_transformers(
-    tiny_model: Model, reward_model: Model, preferences: Path, tmp_path: Path, layout: str
+    tiny_model: Model,
+    reward_model: Model,
+    preferences: Path,
+    tmp_path: Path,
+    lora: LoraConfig | None,
+    reward_options: dict[str, Any] | None,
 ) -> None:
-    if layout == "shared base":
-        actors, reward_model = shared(tiny_model, preferences, tmp_path)
+    if reward_options is not None and lora:
+        actors, reward_model = shared(tiny_model, preferences, tmp_path, reward_options, lora)
     else:
-        actors = load(tiny_model, reward_model, Layout(LORA if layout == "lora" else None))
+        actors = load(tiny_model, reward_model, Layout(lora))
     actors.score_shift = 0.25
     policy, plain = load_policy(tiny_model).eval(), load_reward_model(reward_model).eval()
     expected = plain_log_p(policy, temperature=0.8)
@@ -102,15 +117,20 @@ def test_every_model_s_numbers_are_those_of_plain_transformers(
         assert scores[i].item() == pytest.approx(right[-1].item(), abs=2e-5)
 
 
-@pytest.mark.parametrize("layout", ["separate", "lora", "shared base"])
+@pytest.mark.parametrize(("lora", "reward_options"), LAYOUTS.values(), ids=LAYOUTS)
 def test_gradients_reach_what_is_trained_and_a_step_leaves_reference_and_reward_alone(
-    tiny_model: Model, reward_model: Model, preferences: Path, tmp_path: Path, layout: str
+    tiny_model: Model,
+    reward_model: Model,
+    preferences: Path,
+    tmp_path: Path,
+    lora: LoraConfig | None,
+    reward_options: dict[str, Any] | None,
 ) -> None:
-    if layout == "shared base":
-        actors, _ = shared(tiny_model, preferences, tmp_path)
+    if reward_options is not None and lora:
+        actors, _ = shared(tiny_model, preferences, tmp_path, reward_options, lora)
         assert actors.has_shared_base
     else:
-        actors = load(tiny_model, reward_model, Layout(LORA if layout == "lora" else None))
+        actors = load(tiny_model, reward_model, Layout(lora))
 
     def opinions() -> tuple[torch.Tensor, ...]:
         with torch.no_grad():
@@ -260,7 +280,11 @@ def test_a_model_that_changes_its_logits_is_refused(
 
 @pytest.mark.parametrize("layout", ["lora", "shared base"])
 def test_layers_beneath_the_adapters_are_computed_once_and_change_nothing(
-    tiny_model: Model, reward_model: Model, preferences: Path, tmp_path: Path, layout: str
+    tiny_model: Model,
+    reward_model: Model,
+    preferences: Path,
+    tmp_path: Path,
+    layout: str,
 ) -> None:
     """With adapters in the last layer of two, numbers and gradients are those of whole passes."""
     lora = LoraConfig(rank=4, alpha=8, top_layers=1)

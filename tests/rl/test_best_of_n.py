@@ -166,7 +166,7 @@ def test_the_policy_learns_exactly_the_best_answers_and_their_end(
         assert row["messages"] == [*kept["prompt"], {"role": "assistant", "content": kept["text"]}]
         others = [each["score"] for each in whole if each is not kept]
         assert row["synthetic"] == {
-            "run": run.id, "policy": tiny_model.reference, "n": 6, "scored_by": brief, "round": 1,
+            "run": run.id, "kind": "best_of_n", "model": tiny_model.reference, "n": 6, "scored_by": brief, "round": 1,
             "score": kept["score"], "seed": kept["seed"], "others": len(others),
             "others_mean": statistics.fmean(others) if others else None,
             "others_deviation": statistics.pstdev(others) if others else None,

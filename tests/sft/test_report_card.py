@@ -517,3 +517,21 @@ def test_a_card_of_packed_documents_alone(tiny_model: Model, tmp_path: Path) -> 
     assert card.few_shot is None and card.answers is None and card.tasks == []
     assert card.data and card.data.sources[0].rows == 42  # of rows, not of packed sequences
     assert "Fine-tuning made the model better at held-out rows." in (run.path / "report.html").read_text()
+
+
+@pytest.mark.parametrize("method", ["prefix", "ia3"])
+def test_a_card_of_another_method_with_retention(tiny_model: Model, tmp_path: Path, method: str) -> None:
+    write_jsonl(tmp_path / "rows.jsonl", [conversation(f"{i}?", f"It is {i}.") for i in range(60)])
+    write_jsonl(tmp_path / "kept.jsonl", [conversation(f"{i}!", f"No, {i}!") for i in range(12)])
+    run = train(
+        tiny_model, [(tmp_path / "rows.jsonl", 1)], tmp_path / "runs", heldout_fraction=0.2, epochs=2,
+        adapter={"method": method}, retention=str(tmp_path / "kept.jsonl"),
+    )  # fmt: skip
+    card = card_of(run)
+    assert card.retention and card.retention.rows == 12
+    assert card.retention.loss["tuned"].value == pytest.approx(run.metrics["retention_loss"], rel=1e-3)
+    if method != "prefix":  # whose random virtual tokens are there from the start, and not in the base
+        assert card.retention.loss["base"].value == pytest.approx(
+            run.metrics["retention_loss_before"], rel=1e-3
+        )
+    assert card.parts[0].loss["tuned"].value != card.parts[0].loss["base"].value

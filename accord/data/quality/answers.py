@@ -1,12 +1,14 @@
-"""Answers that refuse, speak in stock phrases, repeat themselves, are of unusual length or contradict one another."""
+"""Answers that refuse, speak in stock phrases, repeat themselves or are of unusual length."""
 
 import math
 import re
-import statistics
+from collections import Counter
 from collections.abc import Sequence
 
-from accord.data.quality.findings import Finding, answers, learned, question, words
-from accord.records import Demonstration, Row, content_id
+import numpy as np
+
+from accord.data.quality.findings import Finding, learned, words
+from accord.records import Row
 
 START = 300
 """So many characters of an answer are its start: a refusal stands there."""
@@ -71,32 +73,39 @@ def repeated_share(text: str) -> float:
     return 1 - len(set(grams)) / len(grams)
 
 
-def unusual_lengths(rows: Sequence[Row]) -> list[Finding]:
-    """Rows whose (longest) learned answer is far longer or shorter than those of the others."""
-    lengths = {i: max(len(text) for text in texts) for i, row in enumerate(rows) if (texts := learned(row))}
-    if len(lengths) < FEWEST:
-        return []
-    logs = {i: math.log(length + 1) for i, length in lengths.items()}
-    low, _, high = statistics.quantiles(logs.values(), n=4)
-    reach = max(FENCES * (high - low), LEAST)
-    usual = math.exp(statistics.median(logs.values())) - 1
-    return [
-        Finding("length", i, f"{lengths[i]:,} characters; the median is {usual:,.0f}")
-        for i, value in logs.items()
-        if not low - reach <= value <= high + reach
-    ]
+class Lengths:
+    """How many rows have a (longest) learned answer of which length, in characters."""
 
+    def __init__(self) -> None:
+        self._rows: Counter[int] = Counter()
 
-def disagreeing(rows: Sequence[Row], places: Sequence[str]) -> list[Finding]:
-    """Demonstrations whose conversation up to the last answer stands in an earlier row, with another answer."""
-    first: dict[str, tuple[list[str], str]] = {}
-    found = []
-    for i, (row, place) in enumerate(zip(rows, places, strict=True)):
-        if not isinstance(row, Demonstration):
-            continue
-        asked = content_id([[turn.role, words(turn.text), turn.tools] for turn in question(row)], 32)
-        answer = words(answers(row)[0]) or answers(row)
-        before, where = first.setdefault(asked, (answer, place))
-        if before != answer:
-            found.append(Finding("disagreement", i, f"{where} answers otherwise"))
-    return found
+    def add(self, rows: Sequence[Row]) -> None:
+        """Count these, too."""
+        self._rows.update(max(map(len, texts)) for row in rows if (texts := learned(row)))
+
+    def unusual(self, rows: Sequence[Row]) -> list[Finding]:
+        """Rows with an answer far longer or shorter than those of all that were counted."""
+        if self._rows.total() < FEWEST:
+            return []
+        lengths = sorted(self._rows)
+        up_to = np.cumsum([self._rows[length] for length in lengths])
+
+        def quantile(share: float) -> float:
+            """Of the logarithms, as statistics.quantiles has it."""
+            place = share * (up_to[-1] + 1)
+            low, high = (
+                math.log(lengths[int(np.searchsorted(up_to, min(max(int(place) + step, 1), up_to[-1])))] + 1)
+                for step in (0, 1)
+            )
+            return low + (high - low) * (place - int(place))
+
+        low, usual, high = (quantile(share) for share in (0.25, 0.5, 0.75))
+        reach = max(FENCES * (high - low), LEAST)
+        found = []
+        for i, row in enumerate(rows):
+            if texts := learned(row):
+                length = max(map(len, texts))
+                if not low - reach <= math.log(length + 1) <= high + reach:
+                    detail = f"{length:,} characters; the median is {math.exp(usual) - 1:,.0f}"
+                    found.append(Finding("length", i, detail))
+        return found

@@ -13,6 +13,7 @@ WORD = re.compile(
     r"[^\W\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+|[\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]"
 )
 """A word; in scripts that write no spaces (Chinese, Japanese, Thai) a character."""  # fmt: skip
+_APART = str.maketrans({chr(i): " " for i in range(128) if not (chr(i).isalnum() or chr(i) == "_")})
 TURNS = ("messages", "prompt", "chosen", "rejected", "completion", "responses", "rankings")
 NOT_SAID = ("role", "type", "name", "id", "tool_call_id", "run", "annotator", "status")
 """What stands under these keys of turns, answers and rankings identifies, and is not said by anybody."""
@@ -33,6 +34,8 @@ class Finding:
 
 def words(text: str) -> list[str]:
     """The words of a text, case folded."""
+    if text.isascii():
+        return text.lower().translate(_APART).split()
     return WORD.findall(text.casefold())
 
 

@@ -3,16 +3,20 @@
 from collections.abc import Iterable, Sequence
 
 from accord.data.quality import answers, encoding
-from accord.data.quality.findings import Finding, answer_turns, question
-from accord.data.quality.near import HeldOut, NearDuplicates
+from accord.data.quality.findings import Finding
+from accord.data.quality.held_out import HeldOut
+from accord.data.quality.near import NearDuplicates
 from accord.data.quality.personal import PLACEHOLDERS, personal_data
+from accord.data.quality.same import Disagreements, Duplicates
+from accord.data.quality.toxicity import toxic_answers
 from accord.errors import UsageError
-from accord.records import Row, conversation_id
+from accord.records import Row
 
 KINDS = {
     "duplicates": "rows that repeat an earlier one",
     "near_duplicates": "rows nearly the same as an earlier one, the same among them",
     "near_heldout": "rows whose question is nearly a held-out one",
+    "contamination": "rows that hold a held-out question or a suite's item, edited or reordered ones among them",
     "secret": "rows with keys or tokens",
     "email": "rows with e-mail addresses",
     "iban": "rows with account numbers (IBAN)",
@@ -23,12 +27,15 @@ KINDS = {
     "invisible": "rows with control or invisible characters",
     "refusals": "rows whose answer refuses",
     "boilerplate": "rows with stock phrases in an answer",
+    "toxicity": "rows with a toxic answer",
     "disagreement": "rows that answer an earlier prompt otherwise",
     "length": "rows with an answer of unusual length",
     "repetition": "rows with an answer that repeats itself",
 }
 GROUPS = {"pii": tuple(PLACEHOLDERS)}
-OF_OTHER_ROWS = ("duplicates", "near_duplicates", "near_heldout", "disagreement")
+AGAINST = ("near_heldout", "contamination")
+"""Kinds that need to be told what is held out."""
+OF_OTHER_ROWS = ("duplicates", "near_duplicates", *AGAINST, "disagreement")
 """Whether a row is one of these depends on other rows, so that their share has no interval of independent draws."""
 
 
@@ -49,6 +56,81 @@ def chosen(names: Iterable[str], known: Sequence[str], option: str) -> list[str]
     return found
 
 
+class Finder:
+    """Looks through rows part by part; what it finds is the same, however they are cut into parts.
+
+    It holds what later rows must be compared with: 64-bit hashes, signatures, and how many answers are of which length.
+    """
+
+    def __init__(
+        self,
+        kinds: Sequence[str],
+        near: NearDuplicates | None = None,
+        held_out: HeldOut | None = None,
+    ) -> None:
+        """Nothing is looked at yet.
+
+        Args:
+            kinds: of `KINDS`.
+            near: the rows of the files before, to which further ones are added.
+            held_out: what none of the rows should hold; None if there is nothing.
+
+        Raises:
+            UsageError: a library is missing.
+        """
+        self._wanted = frozenset(kinds)
+        self._near = near or (NearDuplicates() if "near_duplicates" in self._wanted else None)
+        self._held_out = held_out
+        self._duplicates, self._disagreements = Duplicates(), Disagreements()
+        self._lengths = answers.Lengths()
+
+    @property
+    def looks_first(self) -> bool:
+        """Whether all rows must be shown to `look` before the first is shown to `find`."""
+        return "length" in self._wanted
+
+    def look(self, rows: Sequence[Row]) -> None:
+        """Learn what is usual."""
+        if self.looks_first:
+            self._lengths.add(rows)
+
+    def find(self, rows: Sequence[Row], places: Sequence[str]) -> list[Finding]:
+        """All that is found in the next rows, in the order of `KINDS`.
+
+        Raises:
+            UsageError: a library is missing.
+        """
+        wanted, found = self._wanted, list[Finding]()
+        if "duplicates" in wanted:
+            found += self._duplicates.find(rows, places)
+        if "near_duplicates" in wanted and self._near:
+            found += self._near.find(rows, places)
+        if "near_heldout" in wanted and self._held_out:
+            found += self._held_out.near(rows)
+        if "contamination" in wanted and self._held_out:
+            found += self._held_out.contaminated(rows)
+        if wanted & set(PLACEHOLDERS):
+            found += personal_data(rows)
+        if "encoding" in wanted:
+            found += encoding.damaged(rows)
+        if "invisible" in wanted:
+            found += encoding.invisible(rows)
+        if wanted & {"refusals", "boilerplate"}:
+            found += answers.stock_phrases(rows)
+        if "toxicity" in wanted:
+            found += toxic_answers(rows)
+        if "disagreement" in wanted:
+            found += self._disagreements.find(rows, places)
+        if "length" in wanted:
+            found += self._lengths.unusual(rows)
+        if "repetition" in wanted:
+            found += answers.repeated(rows)
+        order = list(KINDS)
+        return sorted(
+            (each for each in found if each.what in wanted), key=lambda each: order.index(each.what)
+        )
+
+
 def find(
     rows: Sequence[Row],
     places: Sequence[str],
@@ -56,50 +138,11 @@ def find(
     near: NearDuplicates | None = None,
     held_out: HeldOut | None = None,
 ) -> list[Finding]:
-    """All that is found in rows of some kinds, in the order of `KINDS`.
-
-    Args:
-        rows: of one file.
-        places: of each, for what is said.
-        kinds: of `KINDS`.
-        near: the rows of the files before, to which these are added.
-        held_out: questions that none of these should ask; None if there are none.
+    """All that is found in the rows of one file; see `Finder`.
 
     Raises:
         UsageError: a library is missing.
     """
-    wanted = set(kinds)
-    found: list[Finding] = []
-    if "duplicates" in wanted:
-        found += _duplicates(rows, places)
-    if "near_duplicates" in wanted:
-        found += (near or NearDuplicates()).find(rows, places)
-    if "near_heldout" in wanted and held_out:
-        found += held_out.find(rows)
-    if wanted & set(PLACEHOLDERS):
-        found += personal_data(rows)
-    if "encoding" in wanted:
-        found += encoding.damaged(rows)
-    if "invisible" in wanted:
-        found += encoding.invisible(rows)
-    if wanted & {"refusals", "boilerplate"}:
-        found += answers.stock_phrases(rows)
-    if "disagreement" in wanted:
-        found += answers.disagreeing(rows, places)
-    if "length" in wanted:
-        found += answers.unusual_lengths(rows)
-    if "repetition" in wanted:
-        found += answers.repeated(rows)
-    order = list(KINDS)
-    return sorted((each for each in found if each.what in wanted), key=lambda each: order.index(each.what))
-
-
-def _duplicates(rows: Sequence[Row], places: Sequence[str]) -> list[Finding]:
-    first: dict[tuple[object, ...], str] = {}
-    found = []
-    for i, (row, place) in enumerate(zip(rows, places, strict=True)):
-        turns = [conversation_id(each) for each in [question(row), *answer_turns(row)]]
-        identity = (*turns, getattr(row, "label", None))
-        if (earlier := first.setdefault(identity, place)) != place:
-            found.append(Finding("duplicates", i, f"the same as {earlier}"))
-    return found
+    finder = Finder(kinds, near, held_out)
+    finder.look(rows)
+    return finder.find(rows, places)

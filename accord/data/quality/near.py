@@ -1,29 +1,32 @@
-"""Rows that are nearly the same as an earlier one, and rows whose question is nearly one of a held-out file.
+"""Rows that are nearly the same as an earlier one.
 
 Two texts are near if the Jaccard similarity of their sets of 5-word sequences is at least 0.8. Candidates come from
-MinHash signatures in an LSH index (rensa); each is then measured exactly, so that what is found is true, and with 21
-bands of 6 hashes a pair at 0.8 is missed once in 700. rensa rather than datasketch: the same candidates, signatures of
-20,000 rows of 100 words in 0.1 s rather than 5 s, no dependencies, wheels for Python 3.11 to 3.13.
+MinHash signatures (accord/data/quality/signatures.py); each is then measured exactly, so that what is found is true.
+The sequences themselves, 64 bits each, wait in a temporary file, to be read where a candidate must be measured: in
+memory is what the signatures take, about 300 bytes a row.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from accord.data.quality.findings import Finding, answers, is_judged, needed, question, said, whole, words
-from accord.records import Message, Row
+from accord.data.quality.findings import Finding, answers, is_judged, whole, words
+from accord.data.quality.notes import Notes
+from accord.data.quality.signatures import SHINGLE, Signatures, sequences
+from accord.records import Row
 
 SIMILAR = 0.8
-SHINGLE = 5
-BANDS, HASHES = 21, 6
-SEED = 1
 MEASURED = 50
 """So many candidates are measured for a text, those that are nearest by their signatures (whose error at 0.8 is 0.036):
 thousands of rows that share a long instruction are all candidates for one another."""
 CLOSE_ENOUGH = 0.65
 """By its signature, a candidate is not measured below this."""
+AT_ONCE, CHARACTERS_AT_ONCE = 2048, 4_000_000
+"""Texts that are looked up together."""
 
 
 def shingles(text: str) -> frozenset[str]:
@@ -34,60 +37,91 @@ def shingles(text: str) -> frozenset[str]:
     return frozenset(" ".join(found[i : i + SHINGLE]) for i in range(len(found) - SHINGLE + 1))
 
 
-def jaccard(one: frozenset[str], other: frozenset[str]) -> float:
+def jaccard(one: frozenset[Any], other: frozenset[Any]) -> float:
     """What two sets have in common, as a share of all they hold; 1 for two empty ones."""
     both = len(one & other)
     return both / (len(one) + len(other) - both) if one or other else 1.0
+
+
+@dataclass(frozen=True)
+class Near:
+    """What a text is near to."""
+
+    similarity: float
+    note: Any
+    """What was added with that text."""
 
 
 class NearTexts:
     """Texts that are not near one another, and the search for one that a further text is near to."""
 
     def __init__(self) -> None:
-        self._rensa = needed("rensa", "rensa")
-        self._index = self._rensa.RMinHashLSH(threshold=SIMILAR, num_perm=BANDS * HASHES, num_bands=BANDS)
-        self._texts: list[str] = []
-        self._signatures = np.zeros((1024, BANDS * HASHES), dtype=np.uint32)
-        self._shingles = lru_cache(maxsize=4096)(lambda number: shingles(self._texts[number]))
+        self._index = Signatures()
+        self._notes = Notes()
+        self._recent = lru_cache(maxsize=256)(self._read)
 
-    def nearest(self, text: str, accept: Callable[[int], bool] = lambda _: True) -> tuple[int, float] | None:
-        """The number of the nearest text that was added, and how near it is; of equals the first.
+    def nearest(
+        self,
+        texts: Iterable[str],
+        accept: Callable[[int, Any], bool] = lambda i, note: True,
+        notes: Callable[[int], Any] | None = None,
+    ) -> Iterator[Near | None]:
+        """What each text is nearest to, at `SIMILAR` or more; of equals the first.
 
         Args:
-            text: compared with all texts at `SIMILAR` or more.
-            accept: whether a text of this number may be the one.
+            texts: looked up in order.
+            accept: whether the text of this index may be near to the one that this was noted of.
+            notes: what to note of the text of this index, as JSON has it; a text that is near to none is then added
+                before the next one is looked up. Without `notes` none is added.
         """
-        mine = shingles(text)
-        if not mine:
-            return None
-        signature = self._signature(mine)
-        candidates = np.array(sorted(self._index.query(signature)), dtype=np.int64)
-        alike = (self._signatures[candidates] == np.array(signature.digest(), dtype=np.uint32)).mean(axis=1)
-        best: tuple[int, float] | None = None
-        for i in np.argsort(-alike, kind="stable")[:MEASURED]:
-            number = int(candidates[i])
-            if alike[i] < CLOSE_ENOUGH:
+        first = 0
+        for batch in _batches(texts):
+            found, starts = sequences(batch)
+            signatures = self._index.of(found, starts)
+            earlier, beside = self._index.candidates(signatures)
+            numbers: dict[int, int] = {}
+            for i in range(len(batch)):
+                near = None
+                mine = found[starts[i] : starts[i + 1]]
+                if len(mine):
+                    here = [numbers[j] for j in beside.get(i, ()) if j in numbers]
+                    candidates = [*earlier.get(i, ()), *here]
+                    if candidates:
+                        near = self._measure(first + i, mine, signatures[i], candidates, accept)
+                    if notes and near is None:
+                        numbers[i] = self._add(mine, signatures[i], notes(first + i))
+                yield near
+            self._index.settle()
+            first += len(batch)
+
+    def _measure(
+        self, i: int, found: np.ndarray, signature: np.ndarray, candidates: Sequence[int],
+        accept: Callable[[int, Any], bool],
+    ) -> Near | None:  # fmt: skip
+        mine = frozenset(found.tolist())
+        alike = self._index.alike(signature, candidates)
+        best: Near | None = None
+        for at in np.argsort(-alike, kind="stable")[:MEASURED]:
+            if alike[at] < CLOSE_ENOUGH:
                 break
-            similarity = jaccard(mine, self._shingles(number))
-            if similarity >= SIMILAR and (best is None or similarity > best[1]) and accept(number):
-                best = number, similarity
+            theirs, note = self._recent(candidates[at])
+            similarity = jaccard(mine, theirs)
+            if similarity >= SIMILAR and (best is None or similarity > best.similarity) and accept(i, note):
+                best = Near(similarity, note)
                 if similarity == 1:
                     break
         return best
 
-    def add(self, text: str) -> None:
-        """Add a text; its number is how many there were."""
-        signature, number = self._signature(shingles(text)), len(self._texts)
-        self._index.insert(number, signature)
-        if number == len(self._signatures):
-            self._signatures = np.concatenate([self._signatures, np.zeros_like(self._signatures)])
-        self._signatures[number] = signature.digest()
-        self._texts.append(text)
+    def _add(self, found: np.ndarray, signature: np.ndarray, note: Any) -> int:
+        self._notes.add(len(found).to_bytes(8, "little") + found.tobytes() + json.dumps(note).encode())
+        return self._index.add(signature)
 
-    def _signature(self, mine: frozenset[str]) -> Any:
-        signature = self._rensa.RMinHash(num_perm=BANDS * HASHES, seed=SEED)
-        signature.update(list(mine))
-        return signature
+    def _read(self, number: int) -> tuple[frozenset[int], Any]:
+        """A text's sequences, and what was noted of it."""
+        written = self._notes[number]
+        behind = 8 + 8 * int.from_bytes(written[:8], "little")
+        found = np.frombuffer(written[8:behind], np.uint64)
+        return frozenset(found.tolist()), json.loads(written[behind:])
 
 
 class NearDuplicates:
@@ -95,8 +129,6 @@ class NearDuplicates:
 
     def __init__(self) -> None:
         self._texts = NearTexts()
-        self._rows: list[Row] = []
-        self._places: list[str] = []
 
     def find(self, rows: Sequence[Row], places: Sequence[str]) -> list[Finding]:
         """The rows that are near an earlier one, of this file or of those before; what is near to such a row counts
@@ -104,55 +136,42 @@ class NearDuplicates:
 
         Where answers were judged, they must be near, too, one by one: one question has many pairs of answers.
         """
-        found = []
-        for i, (row, place) in enumerate(zip(rows, places, strict=True)):
-            text = whole(row)
-            mine = [shingles(each) for each in answers(row)] if is_judged(row) else None
 
-            def accept(number: int, row: Row = row, mine: list[frozenset[str]] | None = mine) -> bool:
-                earlier = self._rows[number]
-                if mine is None or not is_judged(earlier):
-                    return mine is None and not is_judged(earlier)
-                if getattr(earlier, "label", None) != getattr(row, "label", None):
-                    return False
-                theirs = [shingles(each) for each in answers(earlier)]
-                return len(mine) == len(theirs) and all(
-                    jaccard(one, other) >= SIMILAR for one, other in zip(mine, theirs, strict=True)
+        def note(i: int) -> list[Any]:
+            row = rows[i]
+            judged = [getattr(row, "label", None), answers(row)] if is_judged(row) else None
+            return [places[i], judged]
+
+        def accept(i: int, earlier: Any) -> bool:
+            judged = note(i)[1]
+            if judged is None or earlier[1] is None:
+                return judged is earlier[1]
+            (label, mine), (other, theirs) = judged, earlier[1]
+            return (
+                label == other
+                and len(mine) == len(theirs)
+                and all(
+                    jaccard(shingles(one), shingles(another)) >= SIMILAR
+                    for one, another in zip(mine, theirs, strict=True)
                 )
+            )
 
-            near = self._texts.nearest(text, accept)
-            if near:
-                number, similarity = near
-                found.append(Finding("near_duplicates", i, f"{similarity:.2f} like {self._places[number]}"))
-            else:
-                self._texts.add(text)
-                self._rows.append(row)
-                self._places.append(place)
-        return found
+        found = self._texts.nearest(map(whole, rows), accept, note)
+        return [
+            Finding("near_duplicates", i, f"{near.similarity:.2f} like {near.note[0]}")
+            for i, near in enumerate(found)
+            if near
+        ]
 
 
-class HeldOut:
-    """Questions that a model shall be measured by, so it may not learn from them."""
-
-    def __init__(self, rows: Iterable[Row], places: Iterable[str]) -> None:
-        self._texts = NearTexts()
-        self._places: list[str] = []
-        for row, place in zip(rows, places, strict=True):
-            text = said(question(row))
-            if words(text) and self._texts.nearest(text) is None:
-                self._texts.add(text)
-                self._places.append(place)
-
-    def find(self, rows: Sequence[Row]) -> list[Finding]:
-        """The rows whose question, or one of whose users' turns, is near one of these."""
-        found = []
-        for i, row in enumerate(rows):
-            near = [hit for text in _asked(question(row)) if (hit := self._texts.nearest(text))]
-            if near:
-                number, similarity = max(near, key=lambda hit: hit[1])
-                found.append(Finding("near_heldout", i, f"{similarity:.2f} like {self._places[number]}"))
-        return found
-
-
-def _asked(turns: Sequence[Message]) -> list[str]:
-    return list(dict.fromkeys([said(turns), *(turn.text for turn in turns if turn.role == "user")]))
+def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
+    batch: list[str] = []
+    characters = 0
+    for text in texts:
+        batch.append(text)
+        characters += len(text)
+        if len(batch) == AT_ONCE or characters >= CHARACTERS_AT_ONCE:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch

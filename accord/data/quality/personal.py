@@ -61,6 +61,13 @@ _SECRET = re.compile(
     )
 )
 """As the issuers document their tokens, and as gitleaks' rules (https://github.com/gitleaks/gitleaks) have them."""
+_SECRETS_HOLD = (
+    "-----BEGIN ", "AKIA", "ASIA", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_", "glpat-", "xox", "xapp-",
+    "k_live_", "k_test_", "sk-", "hf_", "AIza", "npm_", "pypi-AgE", "eyJ",
+)  # fmt: skip
+"""One of these each: most texts hold none, and are looked through in a fraction of the time."""
+_FOUR_DIGITS, _THREE_NUMBERS = re.compile(r"\d{4}"), re.compile(r"\d\.\d{1,3}\.\d")
+"""Without these a text holds no card, and no address of version 4."""
 _SEVEN_DIGITS = re.compile(r"(?:\d\D{0,3}){6}\d")
 
 
@@ -111,7 +118,8 @@ def redacted(text: str, kinds: Sequence[str]) -> str:
 
 
 def _secrets(text: str) -> Iterator[tuple[int, int]]:
-    yield from (match.span() for match in _SECRET.finditer(text))
+    if any(each in text for each in _SECRETS_HOLD):
+        yield from (match.span() for match in _SECRET.finditer(text))
 
 
 def _emails(text: str) -> Iterator[tuple[int, int]]:
@@ -131,6 +139,8 @@ def _ibans(text: str) -> Iterator[tuple[int, int]]:
 
 
 def _cards(text: str) -> Iterator[tuple[int, int]]:
+    if not _FOUR_DIGITS.search(text):
+        return
     for match in _CARD.finditer(text):
         digits = re.sub(r"\D", "", match.group())
         if _ISSUERS.fullmatch(digits) and needed("stdnum.luhn", "python-stdnum").is_valid(digits):
@@ -151,7 +161,8 @@ def _phones(text: str) -> Iterator[tuple[int, int]]:
 
 def _addresses(text: str) -> Iterator[tuple[int, int]]:
     v6 = _V6.finditer(text) if "::" in text or text.count(":") > 6 else ()
-    for match in [*_V4.finditer(text), *v6]:
+    v4 = _V4.finditer(text) if _THREE_NUMBERS.search(text) else ()
+    for match in [*v4, *v6]:
         if _VERSION.search(text[max(0, match.start() - 12) : match.start()]):
             continue
         try:

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from accord.data.quality.findings import Finding
-from accord.data.quality.kinds import KINDS, OF_OTHER_ROWS, find
+from accord.data.quality.held_out import HeldOut
+from accord.data.quality.kinds import AGAINST, KINDS, OF_OTHER_ROWS, find
 from accord.data.quality.language import languages
-from accord.data.quality.near import HeldOut, NearDuplicates
+from accord.data.quality.near import NearDuplicates
 from accord.data.reading import Reading
 
 EXAMPLES = 3
@@ -49,7 +50,7 @@ def survey(reading: Reading, near: NearDuplicates, held_out: HeldOut | None) -> 
     """
     rows, places = reading.rows, reading.places
     by_kind: dict[str, list[Finding]] = {
-        what: [] for what in KINDS if what != "duplicates" and (held_out or what != "near_heldout")
+        what: [] for what in KINDS if what != "duplicates" and (held_out or what not in AGAINST)
     }
     for finding in find(rows, places, list(by_kind), near, held_out):
         by_kind[finding.what].append(finding)

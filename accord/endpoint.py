@@ -1,4 +1,4 @@
-"""Requests to a server that scores or judges: retries, a key that stays secret, and a few at a time."""
+"""Requests to a server that scores, judges or writes: retries, a key that stays secret, and a few at a time."""
 
 import os
 import threading
@@ -11,6 +11,8 @@ import httpx
 from accord.errors import AccordError, UsageError
 from accord.progress import progress
 
+KEY = "OPENAI_API_KEY"
+"""The environment variable that holds the key of a server that speaks OpenAI's protocol."""
 SECONDS_BETWEEN_TRIES: tuple[float, ...] = (1, 2, 4, 8)
 LONGEST_WAIT_SECONDS = 60.0
 """However long a server asks to be left alone."""
@@ -86,6 +88,29 @@ class Endpoint:
         raise AccordError(
             f"{self.url} does not answer ({reason}, {len(SECONDS_BETWEEN_TRIES) + 1} tries); look whether it runs, "
             "then run the same command again"
+        )
+
+    def chat(self, body: dict[str, Any]) -> tuple[str, dict[str, Any], dict[str, Any]]:
+        """A chat completion: the text of the first choice, that choice, and the tokens used, as the protocol has them.
+
+        Raises:
+            AccordError: as `post`, or the server does not speak the protocol.
+        """
+        response = self.post("/chat/completions", body)
+        try:
+            (choice, *_) = response["choices"]
+            text = choice["message"]["content"] or ""
+            if not isinstance(text, str):
+                raise TypeError("its content is no text")
+            return text, choice, dict(response.get("usage") or {})
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise self.no_completion(error) from None
+
+    def no_completion(self, error: Exception) -> AccordError:
+        """What to say of an answer that is none."""
+        return AccordError(
+            f"{self.url} answered with something that is no chat completion ({type(error).__name__}: "
+            f"{error}); give the URL up to and with /v1, of a server that speaks the OpenAI protocol"
         )
 
     def check_answers(self) -> None:

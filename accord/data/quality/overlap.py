@@ -3,6 +3,8 @@
     found = find_overlaps(["Why do leaves turn red in autumn before they fall?"], training)
     found[0]        # None, or the training row that is most like the text, how, and how much of it
 
+    found = RowOverlaps(["Why do leaves ..."]).of(text)         # of one row alone: its items, and how
+
 The items are indexed and the stream is read once, so memory depends on the items alone. Nothing is sampled: each item
 is compared with every row that could be like it. MinHash (Broder 1997) would only estimate the same shares; its LSH
 index is slower here and misses some edited items (benchmarks/contamination.py). And a Jaccard similarity is small where
@@ -24,7 +26,7 @@ import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -172,11 +174,27 @@ class _Index:
 
     def compare(self, text: TrainingText) -> None:
         """Note what one training row has in common with the items."""
+        for i, overlap in self.overlaps(text, self._see_long_sequences, self._is_exact):
+            self._note(i, overlap)
+
+    def overlaps(
+        self,
+        text: TrainingText,
+        see: Callable[[np.ndarray, np.ndarray, TrainingText], None],
+        settled: Callable[[int], bool],
+    ) -> Iterator[tuple[int, Overlap]]:
+        """Which items one row has by itself, and how.
+
+        Args:
+            text: the row.
+            see: gets its words as numbers, where sequences of items stand among them, and the row.
+            settled: whether an item need not be compared.
+        """
         turns = [words_of(turn) for turn in text.turns]
         for turn in turns:
             if len(turn) < SHORTEST_INSIDE and self.whole_turns:
                 for i in self.whole_turns.get(tuple(self.numbers.get(word, 0) for word in turn), ()):
-                    self._note(i, Overlap("exact", 1.0, text.source, text.line, " ".join(turn)))
+                    yield i, Overlap("exact", 1.0, text.source, text.line, " ".join(turn))
         words = [word for turn in turns for word in turn]
         if len(words) < _SHINGLE or not len(self.table):
             return
@@ -188,7 +206,7 @@ class _Index:
         places = np.flatnonzero(known)
         if not len(places):
             return
-        self._see_long_sequences(numbers, known, text)
+        see(numbers, known, text)
         found = shingles[places].tolist()
         row = _Row(text, words, as_list, set(as_list), places.tolist(), found, set(found))
         candidates = {
@@ -197,17 +215,15 @@ class _Index:
             for i in self.entries[self.starts[each] : self.starts[each + 1]].tolist()
         }
         for i in candidates:
-            best = self.best[i]
-            if (best is None or best.how != "exact") and (overlap := _compare(self.items[i], row)):
-                self._note(i, overlap)
+            if not settled(i) and (overlap := _compare(self.items[i], row)):
+                yield i, overlap
+
+    def _is_exact(self, i: int) -> bool:
+        best = self.best[i]
+        return best is not None and best.how == "exact"
 
     def _see_long_sequences(self, numbers: np.ndarray, known: np.ndarray, text: TrainingText) -> None:
-        inner = LONG_SEQUENCE - _SHINGLE + 1
-        if len(known) < inner:
-            return
-        sums = np.concatenate([[0], np.cumsum(known)])
-        for start in np.flatnonzero(sums[inner:] - sums[:-inner] == inner).tolist():
-            sequence = numbers[start : start + LONG_SEQUENCE].tobytes()
+        for sequence in _long_sequences_among(numbers, known):
             if self.first_seen.get(sequence, text) is None:
                 self.first_seen[sequence] = (text.source, text.line)
 
@@ -236,6 +252,49 @@ class _Index:
                 matching = " ".join(words[item[place]] for place in covered)
                 self._note(i, Overlap("exact", len(rows) / len(sequences), source, line, matching))
         return self.best
+
+
+class RowOverlaps:
+    """The same for single rows, which says what is to be left out: the items that a row holds by itself.
+
+    The exact rule's sequences of 13 words then are to stand in the one row, half of an item's.
+    """
+
+    def __init__(self, items: Sequence[str]):
+        """Args: the items, held in memory."""
+        self._index = _Index(items)
+        self._holders: dict[bytes, list[int]] = {}
+        self._longs = [set(_long_sequences(item.words)) for item in self._index.items]
+        for i, sequences in enumerate(self._longs):
+            for sequence in sequences:
+                self._holders.setdefault(sequence, []).append(i)
+
+    def of(self, text: TrainingText) -> list[tuple[int, Overlap]]:
+        """The numbers of the items that a row holds, with how, the strictest first."""
+        best: dict[int, Overlap] = {}
+        seen: set[bytes] = set()
+
+        def see(numbers: np.ndarray, known: np.ndarray, _: TrainingText) -> None:
+            seen.update(each for each in _long_sequences_among(numbers, known) if each in self._holders)
+
+        for i, overlap in self._index.overlaps(text, see, lambda _: False):
+            if i not in best or rank(overlap.how, overlap.share) > rank(best[i].how, best[i].share):
+                best[i] = overlap
+        for i, count in Counter(i for each in seen for i in self._holders[each]).items():
+            share = count / len(self._longs[i])
+            if share >= EXACT_SHARE and (i not in best or best[i].how != "exact"):
+                best[i] = Overlap("exact", share, text.source, text.line, "")
+        return sorted(best.items(), key=lambda each: rank(each[1].how, each[1].share), reverse=True)
+
+
+def _long_sequences_among(numbers: np.ndarray, known: np.ndarray) -> Iterator[bytes]:
+    """The sequences of 13 words of a row all of whose words stand so in items."""
+    inner = LONG_SEQUENCE - _SHINGLE + 1
+    if len(known) < inner:
+        return
+    sums = np.concatenate([[0], np.cumsum(known)])
+    for start in np.flatnonzero(sums[inner:] - sums[:-inner] == inner).tolist():
+        yield numbers[start : start + LONG_SEQUENCE].tobytes()
 
 
 def _compare(item: _Item, row: _Row) -> Overlap | None:
