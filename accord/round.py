@@ -17,6 +17,7 @@ from accord.models.references import Model, resolve
 from accord.preflight import check_round
 from accord.preflight.preferences import finished_feedback
 from accord.records import Comparison
+from accord.round_against import held_out_by
 from accord.round_config import RoundConfig, StageName
 from accord.round_plan import stages_until
 from accord.runs import DataFile, Run, Runs
@@ -57,7 +58,8 @@ def run_round(
         # The base model learns the form of good answers from demonstrations.
         before = policy = prepare_base(config.model, runs, config.chat_template)
         if config.sft and "sft" in stages:
-            runs_made.append(fine_tune(config.sft, runs, policy, data=config.data))
+            held_out = held_out_by(config.data.against, runs) if config.data.against else None
+            runs_made.append(fine_tune(config.sft, runs, policy, data=config.data, held_out=held_out))
             policy = resolve(f"run:{runs_made[-1].id}", runs)
 
         # People rank what this policy answers.

@@ -120,3 +120,33 @@ class SFTConfig(MethodConfig):
     def _methods_go_together(self) -> Self:
         check_methods(self, self.packing, self.heldout is not None or self.heldout_fraction > 0)
         return self
+
+
+DATA_VERSION = 1
+"""Raise it with every change to how rows are encoded or mixed: prepared data are found again by it."""
+
+
+class DataSettings(Config):
+    """All that prepared data depend on, but for the files."""
+
+    demonstrations: list[WeightedFile]
+    documents: list[WeightedFile]
+    heldout: str | None
+    heldout_fraction: float
+    thinking: Literal["learn", "keep", "cut"]
+    mixing_temperature: float
+    replay: Replay | None
+    curriculum: Curriculum | None
+    packing: bool
+    max_sequence_tokens: int
+    seed: int
+    columns: Mapping[str, Mapping[str, str]]
+    system: Literal["keep", "merge_into_user"]
+    drop: str
+    redact: str
+    repair: str
+    against: str | None
+    """What identifies what must not be learned."""
+    tokenizer: str
+    """What `tokenizer_digest` gives."""
+    version: int = DATA_VERSION

@@ -7,7 +7,7 @@ covers exactly the assistant's turns with their EOS; every dropped row is counte
 """
 
 import functools
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import EarlyStoppingCallback, TrainerCallback
 from trl import SFTConfig as TrlSFTConfig
@@ -15,6 +15,7 @@ from trl import SFTConfig as TrlSFTConfig
 from accord.config import check_trainer_arguments
 from accord.data.config import DataConfig
 from accord.data.rows import Rows, open_data
+from accord.models.families import attention_for
 from accord.models.loading import load_tokenizer
 from accord.models.references import Model
 from accord.runs import Run, Runs, Source
@@ -31,8 +32,12 @@ from sft.adaptation import model_and_penalties, save_adapted
 from sft.config import SFTConfig
 from sft.data import open_data_run, prepare, prepare_retention
 from sft.interpolation import keep_best, loss_on, weights_at_start
+from sft.packed import PackedRows
 from sft.trainer import Trainer
 from sft.write_card import material, write_card
+
+if TYPE_CHECKING:
+    from accord.data.quality.held_out import HeldOut
 
 OURS = (
     *SET_BY_ACCORD,
@@ -59,6 +64,7 @@ def fine_tune(
     heldout: Rows | None = None,
     retention: Rows | None = None,
     data: DataConfig | None = None,
+    held_out: "HeldOut | None" = None,
 ) -> Run:
     """Fine-tune `base` on the demonstrations; returns the finished run, whose `model/` is the policy.
 
@@ -69,7 +75,8 @@ def fine_tune(
         demonstrations: rows in place of the files that `config` names.
         heldout: rows in place of its held-out file.
         retention: rows in place of its `retention` file.
-        data: how files are read.
+        data: how files are read, and what of them is left out.
+        held_out: what must not be learned, for `data.drop`.
 
     Raises:
         DataError: a demonstration file is bad, or all its rows are too long.
@@ -80,7 +87,7 @@ def fine_tune(
         config, runs, read, demonstrations=demonstrations, heldout=heldout, retention=retention
     )
     tokenizer = load_tokenizer(base)
-    prepared = prepare(config, runs, tokenizer, read)
+    prepared = prepare(config, runs, tokenizer, read, held_out)
     sources: dict[str, Source] = {"base": base, "data": prepared}
     retention_run = prepare_retention(config, runs, tokenizer, read)
     if retention_run:
@@ -96,8 +103,7 @@ def fine_tune(
 
         # build
         arguments = trainer_arguments(config, run, evaluate=rows.heldout is not None)
-        arguments |= {"padding_free": config.packing, "dataset_kwargs": {"skip_prepare_dataset": True}}
-        arguments["max_length"] = None  # no row is longer
+        arguments |= {"max_length": None, "dataset_kwargs": {"skip_prepare_dataset": True}}
         if config.curriculum:
             arguments["train_sampling_strategy"] = "sequential"
         callbacks: list[TrainerCallback] = []
@@ -106,11 +112,15 @@ def fine_tune(
             arguments["save_steps"] = arguments["eval_steps"]
             callbacks.append(EarlyStoppingCallback(config.early_stopping_evaluations))
         arguments |= {"loss_type": config.loss, "neftune_noise_alpha": config.neftune_noise_alpha}
+        model = model_and_penalties(config, base)
+        if config.packing:
+            model["model"].set_attn_implementation(attention_for(base.folder, "sdpa"))
         trainer = Trainer(
-            **model_and_penalties(config, base),
+            **model,
             args=build_arguments("sft", TrlSFTConfig, arguments),
             train_dataset=rows.train,
             eval_dataset=rows.heldout,
+            data_collator=PackedRows(tokenizer.pad_token_id) if config.packing else None,
             processing_class=tokenizer,
             callbacks=callbacks,
         )

@@ -65,6 +65,9 @@ class Trainer(SFTTrainer):
         """The loss of a batch with what is added in training; see SFTTrainer."""
         own: Any = self.model
         self._arguments.loss_type = self._training_loss if own.training else "nll"
+        if own.training and "attention_mask" not in inputs:  # TRL counts the tokens of one row
+            rows, length = inputs["position_ids"].shape
+            self._total_train_tokens += (rows - 1) * length
         if not own.training or not (self._kl_to_base or self._l2_to_start):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if self._kl_to_base:

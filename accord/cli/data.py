@@ -123,6 +123,7 @@ def prepare(config: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     from accord.config import load_config
     from accord.data.rows import open_data
     from accord.models.base import examine_base
+    from accord.round_against import held_out_by
     from accord.round_config import RoundConfig
 
     settings = load_config(config, RoundConfig, overrides)
@@ -133,7 +134,8 @@ def prepare(config: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     _, tokenizer = examine_base(settings.model, runs, settings.chat_template)
     from sft.data import files_of, prepare
 
-    run = prepare(section, runs, tokenizer, settings.data)
+    held_out = held_out_by(settings.data.against, runs) if settings.data.against else None
+    run = prepare(section, runs, tokenizer, settings.data, held_out)
     files = files_of(run)
     if as_json:
         found = {"run": run.id, **run.metrics, "dropped": run.record.dropped, "files": files}
@@ -147,7 +149,8 @@ def prepare(config: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     dropped = ", ".join(
         f"{count:,} {reason.replace('_', ' ')}" for reason, count in run.record.dropped.items()
     )
-    click.echo(f"left out: {dropped}")
+    reasons = ", ".join(f"{what} {count:,}" for what, count in run.metrics.get("filtered", {}).items())
+    click.echo(f"left out: {dropped}" + (f" ({reasons}; {run.path / 'dropped.jsonl'})" if reasons else ""))
     click.echo(
         f"an epoch: {run.metrics['rows_an_epoch']:,} rows, {run.metrics['tokens_an_epoch']:,} tokens, of which "
         f"{run.metrics['learned_tokens_an_epoch']:,} are learned; {run.metrics['heldout_rows']:,} rows held out"

@@ -65,5 +65,15 @@ class DataConfig(Config):
     system: Literal["keep", "merge_into_user"] = "keep"
     """merge_into_user: what a system message says is put before the user's first words, in every file, for models whose
     chat template has no system role."""
+    drop: str = ""
+    """What is left out of the demonstrations, such as `near_duplicates,pii,contamination,language!=en,loss>4`
+    (docs/prepare-data.md); by default nothing is."""
+    redact: str = ""
+    """What is replaced in them, held-out ones included: pii, or some of email, phone, card, iban, ip, secret."""
+    repair: str = ""
+    """encoding, invisible: mended in them."""
+    against: list[str] = Field(default_factory=list)
+    """What must not be learned, for drop: near_heldout and contamination. Files, `suite:NAME`, or a round's
+    configuration, whose evaluation's prompts and suites count."""
     generate: GenerateConfig | None = None
     """Data that a model makes; no stage of a round reads it."""

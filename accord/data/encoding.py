@@ -22,7 +22,7 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -34,7 +34,7 @@ from accord.data.files import Chunk, Fault, RawRow, chunks
 from accord.data.reading import RowReader
 from accord.errors import DataError
 from accord.progress import progress
-from accord.records import Demonstration, jsonl, without_reasoning
+from accord.records import TEMPORARY, Demonstration, jsonl, without_reasoning
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -57,8 +57,8 @@ class Source:
     """As the configuration has it."""
     kind: Literal["demonstrations", "documents"] = "demonstrations"
     read: DataConfig = field(default_factory=DataConfig)
-    rows: Sequence[str] | None = None
-    """In place of a file: rows as JSON, in accord's own form."""
+    given: Callable[[], Iterator[Chunk]] | None = None
+    """What gives the rows in place of the file, in accord's own form."""
 
     def chunks(self) -> Iterator[Chunk]:
         """Its rows.
@@ -66,15 +66,20 @@ class Source:
         Raises:
             DataError: there is no such file, or it is none of rows.
         """
+        if self.given:
+            return self.given()
         if self.kind == "documents":
-            yield from document_chunks(self.name, ROWS_A_CHUNK)
-        elif self.rows is None:
-            yield from chunks(self.name, ROWS_A_CHUNK)
-        else:
-            for number, begin in enumerate(range(0, len(self.rows), ROWS_A_CHUNK)):
-                part = self.rows[begin : begin + ROWS_A_CHUNK]
-                lines = tuple((begin + i, row.encode()) for i, row in enumerate(part, start=1))
-                yield Chunk(self.name, number, lines=lines)
+            return document_chunks(self.name, ROWS_A_CHUNK)
+        return chunks(self.name, ROWS_A_CHUNK)
+
+
+def chunks_of(name: str, rows: Sequence[str]) -> Iterator[Chunk]:
+    """Rows as JSON, in accord's own form, as chunks of a file."""
+    for number, begin in enumerate(range(0, len(rows), ROWS_A_CHUNK)):
+        part = rows[begin : begin + ROWS_A_CHUNK]
+        yield Chunk(
+            name, number, lines=tuple((begin + i, row.encode()) for i, row in enumerate(part, start=1))
+        )
 
 
 @dataclass(frozen=True)
@@ -110,7 +115,7 @@ class Facts:
 def encode_files(
     encoder: Encoder, tokenizer: "PreTrainedTokenizerBase", sources: Sequence[Source], folder: Path
 ) -> list[tuple[Source, Path, Facts]]:
-    """Encode all rows; returns, in the order of the rows, the files of all chunks.
+    """Encode all rows; returns the files of all chunks in the order of their names, whatever that of the sources.
 
     Args:
         encoder: how.
@@ -141,7 +146,7 @@ def encode_files(
         if len(first) <= FEW_CHUNKS:
             for source, chunk, opening in first:
                 take(source, chunk, encode_chunk(encoder, source, chunk, opening, folder, tokenizer))
-            return done
+            return sorted(done, key=lambda each: each[1])
         processes = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         pool = joblib.Parallel(
             n_jobs=processes, return_as="generator", pre_dispatch="n_jobs + 1",
@@ -152,12 +157,12 @@ def encode_files(
         def jobs() -> Iterator[Any]:
             for source, chunk, opening in itertools.chain(first, work):
                 sent.append((source, chunk))
-                bare = dataclasses.replace(source, rows=None)
+                bare = dataclasses.replace(source, given=None)
                 yield joblib.delayed(encode_chunk)(encoder, bare, chunk, opening, folder)
 
         for facts in pool(jobs()):
             take(*sent.pop(0), facts)
-    return done
+    return sorted(done, key=lambda each: each[1])
 
 
 def _work(sources: Sequence[Source]) -> Iterator[tuple[Source, Chunk, RawRow | Fault | None]]:
@@ -171,7 +176,7 @@ def _work(sources: Sequence[Source]) -> Iterator[tuple[Source, Chunk, RawRow | F
 
 def _bytes(source: Source) -> int:
     path = data_path(source.name)
-    return path.stat().st_size if source.rows is None and path.is_file() else 0
+    return path.stat().st_size if path.is_file() else 0
 
 
 def _shard(folder: Path, source: Source, chunk: int) -> Path:
@@ -305,7 +310,7 @@ def _write(path: Path, columns: _Columns, source: Source, facts: Facts) -> None:
         }
     ).replace_schema_metadata({FACTS: json.dumps(asdict(facts))})
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
     try:
         with pa.OSFile(str(temporary), "wb") as file, pa.ipc.new_stream(file, table.schema) as stream:
             stream.write_table(table)

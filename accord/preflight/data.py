@@ -7,6 +7,7 @@ from accord.data.encoding import Source
 from accord.data.reading import RowReader
 from accord.preflight.shared import Faults
 from accord.records import Demonstration
+from accord.round_against import held_out_by
 from accord.runs import Runs
 from sft.config import SFTConfig
 
@@ -42,7 +43,13 @@ def look_at_data(
     """Prepare the data, which is how the stage will have them."""
     from sft.data import prepare, prepare_retention
 
+    held_out = None
+    if read.against:
+        with faults.of("data.against"):
+            held_out = held_out_by(read.against, runs)
+        if held_out is None:
+            return
     with faults.of("sft.demonstrations" if config.demonstrations else "sft.documents"):
-        prepare(config, runs, tokenizer, read)
+        prepare(config, runs, tokenizer, read, held_out)
     with faults.of("sft.retention"):
         prepare_retention(config, runs, tokenizer, read)

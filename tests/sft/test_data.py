@@ -10,14 +10,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from training_helpers import encoded_rows, run_stage
 
+import eval.suites
+from accord.cli.main import main
 from accord.data import encoding
+from accord.data.config import DataConfig
 from accord.data.documents import document_marks
+from accord.data.quality.held_out import HeldOut
 from accord.errors import DataError, UsageError
 from accord.models.loading import load_policy, load_tokenizer
 from accord.models.references import Model
-from accord.records import Demonstration, Message, write_jsonl
+from accord.records import Demonstration, Message, Prompt, write_jsonl
 from accord.runs import Run, Runs
 from sft.config import SFTConfig
 from sft.data import all_rows, files_of, open_data_run, prepare
@@ -71,7 +76,10 @@ def test_many_processes_make_the_bytes_that_one_makes(
 PREPARE = """
 import sys, threading, time, os, signal
 from pathlib import Path
+import eval.suites
+from accord.cli.main import main
 from accord.data import encoding
+from accord.data.config import DataConfig
 from accord.models.loading import load_tokenizer
 from accord.models.references import resolve
 from accord.runs import Runs
@@ -321,3 +329,84 @@ def test_canaries_synthetic_rows_and_held_out_rows_are_written_down(
     assert encoded_rows(load_tokenizer(tiny_model), rows[:1])[0]["input_ids"] in list(
         open_data_run(run).rows["input_ids"]
     ) + [each["input_ids"] for each in (open_data_run(run).heldout or [])]
+
+
+# --- filters
+
+
+def said(question: str, answer: str, **columns: Any) -> Demonstration:
+    messages = [Message(role="user", content=question), Message(role="assistant", content=answer)]
+    return Demonstration(messages=messages, **columns)
+
+
+FILTERED = {"drop": "near_duplicates,near_heldout,loss>4", "redact": "email", "repair": "encoding"}
+
+
+def test_what_is_filtered_is_counted_and_written_down_with_the_reasons(
+    tiny_model: Model, runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = "Which of the many old bridges over the long river was built first of all, and by whom?"
+    rows = [said(f"Tell me of the number {i} in some words.", f"It is {i}.", loss=1.0) for i in range(20)]
+    rows += [
+        said(asked, "The one of stone.", loss=1.0),  # held out
+        said("Write to whom?", "Write to anna@example.org, please.", loss=1.0),
+        said("What is hard?", "This.", loss=9.0),
+        said("Where is the cafÃ©?", "At the corner.", loss=1.0),
+    ]
+    long = " ".join(f"word{i}" for i in range(60))
+    rows += [said("Say it.", long, loss=1.0), said("Say it.", long + " twice", loss=1.0)]
+    write_jsonl(tmp_path / "rows.jsonl", rows)
+    write_jsonl(tmp_path / "held.jsonl", [said(asked, "Nobody knows; ask bob@example.org.", loss=1.0)])
+    config = SFTConfig.model_validate(
+        {
+            **LONG, "max_sequence_tokens": 1000, "demonstrations": str(tmp_path / "rows.jsonl"),
+            "heldout": str(tmp_path / "held.jsonl"),
+        }
+    )  # fmt: skip
+    read = DataConfig.model_validate({**FILTERED, "against": ["held"]})
+    held_out = HeldOut([Prompt(prompt=[Message(role="user", content=asked)])], ["held.jsonl:1"])
+    tokenizer = load_tokenizer(tiny_model)
+    with pytest.raises(UsageError, match=r"data\.against: is resolved by the commands"):
+        prepare(config, runs, tokenizer, read)
+    with pytest.raises(DataError, match=r"held\.jsonl: no row would be left \(1 for near_heldout\)"):
+        prepare(config, runs, tokenizer, read, held_out)
+    config = config.model_copy(update={"heldout": None, "heldout_fraction": 0.0})
+    run = prepare(config, runs, tokenizer, read, held_out)
+    dropped = [json.loads(line) for line in (run.path / "dropped.jsonl").read_text().splitlines()]
+    assert {each["place"].rpartition(":")[2]: each["reasons"][0]["what"] for each in dropped} == {
+        "21": "near_heldout", "23": "loss>4", "26": "near_duplicates",
+    }  # fmt: skip
+    assert run.record.dropped == {"duplicate": 0, "too_long": 0, "filtered": 3}
+    assert run.metrics["filtered"] == {"near_heldout": 1, "loss>4": 1, "near_duplicates": 1}
+    texts = " ".join(open_data_run(run).rows["row"])
+    assert len(open_data_run(run).rows) == len(rows) - 3
+    assert "<EMAIL>" in texts and "example.org" not in texts and "café" in texts
+    assert (run.metrics["redacted_rows"], run.metrics["repaired_rows"]) == (1, 1)
+    assert "near_heldout" in (run.path / "report.html").read_text()
+    monkeypatch.setattr(encoding, "ROWS_A_CHUNK", 5)
+    monkeypatch.setattr(encoding, "FEW_CHUNKS", 99)
+    other = prepare(config, Runs(tmp_path / "other"), tokenizer, read, held_out)
+    assert other.record.outputs["dropped.jsonl"] == run.record.outputs["dropped.jsonl"]
+    assert list(open_data_run(other).rows["row"]) == list(open_data_run(run).rows["row"])
+
+
+def test_filters_come_with_a_configuration(tiny_model: Model, tmp_path: Path) -> None:
+    """And the run is the one that the round finds; what a suite asks is taken from it."""
+    suite = next(path for path in (Path(eval.suites.__path__[0]) / "data").rglob("*.jsonl"))
+    item = json.loads(suite.read_text().splitlines()[0])
+    text = max((value for value in item.values() if isinstance(value, str)), key=len)
+    rows = [row(i) for i in range(12)] + [said(text, "I know that one.")]
+    write_jsonl(tmp_path / "rows.jsonl", rows)
+    (tmp_path / "round.yaml").write_text(
+        f"""
+model: {tiny_model.folder}
+data: {{drop: contamination, against: ["suite:{suite.parent.name}"]}}
+sft: {{demonstrations: {tmp_path / "rows.jsonl"}, max_sequence_tokens: 2000}}
+"""
+    )
+    command = ["--runs", str(tmp_path / "runs"), "data", "prepare", str(tmp_path / "round.yaml")]
+    shown = CliRunner().invoke(main, command, catch_exceptions=False)
+    assert shown.exit_code == 0, shown.output
+    assert "1 filtered (contamination 1;" in shown.output
+    again = json.loads(CliRunner().invoke(main, [*command, "--json"], catch_exceptions=False).stdout)
+    assert f"run:{again['run']}" in shown.output and again["dropped"]["filtered"] == 1

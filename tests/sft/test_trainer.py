@@ -18,6 +18,7 @@ from sft import trainer as module
 from sft.adaptation import model_and_penalties
 from sft.config import SFTConfig, WeightedFile
 from sft.data import open_data_run, prepare
+from sft.packed import PackedRows
 from sft.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -44,13 +45,14 @@ def made(base: Model, data: Path, folder: Path, packed: bool = False, **settings
     tokenizer = load_tokenizer(base)
     rows = prepare(SFTConfig(demonstrations=[WeightedFile(path=str(data))]), Runs(folder / "data"), tokenizer)
     arguments = TrlSFTConfig(
-        output_dir=str(folder), max_length=None, use_cpu=True, bf16=False, report_to="none", padding_free=packed,
+        output_dir=str(folder), max_length=None, use_cpu=True, bf16=False, report_to="none",
         gradient_checkpointing=False, dataset_kwargs={"skip_prepare_dataset": True},
     )  # fmt: skip
     found = Trainer(
         **model_and_penalties(config, base),
         args=arguments,
         train_dataset=open_data_run(rows).train,
+        data_collator=PackedRows(int(tokenizer.pad_token_id)) if packed else None,
         processing_class=tokenizer,
     )
     own: Any = found.model
@@ -64,8 +66,20 @@ def made(base: Model, data: Path, folder: Path, packed: bool = False, **settings
 
 
 def batch_of(trainer: Trainer, rows: int = 6) -> dict[str, torch.Tensor]:
+    """Rows as a batch: packed, the first four are one row and the last two another."""
     found: Any = trainer.train_dataset
-    batch = [{key: found[i][key] for key in ("input_ids", "labels")} for i in range(rows)]
+    batch: list[dict[str, list[int]]] = [
+        {key: found[i][key] for key in ("input_ids", "labels")} for i in range(rows)
+    ]
+    if isinstance(trainer.data_collator, PackedRows):
+        batch = [
+            {
+                "input_ids": [token for row in part for token in row["input_ids"]],
+                "labels": [token for row in part for token in row["labels"]],
+                "seq_lengths": [len(row["input_ids"]) for row in part],
+            }
+            for part in (batch[:4], batch[4:])
+        ]
     inputs: dict[str, torch.Tensor] = trainer.data_collator(batch)
     return inputs
 
@@ -149,7 +163,7 @@ def test_packed_as_padded(tiny_model: Model, demonstrations: Path, tmp_path: Pat
     for packed in (False, True):
         trainer = made(tiny_model, demonstrations, tmp_path, packed=packed, **terms, **AND_OTHERS[method])
         inputs = batch_of(trainer)
-        assert (inputs["input_ids"].shape[0] == 1) == packed
+        assert len(inputs["input_ids"]) == (2 if packed else 6)
         loss = trainer.compute_loss(trainer.model, inputs)
         results.append((loss.item(), gradients(trainer, loss)))
     (padded_loss, padded), (packed_loss, packed_gradients) = results

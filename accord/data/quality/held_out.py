@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from accord.data.quality.findings import Finding, answer_turns, question, said
 from accord.data.quality.near import Near, NearTexts
 from accord.data.quality.overlap import RowOverlaps, TrainingText
-from accord.records import Message, Row
+from accord.records import Message, Row, content_id
 
 
 class HeldOut:
@@ -23,6 +23,8 @@ class HeldOut:
         last = [(place, turns[-1].text) for place, turns in zip(places, asked, strict=True) if turns]
         named = [*last, *whole[len(places) :]]
         self._names = [name for name, _ in named]
+        self.digest = content_id([[text for _, text in each] for each in (whole, named)], 64)
+        """What identifies it."""
         self._overlaps = RowOverlaps([text for _, text in named])
 
     def near(self, rows: Sequence[Row]) -> list[Finding]:
