@@ -1,14 +1,16 @@
 """What a model learns of a domain, and what it forgets of the rest: one table and one plot of all remedies.
 
     .venv/bin/python benchmarks/forgetting.py [--domain FILE --heldout FILE --general FILE --retention FILE]
-        [--model REFERENCE] [--out FOLDER] [--smoke]
+        [--documents PATH] [--model REFERENCE] [--out FOLDER] [--smoke]
 
 The same base is fine-tuned on `--domain` (demonstrations) with each setting against forgetting. Measured are the loss
 on `--heldout`, rows of the domain, and on `--retention`, rows of what the base could do before, both in nats a token
 and against the base, with 95% intervals by bootstrap over rows, the same rows for every model. `--general` is what
 replay mixes in, and must not hold the retention's rows. Without files, the domain is a made-up product's support desk,
-and the rest is the demo's demonstrations. `--out` gets `forgetting.json` and `forgetting.svg`. `--smoke` takes a tiny
-random model that has learned the general rows first, and less of everything.
+and the rest is the demo's demonstrations. With `--documents`, the domain is raw text, a tenth of which is held out
+(`python` stands for 300 kB of the manual that comes with Python); the table then has its perplexity, as a share of that
+before. `--out` gets `forgetting.json` and `forgetting.svg`. `--smoke` takes a tiny random model that has learned the
+general rows first, and less of everything.
 
 The last line is one JSON object, whose `ratio` is the forgetting with the best remedy over that without any, where the
 best is the one that forgets least of those that keep at least half of the gain.
@@ -16,6 +18,7 @@ best is the one that forgets least of those that keep at least half of the gain.
 
 import argparse
 import json
+import math
 import random
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -36,13 +39,16 @@ from accord.preload import restart_with_libraries
 from accord.records import Demonstration, Message, read_jsonl, write_jsonl
 from accord.runs import Runs
 from sft.config import SFTConfig
+from sft.data import open_data_run, prepare
 from sft.train import fine_tune
 
+Encoded = tuple[list[int], list[bool]]
+"""The tokens of a row, and which of them are learned."""
 RESAMPLES = 2_000
 LORA = {"rank": 16, "alpha": 32}
 SETTINGS: dict[str, Any] = {
     "epochs": 4, "learning_rate": 1e-3, "rows_per_update": 8, "rows_per_pass": 8, "max_sequence_tokens": 512,
-    "precision": "auto", "checkpoint_every_updates": 1000, "lora": LORA, "heldout_fraction": 0,
+    "precision": "auto", "checkpoint_every_updates": 1000, "lora": LORA, "heldout_fraction": 0, "card": None,
 }  # fmt: skip
 REMEDIES: dict[str, dict[str, Any]] = {
     "none": {},
@@ -82,6 +88,19 @@ def support_desk(count: int, seed: int) -> list[Demonstration]:
         asked = ask.format(part, fault, number)
         rows[asked] = Demonstration(messages=[Message(role="user", content=asked), *answer(said)])
     return list(rows.values())
+
+
+def python_reference(path: Path) -> Path:
+    """300 kB of the manual that `help()` shows, a topic a document."""
+    from pydoc_data.topics import topics
+
+    written, size = [], 0
+    for text in topics.values():
+        if size + len(text) <= 300_000:
+            written.append(json.dumps({"text": text}))
+            size += len(text)
+    path.write_text("\n".join(written) + "\n")
+    return path
 
 
 def files(options: argparse.Namespace, folder: Path) -> dict[str, Path]:
@@ -124,25 +143,43 @@ def tiny_base(runs: Runs, folder: Path, general: Path) -> Model:
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    return tuned(runs, resolve(str(folder), runs), general, lora=None, learning_rate=1e-2, epochs=20)
+    settings = {"demonstrations": str(general), "lora": None, "learning_rate": 1e-2, "epochs": 20}
+    return tuned(runs, resolve(str(folder), runs), **settings)
 
 
-def tuned(runs: Runs, base: Model, demonstrations: Path, **settings: Any) -> Model:
-    """The model that comes of fine-tuning on a file."""
-    config = SFTConfig.model_validate(SETTINGS | {"demonstrations": str(demonstrations)} | settings)
+def tuned(runs: Runs, base: Model, **settings: Any) -> Model:
+    """The model that comes of a fine-tuning."""
+    config = SFTConfig.model_validate(SETTINGS | settings)
     run = fine_tune(config, runs, base)
     return resolve(f"run:{run.id}", runs)
 
 
-@torch.inference_mode()
-def losses(policy: Any, tokenizer: Any, path: Path) -> np.ndarray:
-    """[rows, 2]: the negative log-likelihood of the learned tokens of each row, in nats, and their number."""
-    policy.eval()
+def conversations(tokenizer: Any, path: Path) -> list[Encoded]:
+    """The rows of a file of demonstrations."""
     found = []
     for row in read_jsonl(path, Demonstration):
         encoded = encode_conversation(tokenizer, row.messages)
-        ids = torch.tensor([encoded.input_ids[: SETTINGS["max_sequence_tokens"]]])
-        learned = torch.tensor(encoded.assistant_mask[: ids.shape[1]])[1:] == 1
+        most = SETTINGS["max_sequence_tokens"]
+        found.append((encoded.input_ids[:most], [bool(said) for said in encoded.assistant_mask[:most]]))
+    return found
+
+
+def held_out_text(runs: Runs, base: Model, settings: dict[str, Any]) -> list[Encoded]:
+    """The rows of the documents that no training learns."""
+    config = SFTConfig.model_validate(SETTINGS | settings)
+    heldout = open_data_run(prepare(config, runs, load_tokenizer(base))).heldout
+    assert heldout is not None
+    return [(row["input_ids"], [label != -100 for label in row["labels"]]) for row in heldout]
+
+
+@torch.inference_mode()
+def losses(policy: Any, rows: Sequence[Encoded]) -> np.ndarray:
+    """[rows, 2]: the negative log-likelihood of the learned tokens of each row, in nats, and their number."""
+    policy.eval()
+    found = []
+    for encoded, said in rows:
+        ids = torch.tensor([encoded])
+        learned = torch.tensor(said)[1:]
         log_p = torch.log_softmax(policy(ids, use_cache=False).logits[0, :-1].float(), dim=-1)
         log_p = log_p.gather(1, ids[0, 1:, None])[:, 0][learned]
         found.append((-float(log_p.sum()), len(log_p)))
@@ -167,32 +204,45 @@ def between(base: Model, tuned_model: Model, share: float) -> Any:
     return found
 
 
-def measured(base: Model, runs: Runs, paths: Mapping[str, Path], smoke: bool) -> list[dict[str, Any]]:
+def measured(
+    base: Model, runs: Runs, paths: Mapping[str, Path], smoke: bool, documents: str | None
+) -> list[dict[str, Any]]:
     """A row for each remedy: `gain` and `forgetting`, each with its interval."""
     tokenizer = load_tokenizer(base)
+    learns: dict[str, Any] = {"demonstrations": str(paths["domain"])}
+    remedies = REMEDIES
+    if documents:
+        learns = {"documents": documents, "heldout_fraction": 0.1, "packing": True, "epochs": 2}
+        remedies = {name: REMEDIES[name] for name in ("none", "KL 0.5")}
+    rows = {"retention": conversations(tokenizer, paths["retention"])}
+    rows["heldout"] = (
+        held_out_text(runs, base, learns) if documents else conversations(tokenizer, paths["heldout"])
+    )
     whole = load_policy(base)
-    before = {part: losses(whole, tokenizer, paths[part]) for part in ("heldout", "retention")}
+    before = {part: losses(whole, encoded) for part, encoded in rows.items()}
     table: list[dict[str, Any]] = []
     rate = {"learning_rate": 1e-2} if smoke else {}  # a narrow model wants more
 
     def add(name: str, policy: Any) -> None:
         heldout, retention = (
-            difference(before[part], losses(policy, tokenizer, paths[part]))
-            for part in ("heldout", "retention")
+            difference(before[part], losses(policy, rows[part])) for part in ("heldout", "retention")
         )
         gain = [-heldout[0], -heldout[2], -heldout[1]]
         table.append({"remedy": name, "gain": gain, "forgetting": retention})
+        if documents:  # the perplexity on held-out text after, as a share of that before
+            table[-1]["perplexity"] = [round(math.exp(value), 4) for value in heldout]
         print(f"{name:20} gain {gain[0]:+.3f}, forgetting {retention[0]:+.3f} nats a token", flush=True)
 
-    chosen = {name: REMEDIES[name] for name in ("none", "KL 0.5", "L2 0.01")} if smoke else REMEDIES
+    smoked = {name: REMEDIES[name] for name in ("none", "KL 0.5", "L2 0.01")}
+    chosen = smoked if smoke and not documents else remedies
     for name, settings in chosen.items():
-        model = tuned(runs, base, paths["domain"], **rate, **settings)
+        model = tuned(runs, base, **learns, **rate, **settings)
         add(name, load_policy(model))
         if name == "none":
             for share in SHARES:
                 add(f"interpolation {share}", between(base, model, share))
     replay = {"source": str(paths["general"]), "share": REPLAYED}
-    add(f"replay {REPLAYED}", load_policy(tuned(runs, base, paths["domain"], replay=replay, **rate)))
+    add(f"replay {REPLAYED}", load_policy(tuned(runs, base, **learns, replay=replay, **rate)))
     return table
 
 
@@ -223,6 +273,7 @@ def main() -> None:
     )
     for name in ("domain", "heldout", "general", "retention"):
         parser.add_argument(f"--{name}", help="demonstrations, JSON Lines")
+    parser.add_argument("--documents", help="raw text in place of --domain and --heldout, or `python`")
     parser.add_argument("--model", default=bundled.MODEL)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--smoke", action="store_true")
@@ -237,7 +288,10 @@ def main() -> None:
             if options.smoke
             else resolve(options.model, runs)
         )
-        table = measured(base, runs, paths, options.smoke)
+        documents = options.documents
+        if documents == "python":
+            documents = str(python_reference(folder / "reference.jsonl"))
+        table = measured(base, runs, paths, options.smoke, documents)
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
         (options.out / "forgetting.json").write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
