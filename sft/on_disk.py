@@ -62,14 +62,14 @@ def write_rows(
     path: Path, numbers: Any, encoded: Sequence[tuple[Source, Path, Facts]], sources: Sequence[Source]
 ) -> None:
     """Held-out demonstrations as JSON Lines, each with the name of its file."""
-    rows = rows_on_disk([path for _, path, _ in encoded])
+    rows = rows_on_disk([path for _, path, _ in encoded]).select(numbers).select_columns(["row", "source"])
 
     def lines() -> Iterator[str]:
-        for number in numbers.tolist():
-            row = rows[number]
-            if '"messages"' in row["row"]:
-                columns = json.loads(row["row"]) | {"source": sources[row["source"]].name}
-                yield json.dumps(columns, ensure_ascii=False) + "\n"
+        for batch in rows.iter(1000) if len(rows) else ():
+            for row, source in zip(batch["row"], batch["source"], strict=True):
+                if '"messages"' in row:
+                    columns = json.loads(row) | {"source": sources[source].name}
+                    yield json.dumps(columns, ensure_ascii=False) + "\n"
 
     with path.open("w", encoding="utf-8") as file:
         file.writelines(lines())

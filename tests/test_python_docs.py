@@ -43,7 +43,7 @@ def stages(folder: Path) -> list[str]:
 def test_the_page_runs(tmp_path: Path) -> None:
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
     printed = run_program("\n".join(blocks), tmp_path)
-    assert stages(tmp_path) == ["sft", "reward", "dpo", "eval"]
+    assert stages(tmp_path) == ["data", "sft", "reward", "dpo", "eval"]
     assert re.search(r"^(PASS|FAIL|INCONCLUSIVE) because ", printed, re.MULTILINE)
     (message,) = re.findall(r"```text\n(.*?)```", PAGE.read_text(), re.DOTALL)
     assert message in printed

@@ -17,7 +17,7 @@ from processor_time import processor_seconds_of_children
 
 ROOT = Path(__file__).parents[1]
 ACCORD = str(Path(sys.executable).parent / "accord")
-STAGES = ["sft", "feedback", "reward", "dpo", "eval"]
+STAGES = ["data", "sft", "feedback", "reward", "dpo", "eval"]
 SECONDS_FOR_A_STAGE = 600
 
 
@@ -171,7 +171,7 @@ def test_ppo_takes_the_place_of_dpo_and_reuses_what_came_before(runs_root: Path,
     done = accord(runs_root, *arguments)
     assert done.returncode in (0, 10, 11), done.stdout + done.stderr
     after = records(runs_root)
-    assert {stage: after[stage] for stage in STAGES[:4]} == {stage: before[stage] for stage in STAGES[:4]}
+    assert {stage: after[stage] for stage in STAGES[:5]} == {stage: before[stage] for stage in STAGES[:5]}
     assert after["ppo"]["parents"].keys() == {"policy", "reward_model", "preferences"}
     assert after["ppo"]["parents"]["reward_model"] == after["reward"]["id"]
     assert after["eval"]["parents"]["candidate"] == after["ppo"]["id"]

@@ -145,7 +145,7 @@ def test_sft_alone_and_then_the_round_that_ends_with_it(
     assert "sft: " in accord(runs, "sft", tmp_path / "sft.yaml")
     said = accord(runs, "round", tmp_path / "sft.yaml")
     assert "no eval section, so there is no verdict, and nothing can be promoted" in said
-    assert [run.record.stage for run in runs.all()] == ["sft"]
+    assert [run.record.stage for run in runs.all()] == ["data", "sft"]
 
 
 def test_dpo_trains_no_reward_model_and_is_judged_without_one(
