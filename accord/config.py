@@ -48,6 +48,8 @@ class Config(BaseModel):
         needed = [name for name in cls.needed_files if name not in cls.other_files]
         if needed := [*own.get("required", ()), *needed]:
             own["required"] = list(dict.fromkeys(needed))
+        for name, other in cls.other_files.items():
+            own["anyOf"] = [{"required": [name]}, {"required": [other]}]
         return schema
 
     @classmethod

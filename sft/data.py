@@ -34,9 +34,9 @@ from accord.runs import DataFile, Run, Runs
 from accord.runs import Source as RunSource
 from sft.config import DataSettings, Replay, SFTConfig, WeightedFile
 from sft.data_figures import figures, write_canaries
-from sft.data_page import write_page
 from sft.mixing import Mixing
 from sft.on_disk import encoded_in, pack, rows_on_disk, write_rows
+from sft.page.data import write_page
 
 if TYPE_CHECKING:
     from datasets import Dataset

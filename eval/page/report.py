@@ -30,7 +30,7 @@ from eval.verdict.margins import SMALLEST_SLICE
 from eval.verdict.rule import MetricResult, Outcome
 from eval.verdict.signing import read_signature
 from reward.page.report import page as page_of_reward
-from sft.data_page import page as data_page
+from sft.page.data import page as data_page
 from sft.page.report import page as page_of_sft
 
 HEADLINES: dict[Outcome, str] = {

@@ -129,4 +129,4 @@ for template in sorted(Path(accord.__file__).parents[1].glob("*/page/report.html
     except jinja2.UndefinedError as error:
         print(template.parent.parent.name)
 """
-    assert python(code, tmp_path, installed).split() == ["eval", "feedback", "reward"]
+    assert python(code, tmp_path, installed).split() == ["eval", "feedback", "reward", "sft"]

@@ -454,8 +454,8 @@ def round_on(model: Path, *overrides: str) -> RoundConfig:
 
 
 def test_what_is_wrong_is_said_before_the_start(gpt: Path, tmp_path: Path, runs: Runs) -> None:
-    check_round(round_on(gpt, "chat_template=zephyr"), runs, "sft")
-    assert not runs.root.exists()
+    check_round(round_on(gpt, "chat_template=zephyr", "sft.max_sequence_tokens=4000"), runs, "sft")
+    assert [run.record.stage for run in runs.all()] == ["data"]
     with pytest.raises(UsageError, match=r"^model .* has no chat template; set `chat_template` to one of"):
         check_round(round_on(gpt), runs, "sft")
     with pytest.raises(UsageError, match=r"^chat_template: 'zephir' is none of chatml"):
@@ -485,8 +485,10 @@ def test_a_round_starts_from_the_prepared_base(gpt: Path, demonstrations: Path, 
         f"sft.demonstrations=[{{path: {demonstrations}}}]",
         "sft.max_sequence_tokens=400",
     )
+    check_round(config, runs, "sft")
     run = run_round(config, Runs(runs.root, only="sft"), "sft", checked=True)
-    base, tuned = runs.lineage(run)
+    assert sorted(each.record.stage for each in runs.all()) == ["base", "data", "sft"]
+    base, tuned = (each for each in runs.lineage(run) if each.record.stage != "data")
     assert (base.record.stage, tuned.id) == ("base", run.id)
     assert base.record.config["chat_template"] == "chatml"
     assert "<|im_start|>" in base.record.config["template"]

@@ -62,7 +62,7 @@ def test_each_runs_as_it_stands_on_a_tiny_model(
     settings = {"epochs": 0.3, "rows_per_update": 8, "max_sequence_tokens": 600, "lora.rank": 2}
     overrides = [f"{section}.{name}={value}" for name, value in settings.items()]
     accord(purpose, f"{purpose}.yaml", f"model={tiny_model.folder}", *overrides)
-    (run,) = Runs("runs").all()
+    (run,) = [run for run in Runs("runs").all() if run.record.stage != "data"]
     assert run.record.stage == purpose and run.is_done and run.record.dropped.get("too_long", 0) == 0
 
 

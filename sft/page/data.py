@@ -19,4 +19,4 @@ def page(run: Run, metrics: Mapping[str, Any]) -> str:
     """The page as text, from the run's files and figures."""
     files = json.loads((run.path / "files.json").read_text(encoding="utf-8"))
     values = {"run": run.record, "metrics": metrics, "files": files}
-    return render(Path(__file__).parent, "data_page.html.jinja", values)
+    return render(Path(__file__).parent, "data.html.jinja", values)
