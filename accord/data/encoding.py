@@ -209,6 +209,7 @@ def encode_chunk(
         return facts_of(path)
     if tokenizer is None:
         tokenizer = _tokenizer(encoder.tokenizer, encoder.tokenizer_digest)
+        gc.collect()  # what the chunk before left
     facts, columns = Facts(), _Columns()
     if source.kind == "documents":
         encode_documents(tokenizer, chunk, encoder.max_sequence_tokens, columns.add, facts)
@@ -353,7 +354,8 @@ def _tokenizer(folder: Path, digest: str) -> "PreTrainedTokenizerBase":
     from transformers import PreTrainedTokenizerFast
 
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # there is a process for each core
-    gc.disable()  # nothing here has circles, and looking for them takes a tenth of the time
+    gc.disable()  # looking for circles all the time takes a tenth of it; once a chunk is enough
+    gc.freeze()
     tokenizer: PreTrainedTokenizerBase = PreTrainedTokenizerFast.from_pretrained(folder)
     if tokenizer_digest(tokenizer) != digest:
         from accord.models.loading import read_tokenizer
