@@ -118,7 +118,7 @@ def prepare(
 def prepare_retention(
     config: SFTConfig, runs: Runs, tokenizer: "PreTrainedTokenizerBase", read: DataConfig | None = None
 ) -> Run | None:
-    """The rows that `retention` names, as a finished run of data; None where it names none.
+    """The rows that `retention` names, unfiltered, as a finished run of data; None where it names none.
 
     Raises:
         DataError: as `prepare`.
@@ -129,7 +129,8 @@ def prepare_retention(
         demonstrations=[WeightedFile(path=config.retention)], heldout_fraction=0, thinking=config.thinking,
         max_sequence_tokens=config.max_sequence_tokens,
     )  # fmt: skip
-    return prepare(rows, runs, tokenizer, read)
+    as_it_is = DataConfig(columns=read.columns, system=read.system) if read else None
+    return prepare(rows, runs, tokenizer, as_it_is)
 
 
 def _files_of(settings: DataSettings, replayed: Run | None) -> dict[str, RunSource]:
@@ -196,7 +197,7 @@ def _make(
             source = Source(len(sources), settings.replay.source, "demonstrations", read)
             if replayed:
                 rows = _rows_to_replay(settings.replay.share, settings.seed, replayed, len(mixing.train))
-                source = replace(source, given=partial(chunks_of, source.name, rows))
+                source = replace(source, given=partial(chunks_of, source.name, rows), read=DataConfig())
             else:
                 (source,) = _filtered([source], filters)
             sources.append(source)
@@ -234,7 +235,9 @@ def _filtered(sources: list[Source], filters: "Filters | None") -> list[Source]:
         return sources
     filters.look([source for source in sources if source.kind == "demonstrations"])
     return [
-        replace(source, given=partial(filters.chunks, source)) if source.kind == "demonstrations" else source
+        replace(source, given=partial(filters.chunks, source), read=DataConfig())
+        if source.kind == "demonstrations"
+        else source
         for source in sources
     ]
 

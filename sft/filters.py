@@ -13,7 +13,7 @@ from typing import Self
 
 from accord.data.config import DataConfig
 from accord.data.encoding import Source
-from accord.data.files import Chunk
+from accord.data.files import Chunk, line_of
 from accord.data.quality.clean import Cleaner, Wishes
 from accord.data.quality.held_out import HeldOut
 from accord.data.reading import Reading, RowReader
@@ -75,13 +75,11 @@ class Filters:
             for each in part.dropped:
                 self._file.write(json.dumps(each, ensure_ascii=False) + "\n")
             lines = tuple(
-                (_line_of(place), jsonl([row]).encode())
+                (line_of(place), jsonl([row]).encode())
                 for row, place in zip(part.rows, part.places, strict=True)
             )
             yield Chunk(source.name, chunk.number, lines=lines)
-        if self.cleaner.kept == before:
-            listed = ", ".join(f"{count} for {what}" for what, count in self.cleaner.reasons.most_common())
-            raise DataError(f"{source.name}: no row would be left ({listed}); drop less")
+        self.cleaner.check_left(source.name, before)
 
     def _readings(self, source: Source) -> Iterator[tuple[Chunk, Reading]]:
         reader = RowReader(source.name, Demonstration, self._read)
@@ -92,7 +90,3 @@ class Filters:
             if reading.faults:
                 raise DataError(reading.fault())
             yield chunk, reading
-
-
-def _line_of(place: str) -> int:
-    return int(place.rpartition(" " if ": row " in place else ":")[2])

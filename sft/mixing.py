@@ -68,6 +68,7 @@ class Mixing:
         assert self.settings.replay
         share = self.settings.replay.share
         wanted = round(share / (1 - share) * len(self.train))
+        self.dropped["too_long"] += sum(facts.too_long for each, _, facts in encoded if each == source)
         table = self.table = Table(encoded)
         rows = table.rows_of(source.number)
         rows = rows[~np.isin(table.digest[rows], table.digest[np.concatenate([self.heldout, self.train])])]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from accord.bundled import data_path
-from accord.data.files import Chunk, Fault, RawRow, chunks
+from accord.data.files import Chunk, Fault, RawRow, chunks, line_of
 from accord.errors import DataError
 from accord.records import read_text
 
@@ -92,7 +92,7 @@ def encode_documents(
         assert isinstance(raw, RawRow)
         encoded: Any = tokenizer(raw.columns["text"], add_special_tokens=False, split_special_tokens=True)
         ids = [start, *encoded["input_ids"], end]
-        line = int(raw.place.rpartition(" " if ": row " in raw.place else ":")[2])
+        line = line_of(raw.place)
         written = json.dumps(raw.columns, ensure_ascii=False)
         # One token stands in two rows: the last of one is what the first word of the next follows on.
         for begin in range(0, len(ids) - 1, max_sequence_tokens - 1):

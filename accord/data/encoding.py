@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from accord.bundled import data_path
 from accord.data.config import DataConfig
 from accord.data.documents import document_chunks, encode_documents
-from accord.data.files import Chunk, Fault, RawRow, chunks
+from accord.data.files import Chunk, Fault, RawRow, chunks, line_of
 from accord.data.reading import RowReader
 from accord.errors import DataError
 from accord.progress import progress
@@ -269,7 +269,7 @@ def _encode_demonstrations(
             refused = sum(isinstance(other, DataError) for other in encoded)
             facts.fault = f"{place}: {each}" + (f" (and {refused - 1} more rows)" if refused > 1 else "")
             return
-        line = int(place.rpartition(" " if ": row " in place else ":")[2])
+        line = line_of(place)
         if len(each.input_ids) > encoder.max_sequence_tokens:
             facts.too_long += 1
             continue

@@ -39,6 +39,11 @@ class Fault:
     message: str
 
 
+def line_of(place: str) -> int:
+    """The number of the line, or row, of a place."""
+    return int(place.rpartition(" " if ": row " in place else ":")[2])
+
+
 @dataclass(frozen=True)
 class RawRow:
     """A row as the file has it."""

@@ -6,15 +6,13 @@ from typing import TYPE_CHECKING
 from accord.chat.tokens import encode_conversation, encode_prompt
 from accord.data.check import conversations
 from accord.errors import DataError
-from accord.records import Message, Prompt, Row, said_of, without_reasoning
+from accord.records import Message, Prompt, Row, said_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def check_template_takes(
-    tokenizer: "PreTrainedTokenizerBase", rows: Iterable[Row], without_thinking: bool = False
-) -> None:
+def check_template_takes(tokenizer: "PreTrainedTokenizerBase", rows: Iterable[Row]) -> None:
     """Encode one row of each pattern of roles, tools and thinking parts: a template takes all of a pattern, or none.
 
     Raises:
@@ -24,17 +22,16 @@ def check_template_takes(
     refused: dict[tuple[object, ...], DataError] = {}
     for row in rows:
         for turns in conversations(row):
-            said = [without_reasoning(turn) for turn in turns] if without_thinking else turns
-            pattern = _pattern(said)
+            pattern = _pattern(turns)
             patterns[pattern] = patterns.get(pattern, 0) + 1
             if patterns[pattern] > 1:
                 continue
             try:
                 with said_of(row):
                     if isinstance(row, Prompt):
-                        encode_prompt(tokenizer, said)
+                        encode_prompt(tokenizer, turns)
                     else:
-                        encode_conversation(tokenizer, said)
+                        encode_conversation(tokenizer, turns)
             except DataError as error:
                 refused[pattern] = error
     if refused:

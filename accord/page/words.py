@@ -171,11 +171,12 @@ def points(estimate: Estimate) -> str:
     return text.replace("-", "−")
 
 
-def coefficient(estimate: Estimate) -> str:
+def coefficient(estimate: Estimate, signed: bool = False) -> str:
     """A correlation or the like with two digits and its interval."""
-    text = f"{estimate.value:.2f}"
+    form = "+.2f" if signed else ".2f"
+    text = f"{estimate.value:{form}}"
     if estimate.low is not None and estimate.high is not None:
-        text += f" ({estimate.low:.2f} to {estimate.high:.2f})"
+        text += f" ({estimate.low:{form}} to {estimate.high:{form}})"
     return text.replace("-", "−")
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from accord.page.words import counted, share
+from accord.page.words import coefficient, counted, share
 from accord.statistics import FEWEST_CLUSTERS, Estimate
 from sft.report_card import ReportCard
 
@@ -15,18 +15,12 @@ MODELS = {"tuned": "Fine-tuned", "base": "Base", "few_shot": "Base, with example
 
 def nats(estimate: Estimate) -> str:
     """A loss with its interval, such as "1.90 (1.85 to 1.96)"."""
-    text = f"{estimate.value:.2f}"
-    if estimate.low is not None and estimate.high is not None:
-        text += f" ({estimate.low:.2f}{TO}{estimate.high:.2f})"
-    return text.replace("-", "−")
+    return coefficient(estimate).replace(" to ", TO)
 
 
 def difference(estimate: Estimate) -> str:
     """A difference of losses with its interval, such as "−0.41 (−0.46 to −0.36)"."""
-    text = f"{estimate.value:+.2f}"
-    if estimate.low is not None and estimate.high is not None:
-        text += f" ({estimate.low:+.2f}{TO}{estimate.high:+.2f})"
-    return text.replace("-", "−")
+    return coefficient(estimate, signed=True).replace(" to ", TO)
 
 
 # --- the whole in a sentence or two

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from training_helpers import encoded_rows, run_stage
+from training_helpers import run_stage
 
 import eval.suites
 from accord.cli.main import main
@@ -25,7 +25,7 @@ from accord.models.references import Model
 from accord.records import Demonstration, Message, Prompt, write_jsonl
 from accord.runs import Run, Runs
 from sft.config import SFTConfig
-from sft.data import all_rows, files_of, open_data_run, prepare
+from sft.data import all_rows, files_of, open_data_run, prepare, prepare_retention
 
 LONG = {"max_sequence_tokens": 400}
 
@@ -325,10 +325,6 @@ def test_canaries_synthetic_rows_and_held_out_rows_are_written_down(
     held = [json.loads(line) for line in (run.path / "heldout.jsonl").read_text().splitlines()]
     assert len(held) == 3 and all(each["source"] == files[0]["path"] for each in held)
     assert len(np.load(run.path / "train.npy")) == 24
-    assert "A row" not in (run.path / "report.html").read_text()
-    assert encoded_rows(load_tokenizer(tiny_model), rows[:1])[0]["input_ids"] in list(
-        open_data_run(run).rows["input_ids"]
-    ) + [each["input_ids"] for each in (open_data_run(run).heldout or [])]
 
 
 # --- filters
@@ -410,3 +406,22 @@ sft: {{demonstrations: {tmp_path / "rows.jsonl"}, max_sequence_tokens: 2000}}
     assert "1 filtered (contamination 1;" in shown.output
     again = json.loads(CliRunner().invoke(main, [*command, "--json"], catch_exceptions=False).stdout)
     assert f"run:{again['run']}" in shown.output and again["dropped"]["filtered"] == 1
+
+
+def test_filters_read_other_conventions_and_leave_retention_alone(
+    tiny_model: Model, runs: Runs, tmp_path: Path
+) -> None:
+    lines = [f"{i}?,It is {i}." for i in range(12)] + ["Who?,I am ann@example.org."]
+    (tmp_path / "rows.csv").write_text("\n".join(["Frage,Antwort", *lines]) + "\n")
+    columns = {str(tmp_path / "rows.csv"): {"prompt": "Frage", "completion": "Antwort"}}
+    read = DataConfig.model_validate({"columns": columns, "drop": "email", "against": ["x"]})
+    held_out = HeldOut([Prompt(prompt=[Message(role="user", content="Nothing of this sort.")])], ["x:1"])
+    write_jsonl(tmp_path / "kept.jsonl", [said("Who?", "I am bob@example.org.")])
+    config = SFTConfig.model_validate(
+        {**LONG, "demonstrations": str(tmp_path / "rows.csv"), "retention": str(tmp_path / "kept.jsonl")}
+    )
+    tokenizer = load_tokenizer(tiny_model)
+    run = prepare(config, runs, tokenizer, read, held_out)
+    assert run.record.dropped["filtered"] == 1 and run.metrics["rows_an_epoch"] == 10
+    retained = prepare_retention(config, runs, tokenizer, read)
+    assert retained is not None and retained.metrics["rows_an_epoch"] == 1

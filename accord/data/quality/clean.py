@@ -149,13 +149,13 @@ class Cleaner:
         self.dropped += len(dropped)
         return Part([changed[i] for i in stay], [places[i] for i in stay], dropped)
 
-    def check_left(self, name: str) -> None:
-        """Refuse to leave nothing of what is called so.
+    def check_left(self, name: str, before: int = 0) -> None:
+        """Refuse to leave nothing of what is called so, of which no row was taken while `kept` was `before`.
 
         Raises:
             DataError: all rows were dropped.
         """
-        if self.dropped and not self.kept:
+        if self.dropped and self.kept == before:
             listed = ", ".join(f"{count} for {what}" for what, count in self.reasons.most_common())
             raise DataError(f"{name}: no row would be left ({listed}); drop less")
 
