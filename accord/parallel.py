@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
 
-from accord.errors import AccordError
+from accord.compute.config import Sharding
+from accord.errors import AccordError, UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -43,6 +44,24 @@ def rank() -> int:
 def is_first() -> bool:
     """Whether this process has the run; true for the only one."""
     return rank() == 0
+
+
+def sharding() -> Sharding:
+    """How this process shares weights with the others, as whoever launched it says by accelerate's variables.
+
+    Raises:
+        UsageError: it says FSDP in its first version, or a stage of ZeRO that shards no gradients.
+    """
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        if os.environ.get("FSDP_VERSION", "1") != "2":
+            raise UsageError("accord shards by FSDP in its second version; launch with --fsdp_version 2")
+        return "fsdp2"
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+        stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "")
+        if stage not in ("2", "3"):
+            raise UsageError("accord shards by ZeRO in its stages 2 and 3; launch with --zero_stage 2 or 3")
+        return "zero2" if stage == "2" else "zero3"
+    return "none"
 
 
 def join() -> None:

@@ -10,6 +10,7 @@ from typing import Annotated, ClassVar, Self
 from pydantic import model_validator
 
 from accord.bundled import MODEL
+from accord.compute.config import ComputeConfig
 from accord.config import ChosenBy, Config
 from accord.data.config import DataConfig
 from accord.records import Preference, Row
@@ -39,6 +40,7 @@ class RoundConfig(Config):
     in its embeddings. Left out, its own."""
     data: DataConfig = DataConfig()
     sampling: SamplingConfig = SamplingConfig()
+    compute: ComputeConfig = ComputeConfig()
     sft: SFTConfig | None = None
     """Left out: the base model is the policy that is aligned."""
     feedback: FeedbackConfig | None = None
