@@ -36,6 +36,7 @@ from accord import parallel
 from accord.config import Config
 from accord.errors import AccordError, DataError, TamperedError, UsageError, WaitingForAnnotatorsError
 from accord.records import ORIGIN, TEMPORARY, content_id, describe, write_atomically
+from accord.tree import entries_below
 
 SCHEMA_VERSION = 1
 PACKAGES = (
@@ -190,11 +191,7 @@ class Run:
         """Write metrics.json, hash every file, mark the run as done, and only then remove the checkpoints."""
         if parallel.is_first():
             write_atomically(self.path / "metrics.json", json.dumps(dict(metrics), indent=2) + "\n")
-            self.record.outputs = {
-                name: file_digest(self.path / name)
-                for name in _files_below(self.path)
-                if name.split("/")[0] not in NOT_OUTPUTS
-            }
+            self.record.outputs = {name: file_digest(self.path / name) for name in self._files()}
             self.record.dropped = dict(dropped or {})
             self.record.status = "done"
             self.record.error = None
@@ -209,15 +206,44 @@ class Run:
 
     def save(self) -> None:
         """Write record.json."""
-        write_atomically(self.path / "record.json", self.record.model_dump_json(indent=2) + "\n")
+        write_atomically(self.path / "record.json", self._written_record())
+
+    def _written_record(self) -> str:
+        return self.record.model_dump_json(indent=2) + "\n"
+
+    def check_record(self) -> None:
+        """Compare record.json with what `save` writes of it, byte for byte.
+
+        Raises:
+            TamperedError: it was edited.
+        """
+        if (self.path / "record.json").read_text(encoding="utf-8") != self._written_record():
+            raise TamperedError(f"run {self.id}: its record.json was edited; restore it from a copy")
+
+    def _files(self) -> list[str]:
+        """The names of all files that count as made by the run.
+
+        Raises:
+            TamperedError: there is a symbolic link, or something else that is neither file nor folder.
+        """
+        files, others = (
+            [name for name in found if name.split("/")[0] not in NOT_OUTPUTS]
+            for found in entries_below(self.path)
+        )
+        if others:
+            raise TamperedError(
+                f"run {self.id}: {others[0]} is a symbolic link or no file at all, and no stage makes such; remove it "
+                "to use the run"
+            )
+        return files
 
     def check_outputs(self) -> None:
         """Compare every output with its recorded hash.
 
         Raises:
-            TamperedError: a file was changed, removed or added since the run finished; names it.
+            TamperedError: a file was changed, removed or added since the run finished, or a link put there; names it.
         """
-        present = {name for name in _files_below(self.path) if name.split("/")[0] not in NOT_OUTPUTS}
+        present = set(self._files())
         for name in sorted(present - self.record.outputs.keys()):
             raise TamperedError(
                 f"run {self.id}: the file {name} was added after it finished; remove it to use the run"
@@ -443,17 +469,21 @@ def _split(sources: Mapping[str, Source]) -> tuple[dict[str, str], dict[str, str
     return parents, inputs
 
 
-def _files_below(folder: Path) -> list[str]:
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-
-
 def _read_record(path: Path) -> RunRecord:
+    if (path / "record.json").is_symlink():
+        raise TamperedError(f"{path / 'record.json'} is a symbolic link; put the file itself there")
     try:
-        return RunRecord.model_validate_json((path / "record.json").read_bytes())
+        record = RunRecord.model_validate_json((path / "record.json").read_bytes())
     except ValidationError as error:
         raise TamperedError(
             f"{path / 'record.json'}: {describe(error)}; the run cannot be trusted, delete it"
         ) from None
+    if record.id != path.name:
+        raise TamperedError(
+            f"{path / 'record.json'} is the record of run {record.id}; give the folder that name again, or delete it "
+            "if it is a copy"
+        )
+    return record
 
 
 def _now() -> str:

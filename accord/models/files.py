@@ -106,6 +106,11 @@ def check_files(folder: Path) -> None:
     if not isinstance(index, dict):
         raise UsageError(f"{folder / INDEX} has no weight_map; copy it again from where the model came from")
     shards = sorted({str(shard) for shard in index.values()})
+    if outside := [shard for shard in shards if Path(shard).name != shard or shard.startswith(".")]:
+        raise UsageError(
+            f"{folder / INDEX} names {names(outside)}, and weights are files of this very folder; copy index and files "
+            "from where the model came from"
+        )
     if missing := [shard for shard in shards if not (folder / shard).exists()]:
         raise UsageError(
             f"model folder {folder} lacks {len(missing)} of the {len(shards)} files that {INDEX} names "
