@@ -1,4 +1,4 @@
-"""No text from elsewhere reaches a terminal as more than text: tried on a pseudo-terminal, in every place it is shown."""
+"""No text from elsewhere reaches a terminal as more than text: tried on a pseudo-terminal, wherever it is shown."""
 
 import ast
 import json
@@ -132,7 +132,7 @@ def test_what_is_escaped_and_what_is_not() -> None:
 
 
 def test_everything_is_printed_by_say() -> None:
-    """Besides: progress bars and doctor's table, by rich and tqdm, and the set-up, which runs before accord is there."""
+    """But for bars and the table of `doctor`, by rich and tqdm, and the set-up, which runs before accord is there."""
     others = {"accord/terminal.py", "accord/bootstrap.py", "accord/doctor.py", "accord/progress.py"}
     found = []
     for package in ("accord", "sft", "feedback", "reward", "rl", "eval"):
