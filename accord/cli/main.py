@@ -98,8 +98,17 @@ def demo(human: bool, overrides: tuple[str, ...]) -> None:
 @click.option(
     "--wait", is_flag=True, help="Stay while annotators work, instead of leaving with exit code 75."
 )
-def round_(config: Path, overrides: tuple[str, ...], wait: bool) -> None:
+@click.option(
+    "--no-code",
+    is_flag=True,
+    help="Refuse a configuration that brings code: functions, kinds, readers, algorithms.",
+)
+def round_(config: Path, overrides: tuple[str, ...], wait: bool, no_code: bool) -> None:
     """Run or continue a round: the stages that the configuration has sections for. Finished ones are reused."""
+    if no_code:
+        from accord import user_code
+
+        user_code.forbid()
     _round(config, overrides, wait)
 
 
