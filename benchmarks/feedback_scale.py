@@ -1,12 +1,12 @@
-"""Claim: what annotators said of 20,000 comparisons, 200 of them, is chosen, weighed and shown in three minutes and 2 GB.
+"""Claim: what 200 annotators said of 20,000 comparisons is chosen, weighed and shown in three minutes and 2 GiB.
 
     .venv/bin/python benchmarks/feedback_scale.py [--comparisons 20000] [--annotators 200] [--rankings 3] [--smoke]
 
-Simulated annotators rank three responses whose worth is known, most of them with some noise, a few at random, by length,
-by place, or reversed. Gold records, which everybody answers, and duplicates stand among the comparisons. Measured are
-the choice of the comparisons by uncertainty, the reliability of the annotators, their agreement, the preferences, and
-the page, all in one process; the time is the processor's, the memory the process's peak. The last line is one JSON
-object; `ratio` is three minutes over what it took.
+Simulated annotators rank three responses whose worth is known, most of them with some noise, a few at random, by
+length, by place, or reversed. Gold records, which everybody answers, and duplicates stand among the comparisons.
+Measured are the choice of the comparisons by uncertainty, the reliability of the annotators, their agreement, the
+preferences, and the page, all in one process; the time is the processor's, the memory the process's peak. The last line
+is one JSON object; `ratio` is three minutes over what it took.
 """
 
 import argparse
@@ -45,7 +45,9 @@ def simulate(
     noise = chance.uniform(0.1, 1.0, annotators)
     made = []
 
-    def ranked(k: int, who: list[int], worth: np.ndarray, lengths: np.ndarray, order: list[int]) -> list[Ranking]:
+    def ranked(
+        k: int, who: list[int], worth: np.ndarray, lengths: np.ndarray, order: list[int]
+    ) -> list[Ranking]:
         given = []
         for each in who:
             likes = {
@@ -68,7 +70,10 @@ def simulate(
         columns: dict[str, object] = {}
         is_gold = number < max(1, round(GOLD * comparisons))
         if is_gold:
-            who, columns = list(range(annotators)), {"gold_ranks": [1 + int((worth > w).sum()) for w in worth]}
+            who, columns = (
+                list(range(annotators)),
+                {"gold_ranks": [1 + int((worth > w).sum()) for w in worth]},
+            )
         one = Comparison(
             id=f"c-{number:06}", prompt=[Message(role="user", content=f"Question {number}?")],
             responses=[Response(text=f"{i}".ljust(int(n), "x"), run="policy", seed=i) for i, n in enumerate(lengths)],
@@ -92,7 +97,9 @@ def main() -> None:
     parser.add_argument("--comparisons", type=int, default=20_000)
     parser.add_argument("--annotators", type=int, default=200)
     parser.add_argument("--rankings", type=int, default=3, help="of each comparison")
-    parser.add_argument("--smoke", action="store_true", help="200 comparisons, 10 annotators: whether it works")
+    parser.add_argument(
+        "--smoke", action="store_true", help="200 comparisons, 10 annotators: whether it works"
+    )
     options = parser.parse_args()
     if options.smoke:
         options.comparisons, options.annotators = 200, 10

@@ -9,9 +9,9 @@ with the rankings alone; differences of gradients would take all rankings once f
 """
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
-from feedback.belief.likelihood import ComparisonBatch
+from feedback.belief.likelihood import ComparisonBatch, PointChoices
 
 
 def observed_information(
@@ -23,18 +23,20 @@ def observed_information(
         batch: with its points laid.
         theta: every annotator's beta, position, length and tie, and gamma.
     """
-    size = 4 * (batch.count + 1) + 1  # the truth, who has no parameters, stands after the annotators; gamma is last
+    size = (
+        4 * (batch.count + 1) + 1
+    )  # the truth, who has no parameters, stands after the annotators; gamma is last
     found = np.zeros((size, size))
     for chunk in batch.likelihoods(theta):
         if not chunk.choices:
             continue
-        first = min(rows[0] for rows, *_ in chunk.choices)
-        count = sum(len(rows) for rows, *_ in chunk.choices)
+        first = min(each.rows[0] for each in chunk.choices)
+        count = sum(len(each.rows) for each in chunk.choices)
         scores = np.empty((count, 5, chunk.weights.shape[1]))
-        for rows, z, weight, total in chunk.choices:
+        for choices in chunk.choices:
+            rows = choices.rows
             at_points = chunk.weights[batch.block[rows] - chunk.blocks.start]
-            weight /= total[:, None]
-            scores[rows - first], curvature = _of_choices(batch, theta, rows, z, weight, at_points)
+            scores[rows - first], curvature = _of_choices(batch, theta, choices, at_points)
             places = np.column_stack([4 * batch.who[rows, None] + np.arange(4), np.full(len(rows), size - 1)])
             flat = places[:, :, None] * size + places[:, None, :]
             np.add.at(found.reshape(-1), flat.reshape(-1), -curvature.reshape(-1))
@@ -57,9 +59,11 @@ def observed_information(
 
 
 def _of_choices(
-    batch: ComparisonBatch, theta: np.ndarray, rows: Int[np.ndarray, " rows"], z: Float[np.ndarray, "rows k P"],
-    choice: Float[np.ndarray, "rows T P"], weights: Float[np.ndarray, "rows P"],
-) -> tuple[Float[np.ndarray, "rows 5 P"], Float[np.ndarray, "rows 5 5"]]:  # fmt: skip
+    batch: ComparisonBatch,
+    theta: np.ndarray,
+    choices: PointChoices,
+    weights: Float[np.ndarray, "rows P"],
+) -> tuple[Float[np.ndarray, "rows 5 P"], Float[np.ndarray, "rows 5 5"]]:
     """The first derivatives of some choices' log likelihoods by (beta, position, length, tie, gamma) at every point,
     and the mean over the points of the second ones.
 
@@ -67,7 +71,9 @@ def _of_choices(
     the first ones are what was chosen minus the mean of the alternatives; the second ones are minus the covariance of
     the alternatives, and for beta and gamma together, whose product it has, the first one by length.
     """
-    size, gamma = choice.shape[1], theta[-1]
+    rows, z, gamma = choices.rows, choices.z, theta[-1]
+    choice = choices.weights / choices.total[:, None]  # [rows, T, P]
+    size = choice.shape[1]
     beta = batch.fixed_parts(theta, gamma)[0][rows]
     early, length, extra = (each[rows, :size] for each in (batch.early, batch.row_length, batch.extra))
     still = np.stack([early, length, extra, beta[:, None] * length], axis=1)  # [rows, 4, T]

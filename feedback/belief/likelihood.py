@@ -26,7 +26,7 @@ WIDER = 2.0
 MOST_SUBSETS = 40
 """Tied sets are alternatives up to the size at which there are no more subsets than this: of any size for up to 5
 responses, pairs for 6 to 8. A larger tie counts as the mean over the sets of that size within it."""
-CHUNK = 1 << 16
+CHUNK = 1 << 17
 """Numbers worked on at a time; more would not fit into a processor's cache."""
 LARGEST_LOG = 600.0
 """Log weights up to this, and down to minus this, are exponentiated as they are."""
@@ -85,15 +85,22 @@ class LinearChoices:
 
 
 @dataclass(frozen=True)
-class Chunk:
-    """What the parameters make of some comparisons at their points.
+class PointChoices:
+    """Choices among equally many alternatives, at their comparisons' points."""
 
-    `choices` has, for choices of equally many alternatives, the rows, the points of their comparisons [rows, k, P],
-    each alternative's weight [rows, T, P] and the sum of these [rows, P].
-    """
+    rows: Int[np.ndarray, " rows"]
+    z: Float[np.ndarray, "rows k P"]
+    weights: Float[np.ndarray, "rows T P"]
+    """Of the alternatives, which sum to `total`."""
+    total: Float[np.ndarray, "rows P"]
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """What the parameters make of some comparisons, and the posterior weights of their points."""
 
     blocks: slice
-    choices: list[tuple[Int[np.ndarray, " rows"], np.ndarray, np.ndarray, np.ndarray]]
+    choices: list[PointChoices]
     evidence: Float[np.ndarray, " C"]
     weights: Float[np.ndarray, "C P"]
 
@@ -155,7 +162,10 @@ class ComparisonBatch:
         row_length = length[self.block]
         self.early = np.take_along_axis(early @ subsets.T, order, axis=1)  # [R, T]
         self.row_length = np.take_along_axis(row_length @ subsets.T, order, axis=1)
-        self.early_chosen, self.length_chosen = (early * chosen).sum(axis=1), (row_length * chosen).sum(axis=1)
+        self.early_chosen, self.length_chosen = (
+            (early * chosen).sum(axis=1),
+            (row_length * chosen).sum(axis=1),
+        )
         self.alternatives = (subsets @ self.basis.T)[order]  # [R, T, k - 1]
         self.chosen = chosen @ self.basis.T  # [R, k - 1]
         self.center = np.zeros((len(length), k - 1))
@@ -220,9 +230,10 @@ class ComparisonBatch:
         moments = np.zeros((*fixed.shape, self.k))  # [R, T, k], means over points and alternatives of z
         for chunk in self.likelihoods(theta):
             evidence[chunk.blocks], weights[chunk.blocks] = chunk.evidence, chunk.weights
-            for rows, of_rows, choice, total in chunk.choices:
-                weighted = of_rows * (chunk.weights[self.block[rows] - chunk.blocks.start] / total)[:, None, :]
-                moments[rows, : choice.shape[1]] = choice @ weighted.transpose(0, 2, 1)
+            for each in chunk.choices:
+                of_rows = chunk.weights[self.block[each.rows] - chunk.blocks.start] / each.total
+                weighted = each.z * of_rows[:, None, :]
+                moments[each.rows, : each.weights.shape[1]] = each.weights @ weighted.transpose(0, 2, 1)
         mean_choice = moments[:, :, -1]
         mean_worth = (moments[:, :, :-1] * self.alternatives).sum(axis=(1, 2))
         center = (self.z[:, :-1] @ weights[:, :, None])[self.block, :, 0]
@@ -262,7 +273,7 @@ class ComparisonBatch:
                 np.exp(choice, out=choice)
                 total = choice.sum(axis=1)
                 likelihood[rows - first] -= np.log(total)
-                choices.append((rows, of_rows, choice, total))
+                choices.append(PointChoices(rows, of_rows, choice, total))
             block = self.block[first : first + len(likelihood)] - blocks.start
             if parts:
                 starts = np.flatnonzero(np.diff(block, prepend=-1))

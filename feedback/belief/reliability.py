@@ -209,9 +209,7 @@ def negative_log_posterior(
     return -float(value), -gradient
 
 
-def _deviations(
-    theta: np.ndarray, groups: "Sequence[ComparisonBatch]", beta_precision: float
-) -> np.ndarray:
+def _deviations(theta: np.ndarray, groups: "Sequence[ComparisonBatch]", beta_precision: float) -> np.ndarray:
     """The posterior standard deviations of the annotators' parameters: the inverse of the posterior's curvature."""
     known = np.diag(np.append(np.tile([beta_precision, 1.0, 1.0, 1.0], len(theta) // 4), 1.0))
     for group in groups:
