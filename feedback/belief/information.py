@@ -35,7 +35,7 @@ def observed_information(
         scores = np.empty((count, 5, chunk.weights.shape[1]))
         for choices in chunk.choices:
             rows = choices.rows
-            at_points = chunk.weights[batch.block[rows] - chunk.blocks.start]
+            at_points = chunk.weights[choices.block]
             scores[rows - first], curvature = _of_choices(batch, theta, choices, at_points)
             places = np.column_stack([4 * batch.who[rows, None] + np.arange(4), np.full(len(rows), size - 1)])
             flat = places[:, :, None] * size + places[:, None, :]

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations, pairwise
 from math import comb
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -89,10 +90,24 @@ class PointChoices:
     """Choices among equally many alternatives, at their comparisons' points."""
 
     rows: Int[np.ndarray, " rows"]
+    block: Int[np.ndarray, " rows"]
+    """Their comparisons, counted from the chunk's first."""
     z: Float[np.ndarray, "rows k P"]
     weights: Float[np.ndarray, "rows T P"]
     """Of the alternatives, which sum to `total`."""
     total: Float[np.ndarray, "rows P"]
+
+
+class ChunkRows(NamedTuple):
+    """Some comparisons and their choices: `alike` has, of those with equally many alternatives, how many, the rows, the
+    rows counted from the first one, and the comparisons counted so; `starts` where the rows of each of `present` begin.
+    """
+
+    blocks: slice
+    rows: slice
+    alike: list[tuple[int, np.ndarray, np.ndarray, np.ndarray]]
+    starts: np.ndarray
+    present: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -200,11 +215,22 @@ class ComparisonBatch:
         first_rows = np.searchsorted(self.block, np.arange(len(self.ids) + 1))
         chunk = first_rows[:-1] * (points * self.extra.shape[1]) // CHUNK
         starts = np.flatnonzero(np.diff(chunk, prepend=-1))
-        self.chunks = []
-        for start, stop in pairwise([*starts.tolist(), len(self.ids)]):
-            rows = np.arange(first_rows[start], first_rows[stop])
-            size = self.sizes[rows]
-            self.chunks.append((slice(start, stop), [(int(s), rows[size == s]) for s in np.unique(size)]))
+        self.chunks = [
+            self._chunk(first, stop, first_rows)
+            for first, stop in pairwise([*starts.tolist(), len(self.ids)])
+        ]
+
+    def _chunk(self, start: int, stop: int, first_rows: Int[np.ndarray, " comparisons"]) -> "ChunkRows":
+        rows = np.arange(first_rows[start], first_rows[stop])
+        sizes, block = self.sizes[rows], self.block[rows] - start
+        alike = [(int(size), np.flatnonzero(sizes == size)) for size in np.unique(sizes)]
+        return ChunkRows(
+            slice(start, stop),
+            slice(int(first_rows[start]), int(first_rows[stop])),
+            [(size, rows[at], at, block[at]) for size, at in alike],
+            np.flatnonzero(np.diff(block, prepend=-1)),
+            np.unique(block),
+        )
 
     def approach(self, theta: Float[np.ndarray, " parameters"]) -> None:
         """Move the center of the points to the mean of the posterior, and their spread to `WIDER` times its own."""
@@ -231,7 +257,7 @@ class ComparisonBatch:
         for chunk in self.likelihoods(theta):
             evidence[chunk.blocks], weights[chunk.blocks] = chunk.evidence, chunk.weights
             for each in chunk.choices:
-                of_rows = chunk.weights[self.block[each.rows] - chunk.blocks.start] / each.total
+                of_rows = chunk.weights[each.block] / each.total
                 weighted = each.z * of_rows[:, None, :]
                 moments[each.rows, : each.weights.shape[1]] = each.weights @ weighted.transpose(0, 2, 1)
         mean_choice = moments[:, :, -1]
@@ -252,32 +278,28 @@ class ComparisonBatch:
         """The weights of what may be chosen at every point, and the points' own, for some comparisons at a time."""
         beta, fixed, fixed_chosen = self.fixed_parts(theta, theta[-1])
         highest = fixed.max(axis=1)
-        of_alternatives = np.concatenate(
+        linear = np.concatenate(
             [beta[:, None, None] * self.alternatives, (fixed - highest[:, None])[:, :, None]], axis=2
         )  # [R, T, k]
-        of_chosen = np.column_stack([beta[:, None] * self.chosen, fixed_chosen - highest])  # [R, k]
+        chosen = np.zeros((len(self.ids), self.k))  # the sums over a comparison's choices
+        np.add.at(chosen, self.block, np.column_stack([beta[:, None] * self.chosen, fixed_chosen - highest]))
         is_wild = np.abs(beta).max(initial=0.0) * self.reach > LARGEST_LOG
-        for blocks, parts in self.chunks:
-            logs, choices = self.log_ratio[blocks].copy(), []
-            z = self.z[blocks]
-            first = min((rows[0] for _, rows in parts), default=0)
-            likelihood = np.empty((sum(len(rows) for _, rows in parts), z.shape[2]))
-            for size, rows in parts:
-                of_rows = z[self.block[rows] - blocks.start]  # [rows, k, P]
-                choice = of_alternatives[rows, :size] @ of_rows  # [rows, T, P]
-                likelihood[rows - first] = (of_chosen[rows, None] @ of_rows)[:, 0]
+        for blocks, all_rows, alike, starts, present in self.chunks:
+            z, choices = self.z[blocks], []
+            logs = self.log_ratio[blocks] + (chosen[blocks, None] @ z)[:, 0]
+            log_total = np.empty((all_rows.stop - all_rows.start, z.shape[2]))
+            for size, rows, at, block in alike:
+                of_rows = z[block]  # [rows, k, P]
+                choice = linear[rows, :size] @ of_rows  # [rows, T, P]
+                most = choice.max(axis=1) if is_wild else np.zeros(1)
                 if is_wild:
-                    most = choice.max(axis=1)
-                    choice -= most[:, None, :]
-                    likelihood[rows - first] -= most
+                    choice -= most[:, None]
                 np.exp(choice, out=choice)
                 total = choice.sum(axis=1)
-                likelihood[rows - first] -= np.log(total)
-                choices.append(PointChoices(rows, of_rows, choice, total))
-            block = self.block[first : first + len(likelihood)] - blocks.start
-            if parts:
-                starts = np.flatnonzero(np.diff(block, prepend=-1))
-                logs[block[starts]] += np.add.reduceat(likelihood, starts, axis=0)
+                log_total[at] = np.log(total) + most
+                choices.append(PointChoices(rows, block, of_rows, choice, total))
+            if choices:
+                logs[present] -= np.add.reduceat(log_total, starts, axis=0)
             highest_log = logs.max(axis=1, keepdims=True)
             weights = np.exp(logs - highest_log)
             sums = weights.sum(axis=1, keepdims=True)
