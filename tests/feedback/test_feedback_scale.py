@@ -1,5 +1,9 @@
 """Figures of many comparisons by many annotators: what plain loops give, at a cost that grows with the rankings."""
 
+import re
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 from plain_agreement import Plain
@@ -10,7 +14,17 @@ from accord.statistics import RESAMPLES, Bootstrap, Estimate, two_sided_poisson_
 from feedback.belief.agreement import measure_agreement
 from feedback.belief.information import observed_information
 from feedback.belief.likelihood import ComparisonBatch
-from feedback.belief.reliability import _gather, choices_given, fit_reliability, negative_log_posterior
+from feedback.belief.preferences import pairwise_preferences
+from feedback.belief.reliability import (
+    AnnotatorReliability,
+    Reliability,
+    _gather,
+    choices_given,
+    fit_reliability,
+    negative_log_posterior,
+)
+from feedback.belief.suspicion import Suspicion
+from feedback.page.report import first_to_look_at, write_report
 
 
 def simulate(
@@ -207,3 +221,35 @@ def test_choices_are_those_of_each_comparison() -> None:
     for each in choices.values():  # by softmax over what may be chosen, what was chosen is possible
         logs = each.alternatives @ np.zeros(3) + each.fixed
         assert (np.logaddexp.reduce(logs, axis=1) >= each.chosen_fixed - 1e-12).all()
+
+
+def test_a_page_of_two_hundred_annotators_shows_whom_to_look_at_and_holds_all(tmp_path: Path) -> None:
+    made = simulate(700, 200)
+    agreement = measure_agreement(made)
+    ability = {
+        name: AnnotatorReliability(i / 50, 0.1, 0, 0.1, 0, 0.1, -1, 9)
+        for i, name in enumerate(agreement.annotators)
+    }
+    annotators = {
+        name: replace(each, reliability=ability[name]) for name, each in agreement.annotators.items()
+    }
+    busy = max(annotators, key=lambda name: annotators[name].submitted)
+    warnings = [Suspicion(name, "random", f"ranks at random, {name}") for name in list(annotators)[100:130]]
+    agreement = replace(agreement, annotators=annotators, warnings=warnings)
+    first = first_to_look_at(agreement)
+    assert first[:30] == [each.annotator for each in warnings] and first[30:38] == list(annotators)[:8]
+    assert busy in first and len(first) == len(set(first)) <= 30 + 8 + 8
+    preferences, counts = pairwise_preferences(made)
+    write_report(tmp_path / "page.html", made, agreement, Reliability({}, 0.0, {}, True), preferences, counts)
+    page = (tmp_path / "page.html").read_text()
+    rows = re.findall(r'<tr><th scope="row">annotator (\d+)</th>', page)
+    assert len(rows) == 200 and set(map(int, rows)) == set(range(1, 201))
+    assert [int(each) - 1 for each in rows[: len(first)]] == [list(annotators).index(name) for name in first]
+    assert f"<summary>The other {200 - len(first)} annotators</summary>" in page
+    assert all(each.text in page for each in warnings) and "<summary>6 more warnings</summary>" in page
+    assert f"The 50 lowest of {len(agreement.kappa):,} kappas" in page
+    assert len(page) < 1_000_000
+    assert (
+        first_to_look_at(replace(agreement, annotators=dict(list(annotators.items())[:24])))
+        == list(annotators)[:24]
+    )
