@@ -1,6 +1,6 @@
 """The figures of agreement as one would write them down: a loop over annotators and comparisons for each of them.
 
-An oracle for feedback/belief/agreement.py, which counts over arrays. Nothing here is fast.
+An oracle for feedback/belief/measures.py, which counts over arrays. Nothing here is fast.
 """
 
 from collections import defaultdict
