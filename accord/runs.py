@@ -19,6 +19,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import time
@@ -53,6 +54,8 @@ PACKAGES = (
 CLOCK_TICK_NS = 20_000_000
 """More than a file system's clock takes from one tick to the next."""
 _digests: dict[tuple[str | int, ...], str] = {}
+MATCHES_NAMED = 20
+RUN_ID = re.compile(r"[^./][^/]*-[^/]{12}")
 NOT_OUTPUTS = ("record.json", ".lock", "checkpoints", "trackers")
 
 
@@ -326,7 +329,7 @@ class Runs:
             ) from None
         try:
             if (path / "record.json").exists():
-                run = Run(path, _read_record(path))
+                run = Run(path, read_record(path))
                 for role, digest in run.record.parent_digests.items():
                     if sources[role].digest != digest:
                         raise TamperedError(
@@ -389,44 +392,56 @@ class Runs:
             UsageError: none or several match.
         """
         wanted = reference.removeprefix("run:")
+        if RUN_ID.fullmatch(wanted) and (self.root / wanted / "record.json").exists():
+            return Run(self.root / wanted, read_record(self.root / wanted))
         matches = [
-            p
-            for p in self._folders()
-            if wanted and (p.name.startswith(wanted) or p.name.split("-")[-1].startswith(wanted))
+            path
+            for path in run_folders(self.root)
+            if wanted
+            and (path.name.startswith(wanted) or path.name.split("-")[-1].startswith(wanted))
+            and (path / "record.json").exists()
         ]
-        exact = [p for p in matches if p.name == wanted]
-        matches = exact or matches
         if not matches:
             raise UsageError(f"no run in {self.root} matches '{wanted}'; `accord runs list` shows them all")
         if len(matches) > 1:
-            names = ", ".join(p.name for p in matches)
+            names = ", ".join(p.name for p in matches[:MATCHES_NAMED])
+            names += f", and {len(matches) - MATCHES_NAMED} more" if len(matches) > MATCHES_NAMED else ""
             raise UsageError(f"'{wanted}' matches {len(matches)} runs ({names}); write more of the id")
-        return Run(matches[0], _read_record(matches[0]))
+        return Run(matches[0], read_record(matches[0]))
 
-    def all(self) -> list[Run]:
-        """Every run, oldest first."""
-        return sorted(
-            (Run(path, _read_record(path)) for path in self._folders()), key=lambda run: run.record.started_at
-        )
+    def all(self, stage: str | None = None) -> list[Run]:
+        """Every run, or every run of a stage, oldest first."""
+        found = [
+            Run(path, read_record(path))
+            for path in run_folders(self.root)
+            if stage in (None, path.name.rpartition("-")[0]) and (path / "record.json").exists()
+        ]
+        return sorted(found, key=lambda run: run.record.started_at)
 
     def lineage(self, run: Run) -> list[Run]:
         """The run and everything it descends from, each once, parents before children."""
         ordered: dict[str, Run] = {}
-
-        def visit(current: Run) -> None:
-            for parent in current.record.parents.values():
-                if parent not in ordered:
-                    visit(self.load(parent))
-            ordered[current.id] = current
-
-        visit(run)
+        open_runs = [(run, iter(run.record.parents.values()))]
+        while open_runs:
+            current, parents = open_runs[-1]
+            parent = next((each for each in parents if each not in ordered), None)
+            if parent is None:
+                ordered[current.id] = current
+                open_runs.pop()
+            else:
+                loaded = self.load(parent)
+                open_runs.append((loaded, iter(loaded.record.parents.values())))
         return list(ordered.values())
 
     def _is_done(self, path: Path) -> bool:
-        return (path / "record.json").exists() and _read_record(path).status == "done"
+        return (path / "record.json").exists() and read_record(path).status == "done"
 
-    def _folders(self) -> list[Path]:
-        return [path.parent for path in sorted(self.root.glob("*-????????????/record.json"))]
+
+def run_folders(root: Path) -> list[Path]:
+    """The folders below one that are named like runs, by name."""
+    if not root.is_dir():
+        return []
+    return sorted(path for path in root.iterdir() if RUN_ID.fullmatch(path.name))
 
 
 def file_digest(path: Path) -> str:
@@ -469,7 +484,12 @@ def _split(sources: Mapping[str, Source]) -> tuple[dict[str, str], dict[str, str
     return parents, inputs
 
 
-def _read_record(path: Path) -> RunRecord:
+def read_record(path: Path) -> RunRecord:
+    """The record of a run's folder.
+
+    Raises:
+        TamperedError: it is not one of ours, or that of another folder, or a symbolic link.
+    """
     if (path / "record.json").is_symlink():
         raise TamperedError(f"{path / 'record.json'} is a symbolic link; put the file itself there")
     try:

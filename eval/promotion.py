@@ -289,9 +289,7 @@ def read_signed_verdict(run: Run) -> Verdict:
 
 def _evaluation_of(run: Run, runs: Runs) -> Run:
     if run.record.stage != "eval":
-        evaluations = [
-            r for r in runs.all() if r.record.stage == "eval" and r.record.parents.get("candidate") == run.id
-        ]
+        evaluations = [r for r in runs.all("eval") if r.record.parents.get("candidate") == run.id]
         finished = [r for r in evaluations if r.is_done]
         if not finished:
             raise PromotionRefusedError(

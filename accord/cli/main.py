@@ -237,13 +237,16 @@ def runs() -> None:
 @AS_JSON
 def list_(as_json: bool) -> None:
     """List all runs, oldest first."""
-    records = [run.record for run in runs_of_command().all()]
+    from accord.run_index import listed
+
     if as_json:
-        click.echo(json.dumps([record.model_dump() for record in records], indent=2))
+        records = [run.record.model_dump() for run in runs_of_command().all()]
+        click.echo(json.dumps(records, indent=2))
         return
-    for record in records:
-        click.echo(f"{record.id:<28} {record.status:<8} {record.started_at}")
-    if not records:
+    found = listed(runs_of_command().root)
+    if found:
+        click.echo("\n".join(f"{run.id:<28} {run.status:<8} {run.started_at}" for run in found))
+    else:
         click.echo("no runs yet; `accord demo` makes some")
 
 
