@@ -158,7 +158,7 @@ def _weights(parameters: Mapping[str, nn.Parameter]) -> dict[str, torch.Tensor]:
 def _write(folder: Path, state: dict[str, Any]) -> None:
     if parallel.is_first():
         shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)  # another process may be there already
     with _plain_errors():
         parallel.join()
         dcp.save(state, storage_writer=dcp.FileSystemWriter(folder), no_dist=parallel.count() == 1)

@@ -15,7 +15,7 @@ from accord.models.adapters import peft_config
 from accord.models.families import context_length
 from accord.models.loading import check_same_tokens, load_policy, load_reward_model
 from accord.models.references import Model
-from accord.packing import body_of, is_rounding
+from accord.packing import ATTENTION, body_of, is_rounding
 from reward.score import Ensemble, load_heads, reward_shift
 from rl.policy_gradient.actors import Actors, pack
 from rl.policy_gradient.settings import Computation, Layout
@@ -52,11 +52,17 @@ def load_actors(
     lora = layout.lora
     dtype = computation.base_dtype if lora else torch.float32
     is_sharded = parallel.is_sharded()
+    # The others are handed out their shards, so that a machine needs room for one whole model at a time.
+    has_weights = parallel.is_first() or not is_sharded
+    options: dict[str, Any] = {} if has_weights else {"device_map": "meta"}
     wholes: dict[str, Whole] = {}
 
     def place(names: tuple[str, ...], model: Any, *heads: nn.Module) -> Any:
         """Put a model where it computes, before the next one is loaded."""
-        pack(model, max_sequence_tokens)
+        if has_weights:
+            pack(model, max_sequence_tokens)
+        else:
+            body_of(model).set_attn_implementation(ATTENTION)
         for module in (model, *heads):
             _prepare(module, computation.gradient_checkpointing)
         if is_sharded:
@@ -71,9 +77,10 @@ def load_actors(
     shapes: Any = load_reward_model(reward_model, dtype, device_map="meta")
     critic_head = nn.Linear(shapes.score.in_features, 1, bias=shapes.score.bias is not None)
     if layout.reward_adapter is not None:
-        _load_scoring(reward_model, dtype, critic_head)
-    model: Any = load_policy(policy, dtype)
-    check_logits(model)
+        _load_scoring(reward_model, dtype, critic_head, **options)
+    model: Any = load_policy(policy, dtype, **options)
+    if has_weights:
+        check_logits(model)
     context = min(context_length(each.config) for each in (model, shapes))
     if max_sequence_tokens > context:
         raise UsageError(
@@ -86,21 +93,21 @@ def load_actors(
         for name in ("critic", "reward"):
             _add_adapter(model, layout.reward_adapter, name)
         model.set_adapter("default")
-    hollow_policy = hollow(model) if is_sharded and parallel.is_first() else None
+    hollow_policy = hollow(model) if is_sharded and has_weights else None
     reference, reward = None, None
     if layout.reward_adapter is not None:
         reward_head = _reward_head(reward_model, critic_head)
         critic = place(("policy", "critic"), model, critic_head)
     else:
         place(("policy",), model)
-        critic = _load_scoring(reward_model, dtype, critic_head)
+        critic = _load_scoring(reward_model, dtype, critic_head, **options)
         reward_head = _reward_head(reward_model, critic_head)
         if lora is not None:
             critic = _with_adapter(critic, reward_model, lora, "FEATURE_EXTRACTION")
         place(("critic",), critic, critic_head)
         if lora is None:
-            reference = place(("reference",), load_policy(policy, dtype).requires_grad_(False))
-            reward = place(("reward",), _load_scoring(reward_model, dtype).requires_grad_(False))
+            reference = place(("reference",), load_policy(policy, dtype, **options).requires_grad_(False))
+            reward = place(("reward",), _load_scoring(reward_model, dtype, **options).requires_grad_(False))
     actors = Actors(
         model, critic, critic_head, reference, reward, computation.bfloat16, reward_head, ensemble,
         max_sequence_tokens, wholes, hollow_policy,
@@ -110,11 +117,16 @@ def load_actors(
     return actors
 
 
-def _load_scoring(reward_model: Model, dtype: torch.dtype, head: nn.Linear | None = None) -> Any:
+def _load_scoring(
+    reward_model: Model, dtype: torch.dtype, head: nn.Linear | None = None, **options: Any
+) -> Any:
     """The reward model's transformer; what stands on it goes into `head`."""
-    scoring: Any = load_reward_model(reward_model, dtype)
+    scoring: Any = load_reward_model(reward_model, dtype, **options)
     if head is not None:
-        head.load_state_dict({name: p.float() for name, p in scoring.score.state_dict().items()})
+        weights = parallel.from_first(
+            lambda: {name: p.float() for name, p in scoring.score.state_dict().items()}
+        )
+        head.load_state_dict(weights)
     return getattr(scoring, scoring.base_model_prefix)
 
 

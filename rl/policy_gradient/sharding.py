@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from accord import parallel
 from accord.models.families import decoder_layers
@@ -37,12 +38,13 @@ class Whole(nn.Module):
 def shard(model: nn.Module, *heads: nn.Module) -> Whole:
     """Put a model and its heads into shards, in place, on this process's device.
 
-    Every process must have the same weights. What reads weights beside the layers' own forward passes must be computed
-    by what is returned.
+    The first process has all weights; those of the others count for nothing and may be on the meta device. What reads
+    weights beside the layers' own forward passes must be computed by what is returned.
     """
     parallel.join()
     device = local_device()
     whole = Whole(model, *heads)
+    weights = {name: p.detach() for name, p in whole.named_parameters()} if parallel.is_first() else {}
     options: dict[str, Any] = {"mesh": init_device_mesh(device.type, (parallel.count(),))}
     if parallel.offloads() and device.type != "cpu":
         options["offload_policy"] = CPUOffloadPolicy()
@@ -51,7 +53,24 @@ def shard(model: nn.Module, *heads: nn.Module) -> Whole:
         sharded.set_gradient_divide_factor(1.0)  # each module has its own
         if device.type == "cpu":
             sharded.set_force_sum_reduction_for_comms(True)  # gloo knows no other
+    _hand_out(whole, weights, device)
     return whole
+
+
+@torch.no_grad()
+def _hand_out(whole: Whole, weights: dict[str, Tensor], device: torch.device) -> None:
+    """Give each process its shards of the first one's weights, one weight after the other."""
+    if not parallel.is_first():
+        whole.to_empty(device=device)
+    for name, p in whole.named_parameters():
+        assert isinstance(p, DTensor)
+        weight = (
+            weights.pop(name).to(device) if weights else torch.empty(p.shape, dtype=p.dtype, device=device)
+        )
+        shards = distribute_tensor(weight, p.device_mesh, p.placements, src_data_rank=0)
+        p.to_local().copy_(shards.to_local())
+    for buffer in whole.buffers():
+        torch.distributed.broadcast(buffer, 0)
 
 
 def local_device() -> torch.device:
@@ -82,8 +101,8 @@ def gathered(model: nn.Module, copied: Any | None) -> Iterator[Any]:
     """
     into = {} if copied is None else dict(copied.named_parameters())
     for name, p in model.named_parameters():
-        weight = p.detach()
-        weight = weight.full_tensor() if isinstance(weight, torch.distributed.tensor.DTensor) else weight
+        assert isinstance(p, DTensor)
+        weight = p.full_tensor()
         if copied is not None:
             target = into[name]
             target.untyped_storage().resize_(target.numel() * target.element_size())
