@@ -118,6 +118,8 @@ def train_ppo(
         # build
         bfloat16 = computes_in_bfloat16(config)
         run.record.hardware["training_precision"] = "bfloat16" if bfloat16 else "float32"
+        if parallel.count() > 1:
+            run.record.hardware |= {"processes": parallel.count(), "sharding": parallel.sharding()}
         adapter = _reward_adapter(runs, policy, reward_model) if config.shared_base else None
         actors = load_actors(
             tokenizer, policy, reward_model, config.max_sequence_tokens, Layout(config.lora, adapter),
