@@ -23,6 +23,7 @@ from accord.records import Message, Prompt, write_jsonl
 from accord.runs import DataFile, Run, Runs
 from accord.sampling.config import SamplingConfig
 from accord.sampling.shared import SharedSampler
+from accord.sampling.transformers_sampler import TransformersSampler
 from reward.trainer import initialise_heads
 from rl.policy_gradient.loop import Loop
 from rl.policy_gradient.rollout import PolicySampler
@@ -122,7 +123,7 @@ def run_ppo_in_two_processes(
 
 def run_ppo_in_processes(
     jobs: Sequence[Job], processes: int = 2, kill_at: str | None = None, killed: Sequence[int] | None = None,
-    fail_at: int | None = None,
+    fail_at: int | None = None, lose_sampler: bool = False,
 ) -> list[Any]:  # fmt: skip
     """Runs, one after the other, in processes that `accelerate launch` might have started; returns their exit codes.
 
@@ -135,6 +136,7 @@ def run_ppo_in_processes(
         kill_at: as for `run_ppo_and_be_killed`.
         killed: which processes; all of them, if left out.
         fail_at: the number of the rollout at which the sampler, which the first one has, fails.
+        lose_sampler: at its first answers, the sampler is gone.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["rl.ppo"])
@@ -147,7 +149,7 @@ def run_ppo_in_processes(
             "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1,
         }  # fmt: skip
         dies = kill_at is not None and (killed is None or rank in killed)
-        arguments = (jobs, kill_at if dies else None, environment, fail_at)
+        arguments = (jobs, kill_at if dies else None, environment, fail_at, lose_sampler)
         started.append(context.Process(target=_run_as_one_of_several, args=arguments))
         started[-1].start()
     for process in started:
@@ -157,7 +159,11 @@ def run_ppo_in_processes(
 
 
 def _run_as_one_of_several(
-    jobs: Sequence[Job], kill_at: str | None, environment: dict[str, Any], fail_at: int | None
+    jobs: Sequence[Job],
+    kill_at: str | None,
+    environment: dict[str, Any],
+    fail_at: int | None,
+    lose_sampler: bool,
 ) -> None:
     os.environ.update({name: str(value) for name, value in environment.items()})
     torch.set_num_threads(1)
@@ -171,6 +177,20 @@ def _run_as_one_of_several(
             return real(self, *arguments)
 
         PolicySampler.sample = sample  # type: ignore[method-assign]
+    if lose_sampler:
+        real_restart, real_answers = PolicySampler._restart, TransformersSampler.sample
+
+        def answers(self: TransformersSampler, *arguments: Any) -> Any:
+            if arguments[2] == jobs[0].config["max_response_tokens"]:
+                raise SamplerGoneError("it was lost")
+            return real_answers(self, *arguments)
+
+        def restart(self: PolicySampler, policy: Any) -> None:
+            TransformersSampler.sample = real_answers  # type: ignore[method-assign]
+            real_restart(self, policy)
+
+        TransformersSampler.sample = answers  # type: ignore[method-assign]
+        PolicySampler._restart = restart  # type: ignore[method-assign]
     real_run = Loop.run
     root = jobs[0].root
 

@@ -61,7 +61,10 @@ def shard(model: nn.Module, *heads: nn.Module) -> Whole:
 def _hand_out(whole: Whole, weights: dict[str, Tensor], device: torch.device) -> None:
     """Give each process its shards of the first one's weights, one weight after the other."""
     if not parallel.is_first():
-        whole.to_empty(device=device)
+        whole.to_empty(device="cpu" if parallel.offloads() else device)
+        for module in whole.modules():
+            for name, buffer in module.named_buffers(recurse=False):
+                setattr(module, name, buffer.to(device))
     for name, p in whole.named_parameters():
         assert isinstance(p, DTensor)
         weight = (
