@@ -58,7 +58,7 @@ TRIED = [
 ]
 SUMS = 1e-5
 """How far what is summed in another order may be from one process's, in float32."""
-SUMS_IN_BFLOAT16 = 3e-2
+SUMS_IN_BFLOAT16 = 0.1
 
 
 class Table:
