@@ -11,7 +11,7 @@ def processor_seconds_of_children() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def growth(small: Callable[[], object], large: Callable[[], object], times: int = 4) -> float:
+def growth(small: Callable[[], object], large: Callable[[], object], times: int = 3) -> float:
     """How many times the processor seconds of one piece of work another takes; the least of each, done in turns."""
     seconds: tuple[list[float], list[float]] = ([], [])
     for _ in range(times):

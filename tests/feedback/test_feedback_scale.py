@@ -192,7 +192,7 @@ def test_parts_of_a_batch_have_the_points_of_the_whole() -> None:
 
 
 def test_twice_the_comparisons_are_twice_the_work() -> None:
-    small, large = simulate(500, 30), simulate(1_000, 30)
+    small, large = simulate(400, 20), simulate(800, 20)
     assert growth(lambda: measure_agreement(small), lambda: measure_agreement(large)) < 2.4
 
     def of_reliability(theta: np.ndarray, groups: list[ComparisonBatch]) -> None:
@@ -205,7 +205,7 @@ def test_twice_the_comparisons_are_twice_the_work() -> None:
 
 
 def test_as_many_rankings_by_four_times_the_annotators_are_no_more_work_than_their_pairs() -> None:
-    few, many = simulate(500, 20), simulate(500, 80)
+    few, many = simulate(400, 20), simulate(400, 80)
     assert growth(lambda: measure_agreement(few), lambda: measure_agreement(many)) < 2.4
     one, other = laid(few), laid(many)
     of_few = lambda: observed_information(one[1][0], one[0])  # noqa: E731
@@ -224,7 +224,7 @@ def test_choices_are_those_of_each_comparison() -> None:
 
 
 def test_a_page_of_two_hundred_annotators_shows_whom_to_look_at_and_holds_all(tmp_path: Path) -> None:
-    made = simulate(700, 200)
+    made = simulate(500, 200)
     agreement = measure_agreement(made)
     ability = {
         name: AnnotatorReliability(i / 50, 0.1, 0, 0.1, 0, 0.1, -1, 9)
