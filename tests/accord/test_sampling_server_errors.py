@@ -26,7 +26,7 @@ class FakeServer:
         self.complete: Callable[[dict[str, Any]], httpx.Response] = self.completion
         self.description: dict[str, Any] = {
             "config": {"num_hidden_layers": 2}, "dtype": "float32", "logprobs_mode": "processed_logprobs",
-            "max_model_len": 1024, "device": "cuda", "chunked_prefill": True,
+            "max_model_len": 1024, "device": "cuda", "chunked_prefill": True, "weight_transfer": "accord_files",
         }  # fmt: skip
 
     def completion(self, body: dict[str, Any], stop: int = EOS, finish: str = "stop") -> httpx.Response:
@@ -46,10 +46,10 @@ class FakeServer:
             return self.complete(body)
         if path == "/reset_prefix_cache":
             return httpx.Response(200)  # as older versions
-        if body["method"] == "load_policy":
-            self.version = body["kwargs"]["version"]
-        results = {"describe_policy": self.description, "policy_version": self.version, "load_policy": None}
-        return httpx.Response(200, json={"results": [results[body["method"]]]})
+        if path == "/weight_info":
+            return httpx.Response(200, json={"weight_version": self.version})
+        assert (path, body) == ("/collective_rpc", {"method": "describe_policy"})
+        return httpx.Response(200, json={"results": [self.description]})
 
 
 @pytest.fixture
@@ -155,6 +155,7 @@ def test_an_answer_that_ended_for_another_reason_is_an_error(server: FakeServer,
     [
         ({"config": {"num_hidden_layers": 3}}, "its num_hidden_layers is 3, that of .* is 2"),
         ({"logprobs_mode": "raw_logprobs"}, "asks for --logprobs-mode processed_logprobs"),
+        ({"weight_transfer": "nccl"}, "asks for --weight-transfer-config.backend accord_files"),
         ({"dtype": "bfloat16"}, "asks for --dtype float32"),
         (
             {"max_model_len": 512},
