@@ -21,6 +21,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from accord import parallel
 from accord.records import write_atomically
+from accord.sampling.protocol import Completion
 from accord.training import last_whole_checkpoint
 from rl.policy_gradient.actors import Actors
 from rl.policy_gradient.watch import Evaluation
@@ -39,6 +40,8 @@ class Progress:
     evaluations: list[Evaluation] = field(default_factory=list)
     rows: list[dict[str, Any]] = field(default_factory=list)
     """All of metrics.jsonl."""
+    ahead: list[Completion] | None = None
+    """With `rl.overlap_updates: 1`: the next update's answers, which the policy of one update before has given."""
 
     @property
     def best(self) -> Evaluation | None:
@@ -102,6 +105,8 @@ def load_checkpoint(folder: Path, actors: Actors, optimiser: torch.optim.Optimiz
     torch.set_rng_state(state["rng"])
     values = json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
     values["evaluations"] = [Evaluation(**each) for each in values["evaluations"]]
+    if values["ahead"] is not None:
+        values["ahead"] = [Completion(**each) for each in values["ahead"]]
     progress = Progress(**values)
     actors.score_shift = progress.score_shift
     return progress
