@@ -116,8 +116,11 @@ def time_of_updates(folder: Path, options: argparse.Namespace) -> float:
             os.sched_setaffinity(int(thread.name), {for_trainer})
         settings = {"updates": options.updates, "seed": options.seed, "overlap_updates": options.overlap}
         rows = rows_of(folder, runs, model, sampler, settings, options.smoke)
-    names = ("rollout_runtime", "scoring_runtime", "learning_runtime", "sync_runtime")
-    seconds = [sum(row[name] for name in names) for row in rows if "policy_loss" in row][1:-1]
+    seconds = [
+        sum(value for name, value in row.items() if name.endswith("_runtime"))
+        for row in rows
+        if "policy_loss" in row
+    ][1:-1]
     return 60 * len(seconds) / sum(seconds)
 
 

@@ -143,6 +143,10 @@ class SharedSampler:
         if engine == "transformers" or not vllm_is_installed():
             from accord.sampling.transformers_sampler import TransformersSampler
 
+            if (self._config.replicas, self._config.tensor_parallel) != (1, 1):
+                logger.info(
+                    "sampling.replicas and sampling.tensor_parallel are vLLM's; transformers has one process"
+                )
             return TransformersSampler(model.folder, eos_token_id, self._config)
         log = self._log or Path(tempfile.mkdtemp(prefix="accord-")) / "vllm.log"
         logger.info("vLLM starts; what it prints is in %s", log)

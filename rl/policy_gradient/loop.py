@@ -22,7 +22,7 @@ from accord.errors import AccordError
 from accord.progress import EveryFewSeconds
 from accord.records import write_jsonl
 from accord.sampling.protocol import Completion
-from accord.sampling.verify import BFLOAT16_BOUND, TOKENS_PER_ANSWER
+from accord.sampling.verify import BFLOAT16_BOUND, TOKENS_PER_ANSWER, Bound
 from reward.scorers import Scorer
 from rl.data import Data, EncodedPrompt
 from rl.maths.advantages import shape_scores
@@ -45,6 +45,8 @@ from rl.policy_gradient.watch import Evaluation, answer_figures, correlation, st
 from rl.trackers import Trackers
 
 NOT_FINITE_BATCH = "not-finite.jsonl"
+ANSWERS_APART = 4
+"""Of each of the sampler's engines, by which its weights are checked where the rollout does not tell."""
 
 
 @dataclass(frozen=True)
@@ -123,19 +125,17 @@ class Loop:
         count, seed = settings.sampling.prompts_per_update, settings.sampling.seed
         asked = [data.prompts[i] for i in prompts_of_update(number, len(data.prompts), count, seed)]
         ahead = progress.ahead
-        if ahead is not None:  # by an older policy, so what tells of stale weights is another comparison
-            rollout = self._rollout(asked, ahead)
-            mismatch = self._check_sampler_apart(asked, number)
-        else:
-            rollout = self._sample(asked, seeds_of_update(number, len(asked), seed))
-        answers_of_next = self._begin_next(number + 1) if settings.schedule.overlaps else None
-        clock.append(time.perf_counter())
+        seeds = seeds_of_update(number, len(asked), seed)
+        rollout = self._sample(asked, seeds) if ahead is None else self._rollout(asked, ahead)
         try:
+            # Answers ahead are by an older policy, so others tell whether the sampler has the weights of now.
+            mismatch = None if ahead is None else self._check_sampler_apart(asked, number)
+            answers_of_next = self._begin_next(number + 1) if settings.schedule.overlaps else None
+            clock.append(time.perf_counter())
             opinions = hear(actors, rollout, settings.passes)
             reward_model_score = opinions.scores.mean().item()
             opinions = self._rewarded(asked, rollout, opinions)
-            if ahead is None:
-                mismatch = self._check_sampler(opinions)
+            mismatch = mismatch or self._check_sampler(opinions)
             shaping = settings.shaping
             shaped = shape_scores(
                 opinions.scores, opinions.lengths, torch.tensor(rollout.ended, device=actors.device),
@@ -156,6 +156,8 @@ class Loop:
             ) from None
         clock.append(time.perf_counter())
         progress.ahead = parallel.from_first(answers_of_next) if answers_of_next else None
+        if settings.schedule.overlaps:
+            clock.append(time.perf_counter())
         if parallel.is_first():
             sampler.sync()
         clock.append(time.perf_counter())
@@ -185,7 +187,8 @@ class Loop:
             "sampler_restarts": sampler.restarts - restarts,
             "tokens_per_second": sum(lengths) / (clock[-1] - clock[0]),
         }
-        names = ("rollout_runtime", "scoring_runtime", "learning_runtime", "sync_runtime")
+        waiting = ("waiting_runtime",) if settings.schedule.overlaps else ()
+        names = ("rollout_runtime", "scoring_runtime", "learning_runtime", *waiting, "sync_runtime")
         if self.environment.scorer is not None:
             row["no_opinion_share"] = 1 - len(scores) / len(lengths)
         row |= {name: after - before for name, before, after in zip(names, clock, clock[1:], strict=False)}
@@ -281,22 +284,24 @@ class Loop:
 
     def _check_sampler(self, opinions: Opinions) -> Mismatch:
         """Have the sampler's engines the weights that the policy has now, by which these answers are?"""
-        sampler = self.environment.sampler
+        engines = parallel.from_first(lambda: self.environment.sampler.engines)
         return check_sampler(
-            opinions.log_probabilities, opinions.sampler, opinions.tokens,
-            BFLOAT16_BOUND if self.actors.bfloat16 else sampler.bound,
-            parallel.from_first(lambda: sampler.engines),
-        )  # fmt: skip
+            opinions.log_probabilities, opinions.sampler, opinions.tokens, self._bound, engines
+        )
 
     def _check_sampler_apart(self, prompts: Sequence[EncodedPrompt], number: int) -> Mismatch:
-        """The same by a few short answers that are for this alone."""
+        """The same by some short answers of each engine that are for this alone."""
         engines = parallel.from_first(lambda: self.environment.sampler.engines)
-        asked = list(itertools.islice(itertools.cycle(prompts), max(4, len(engines))))
-        seeds = seeds_of_update(-number, len(asked), self.settings.sampling.seed)
+        count = ANSWERS_APART * self._bound.answers_per_prompt * len(engines)
+        asked = list(itertools.islice(itertools.cycle(prompts), count))
+        seeds = seeds_of_update(-number, count, self.settings.sampling.seed)
         longest = min(TOKENS_PER_ANSWER, self.settings.sampling.max_response_tokens)
-        return self._check_sampler(
-            hear(self.actors, self._sample(asked, seeds, longest), self.settings.passes)
-        )
+        rollout = self._sample(asked, seeds, longest)
+        return self._check_sampler(hear(self.actors, rollout, self.settings.passes))
+
+    @property
+    def _bound(self) -> Bound:
+        return BFLOAT16_BOUND if self.actors.bfloat16 else self.environment.sampler.bound
 
     def _stop_reason(self, row: dict[str, Any]) -> str | None:
         progress, rules = self.progress, self.settings.stop_rules
