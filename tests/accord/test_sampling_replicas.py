@@ -306,6 +306,21 @@ class TestTwoEngines:
         two.sync(perturbed)
         verify(two, perturbed, PROMPTS, FLOAT32_BOUND)
 
+    def test_engines_that_slept_wake_up_to_answer_and_for_new_weights(
+        self, shared: SharedSampler, small_model: Model, perturbed: PreTrainedModel, answers_of_one: Any,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:  # fmt: skip
+        """On a CPU vLLM stops its scheduler alone, and keeps its memory."""
+        two: Any = shared.use(small_model)
+        for replica in two.replicas:
+            monkeypatch.setattr(replica, "_sleeps", True)
+        two.rest()
+        two.rest()
+        assert [a.token_ids for a in two.sample(PROMPTS, range(50, 57), 32)] == answers_of_one[0]
+        two.rest()
+        two.sync(perturbed)
+        assert [a.token_ids for a in two.sample(PROMPTS, range(50, 57), 32)] == answers_of_one[1]
+
     def test_one_that_is_killed_is_started_again_with_the_policys_weights(
         self, shared: SharedSampler, small_model: Model, perturbed: PreTrainedModel, answers_of_one: Any
     ) -> None:
