@@ -99,7 +99,7 @@ class Loop:
                     self._log(self.evaluate())
                     progress.stop_reason = progress.stop_reason or self._stop_reason(row)
                 is_due = evaluates or progress.update % schedule.checkpoint_every_updates == 0
-                if is_due and parallel.is_first():
+                if is_due:
                     save_checkpoint(self.log.folder / "checkpoints", self.trained)
                 bar.set_postfix_str(
                     f"score {row['score']:.2f}, KL {row['kl_k1_nats']:.2f} nats, {row['response_tokens']:.0f} tokens, "
@@ -155,11 +155,10 @@ class Loop:
                 "the reward model"
             ) from None
         clock.append(time.perf_counter())
-        progress.ahead = parallel.from_first(answers_of_next) if answers_of_next else None
+        progress.ahead = answers_of_next() if answers_of_next else None
         if settings.schedule.overlaps:
             clock.append(time.perf_counter())
-        if parallel.is_first():
-            sampler.sync()
+        sampler.sync()
         clock.append(time.perf_counter())
 
         scored = opinions.scored
@@ -259,7 +258,7 @@ class Loop:
     ) -> Rollout:
         sampling, sampler = self.settings.sampling, self.environment.sampler
         ids, tokens = [prompt.ids for prompt in prompts], longest or sampling.max_response_tokens
-        completions = parallel.from_first(lambda: sampler.sample(ids, seeds, tokens, sampling.temperature))
+        completions = sampler.sample(ids, seeds, tokens, sampling.temperature)
         return self._rollout(prompts, completions)
 
     def _rollout(self, prompts: Sequence[EncodedPrompt], completions: Sequence[Completion]) -> Rollout:
@@ -267,7 +266,7 @@ class Loop:
         return make_rollout([prompt.ids for prompt in prompts], completions, int(str(eos)))
 
     def _begin_next(self, number: int) -> Callable[[], list[Completion]] | None:
-        """Begin to sample the answers of an update, if there is one; returns what waits for them, in the first process.
+        """Begin to sample the answers of an update, if there is one; returns what waits for them.
 
         Nobody else may use the sampler until then.
         """
@@ -276,22 +275,20 @@ class Loop:
             return None
         count, seed = sampling.prompts_per_update, sampling.seed
         ids = [data.prompts[i].ids for i in prompts_of_update(number, len(data.prompts), count, seed)]
-        if not parallel.is_first():
-            return list
         return self.environment.sampler.begin(
             ids, seeds_of_update(number, len(ids), seed), sampling.max_response_tokens, sampling.temperature
         )
 
     def _check_sampler(self, opinions: Opinions) -> Mismatch:
         """Have the sampler's engines the weights that the policy has now, by which these answers are?"""
-        engines = parallel.from_first(lambda: self.environment.sampler.engines)
+        engines = self.environment.sampler.engines
         return check_sampler(
             opinions.log_probabilities, opinions.sampler, opinions.tokens, self._bound, engines
         )
 
     def _check_sampler_apart(self, prompts: Sequence[EncodedPrompt], number: int) -> Mismatch:
         """The same by some short answers of each engine that are for this alone."""
-        engines = parallel.from_first(lambda: self.environment.sampler.engines)
+        engines = self.environment.sampler.engines
         count = ANSWERS_APART * self._bound.answers_per_prompt * len(engines)
         asked = list(itertools.islice(itertools.cycle(prompts), count))
         seeds = seeds_of_update(-number, count, self.settings.sampling.seed)

@@ -9,12 +9,14 @@ import hashlib
 import logging
 import random
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from accord import parallel
 from accord.errors import SamplerGoneError, SyncError
 from accord.models.references import Model
 from accord.sampling.protocol import Completion, Sampler
@@ -88,23 +90,28 @@ def make_rollout(
 
 
 class PolicySampler:
-    """The round's sampler with the weights of a policy that is being trained."""
+    """The round's sampler, which the first process has, with the weights of a policy that is being trained.
+
+    All processes call it, for each may hold a part of the weights.
+    """
 
     def __init__(
         self,
         shared: SharedSampler,
         model: Model,
-        policy: Any,
+        whole_policy: Callable[[], AbstractContextManager[Any]],
         tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> None:
         """Args:
         shared: the round's.
-        model: what `policy` was loaded from.
-        policy: as it is trained.
+        model: what the policy was loaded from.
+        whole_policy: gives the policy as it is trained, in the first process with all of its weights.
         tokenizer: the model's, where it is loaded already.
         """
-        self._shared, self._model, self._policy, self._tokenizer = shared, model, policy, tokenizer
+        self._shared, self._model, self._whole_policy = shared, model, whole_policy
+        self._tokenizer = tokenizer
         self._sampler: Sampler | None = None
+        self._has_weights = False
         self.restarts = 0
         """How often the sampler's process had to be started again."""
 
@@ -119,12 +126,14 @@ class PolicySampler:
         Raises:
             SamplerGoneError: the sampler's process ended, and ended again after a restart.
         """
-        if self._sampler is None:
-            self._sampler = self._shared.use(self._model, self._tokenizer)
-        try:
-            self._sampler.sync(self._policy)
-        except SamplerGoneError:
-            self._restart()
+        with self._whole_policy() as policy:
+            if parallel.is_first():
+                self._sampler = self._sampler or self._shared.use(self._model, self._tokenizer)
+                try:
+                    self._sampler.sync(policy)
+                except SamplerGoneError:
+                    self._restart(policy)
+        self._has_weights = True
 
     def sample(
         self,
@@ -138,16 +147,20 @@ class PolicySampler:
         Raises:
             SamplerGoneError: it ended again.
         """
-        if self._sampler is None:
+        if not self._has_weights:
             self.sync()
-        assert self._sampler is not None
-        try:
-            answers = self._sampler.sample(prompts, seeds, max_response_tokens, temperature)
-        except SamplerGoneError:
-            self._restart()
-            answers = self._sampler.sample(prompts, seeds, max_response_tokens, temperature)
-        self._sampler.rest()
-        return answers
+
+        def answers() -> list[Completion]:
+            assert self._sampler is not None
+            return self._sampler.sample(prompts, seeds, max_response_tokens, temperature)
+
+        completions = self._from_first_or_none(answers)
+        if completions is None:
+            self._restart_in_step()
+            completions = parallel.from_first(answers)
+        if self._sampler is not None:
+            self._sampler.rest()
+        return completions
 
     def begin(
         self,
@@ -160,31 +173,50 @@ class PolicySampler:
 
         If the sampler's process ends meanwhile, these weights are lost, and the answers are by those of later.
         """
-        if self._sampler is None:
+        if not self._has_weights:
             self.sync()
-        assert self._sampler is not None
-        answers = in_background(
-            functools.partial(self._sampler.sample, prompts, seeds, max_response_tokens, temperature)
-        )
+        request = (prompts, seeds, max_response_tokens, temperature)
+        begun = in_background(functools.partial(self._sampler.sample, *request)) if self._sampler else None
+
+        def answers() -> list[Completion]:
+            assert begun is not None
+            return begun.result()
 
         def wait() -> list[Completion]:
-            try:
-                return answers.result()
-            except SamplerGoneError:
-                self._restart()
-                return self.sample(prompts, seeds, max_response_tokens, temperature)
+            completions = self._from_first_or_none(answers)
+            if completions is None:
+                self._restart_in_step()
+                completions = self.sample(*request)
+            return completions
 
         return wait
 
     @property
     def engines(self) -> list[str]:
         """What to call the sampler's engines; prompt i is answered by engine i modulo their number."""
-        if self._sampler is None:
+        if not self._has_weights:
             self.sync()
-        assert self._sampler is not None
-        return [name for name, _ in parts(self._sampler)]
+        return parallel.from_first(
+            lambda: [name for name, _ in parts(self._sampler)] if self._sampler else []
+        )
 
-    def _restart(self) -> None:
+    def _from_first_or_none(self, answers: Callable[[], list[Completion]]) -> list[Completion] | None:
+        """The first process's answers, in all of them; None where the sampler's process ended."""
+
+        def answers_or_none() -> list[Completion] | None:
+            try:
+                return answers()
+            except SamplerGoneError:
+                return None
+
+        return parallel.from_first(answers_or_none)
+
+    def _restart_in_step(self) -> None:
+        with self._whole_policy() as policy:
+            if parallel.is_first():
+                self._restart(policy)
+
+    def _restart(self, policy: Any) -> None:
         if self.restarts:
             raise SamplerGoneError(
                 "the sampler's process ended a second time; run the same command again to continue, with "
@@ -196,7 +228,7 @@ class PolicySampler:
         self._sampler = self._shared.use(
             self._model, self._tokenizer
         )  # verifies the weights that it starts with
-        self._sampler.sync(self._policy)
+        self._sampler.sync(policy)
 
 
 @dataclass(frozen=True)
