@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 import torch
 from ppo_helpers import (
+    Job,
     make_prompts,
     make_reward_model,
     run_ppo,
     run_ppo_and_be_killed,
-    run_ppo_in_two_processes,
+    run_ppo_in_processes,
 )
 from training_helpers import assert_same
 
@@ -109,12 +110,19 @@ def test_killed_and_continued_equals_uninterrupted(
     assert_same(continued, straight)
 
 
+@pytest.mark.parametrize("sharding", ["none", "fsdp2"])
 def test_two_processes_learn_the_same_from_answers_ahead(
-    tiny_model: Model, reward_model: Model, preferences: Path, config: dict[str, Any], tmp_path: Path
+    tiny_model: Model,
+    reward_model: Model,
+    preferences: Path,
+    config: dict[str, Any],
+    tmp_path: Path,
+    sharding: Any,
 ) -> None:
     one = run_ppo(config, tiny_model, reward_model, preferences, Runs(tmp_path / "one"))
     both = Runs(tmp_path / "two")
-    assert run_ppo_in_two_processes(config, tiny_model, reward_model, preferences, both) == [0, 0]
+    job = Job(config, tiny_model, reward_model, preferences, both.root, sharding)
+    assert run_ppo_in_processes([job]) == [0, 0]
     digests = {(both.root / f"weights-{rank}.txt").read_text() for rank in range(2)}
     assert len(digests) == 1
     (two,) = both.all()
