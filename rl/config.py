@@ -138,6 +138,9 @@ class PPOConfig(AlgorithmConfig):
     """The longest prompt and answer together; longer prompts are dropped, and counted."""
     temperature: float = Field(default=1.0, gt=0)
     """Of sampling; the logits of policy and reference are divided by it everywhere."""
+    overlap_updates: Literal[0, 1] = 0
+    """1: the next update's answers are sampled while an update is learned from, so they are by the policy of one update
+    before; what that changes is evened out by truncated importance weights. For a sampler that has GPUs of its own."""
     learning_rate: float = Field(default=3e-6, gt=0)
     """Of policy and critic at the first update; it falls linearly to zero. LoRA wants ten to a hundred times that."""
     max_gradient_norm: float = Field(default=1.0, gt=0)

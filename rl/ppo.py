@@ -168,7 +168,8 @@ def settings_of(config: PPOConfig) -> Settings:
     return Settings(
         kl_coefficient=config.kl_coefficient,
         schedule=Schedule(
-            config.updates, config.learning_rate, config.evaluate_every_updates, config.checkpoint_every_updates
+            config.updates, config.learning_rate, config.evaluate_every_updates, config.checkpoint_every_updates,
+            overlaps=config.overlap_updates == 1,
         ),
         sampling=Sampling(
             config.prompts_per_update, config.max_response_tokens, config.temperature, config.seed

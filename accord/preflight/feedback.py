@@ -70,4 +70,5 @@ def look_at_sampling(config: RoundConfig, runs: Runs, sections: Sequence[str], f
 def _ask_sampling_server(config: SamplingConfig, model: Model) -> None:
     from accord.sampling.vllm_server import VLLMServerSampler
 
-    VLLMServerSampler(model.folder, eos_token_id=0, config=config).close()
+    for url in config.server_urls:
+        VLLMServerSampler(model.folder, eos_token_id=0, config=config, url=url).close()

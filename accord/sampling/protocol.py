@@ -1,7 +1,7 @@
 """What a sampler is.
 
 Three exist: `vllm_engine` (fast, its own process), `vllm_server` (somebody's `vllm serve`, by URL) and
-`transformers_sampler` (everywhere).
+`transformers_sampler` (everywhere). Several of one of the first two are one sampler, too (`replicas`).
 """
 
 from collections.abc import Sequence
@@ -50,6 +50,10 @@ class Sampler(Protocol):
 
     def sync(self, policy: "PreTrainedModel") -> None:
         """Take over the policy's weights as they are now (with a PEFT adapter: merged; the policy stays as it is)."""
+        ...
+
+    def rest(self) -> None:
+        """Leave a GPU that the trainer needs too to it, until the next call."""
         ...
 
     def close(self) -> None:

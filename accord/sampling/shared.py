@@ -1,5 +1,6 @@
 """One sampler for a whole round: it starts at its first use and changes weights, instead of starting again."""
 
+import functools
 import json
 import logging
 import tempfile
@@ -17,6 +18,7 @@ from accord.records import Message
 from accord.runs import file_digest
 from accord.sampling.config import SamplingConfig
 from accord.sampling.protocol import Sampler
+from accord.sampling.replicas import Replicas
 from accord.sampling.verify import BOUNDS, Bound, verify
 from accord.sampling.vllm_engine import VLLMSampler, check_installed, vllm_is_installed
 from accord.sampling.weights import NOT_ARCHITECTURE
@@ -90,13 +92,13 @@ class SharedSampler:
             for question in VERIFICATION_QUESTIONS
         ]
         # Until the first sync it has the very files of the model.
-        cause = (
-            [] if self._sampler.sync_count else ["the sampler computes this model otherwise than the trainer"]
-        )
+        cause = [] if self._sampler.sync_count else ["{name} computes this model otherwise than the trainer"]
         try:
             report = verify(self._sampler, policy, prompts, self.bound, *cause)
         except SyncError as error:
-            if not (cause and self._config.engine == "auto" and isinstance(self._sampler, VLLMSampler)):
+            if not (
+                cause and self._config.engine == "auto" and isinstance(self._sampler, VLLMSampler | Replicas)
+            ):
                 raise
             logger.info("%s; answers of it are sampled with transformers", error)
             self._sampler.close()
@@ -119,7 +121,7 @@ class SharedSampler:
             if engine == "server":
                 raise UsageError(
                     f"sampling.engine: {model.reference} was tuned by virtual tokens, which the server at "
-                    f"{self._config.server_url} cannot have; set it to transformers"
+                    f"{self._config.server_urls[0]} cannot have; set it to transformers"
                 )
             if engine != "transformers":
                 logger.info(
@@ -131,14 +133,34 @@ class SharedSampler:
         if engine == "server":
             from accord.sampling.vllm_server import VLLMServerSampler
 
-            return VLLMServerSampler(model.folder, eos_token_id, self._config)
+            servers = [
+                functools.partial(VLLMServerSampler, model.folder, eos_token_id, self._config, url)
+                for url in self._config.server_urls
+            ]
+            if len(servers) == 1:
+                return servers[0]()
+            return Replicas(servers, self._config.server_weights_folder)
         if engine == "transformers" or not vllm_is_installed():
             from accord.sampling.transformers_sampler import TransformersSampler
 
+            if (self._config.replicas, self._config.tensor_parallel) != (1, 1):
+                logger.info(
+                    "sampling.replicas and sampling.tensor_parallel are vLLM's; transformers has one process"
+                )
             return TransformersSampler(model.folder, eos_token_id, self._config)
         log = self._log or Path(tempfile.mkdtemp(prefix="accord-")) / "vllm.log"
         logger.info("vLLM starts; what it prints is in %s", log)
-        return VLLMSampler(model.folder, eos_token_id, self._config, log)
+        if self._config.replicas == 1:
+            return VLLMSampler(model.folder, eos_token_id, self._config, log)
+        return Replicas(
+            [
+                functools.partial(
+                    VLLMSampler, model.folder, eos_token_id, self._config,
+                    log.with_name(f"{log.stem}-{number + 1}{log.suffix}"), number,
+                )
+                for number in range(self._config.replicas)
+            ]
+        )  # fmt: skip
 
     def close(self) -> None:
         """End the engine; the next `use` starts one again."""

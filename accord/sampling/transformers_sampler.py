@@ -14,7 +14,7 @@ from accord.models.loading import with_virtual_tokens
 from accord.progress import progress
 from accord.sampling.config import SamplingConfig
 from accord.sampling.protocol import Completion, check_request
-from accord.sampling.weights import merged
+from accord.sampling.weights import merged_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -112,7 +112,13 @@ class TransformersSampler:
     def sync(self, policy: "PreTrainedModel") -> None:
         """Take over the policy's weights; see `Sampler.sync`."""
         self.sync_count += 1
-        self.model.load_state_dict(merged(policy).state_dict())
+        own = self.model.state_dict()
+        with torch.no_grad():
+            for name, tensor in merged_weights(policy):
+                own[name].copy_(tensor)
+
+    def rest(self) -> None:
+        """Nothing: what `generate` needs besides the weights is free by now."""
 
     def close(self) -> None:
         """Free the weights."""

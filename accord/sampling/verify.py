@@ -9,6 +9,7 @@ import torch
 from accord.errors import SyncError
 from accord.sampling.log_probabilities import token_log_probabilities
 from accord.sampling.protocol import Sampler
+from accord.sampling.replicas import parts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -54,16 +55,33 @@ def verify(
     policy: "PreTrainedModel",
     prompts: Sequence[Sequence[int]],
     bound: Bound,
-    cause: str = "the sampler does not have the trainer's weights",
+    cause: str = "{name} does not have the trainer's weights",
 ) -> SyncReport:
-    """Compare the sampler's log-probabilities with those of `policy` (in float32) on answers to `prompts`.
+    """Compare log-probabilities of every engine of the sampler with those of `policy` (in float32) on answers to
+    `prompts`.
 
-    `cause` is what a difference means.
+    `cause` is what a difference means, with {name} for the engine's.
 
     Raises:
-        SyncError: a difference is above the bound.
+        SyncError: a difference is above the bound; says of which engine.
     """
     prompts = [prompt for prompt in prompts for _ in range(bound.answers_per_prompt)]
+    reports = [
+        _verify_one(each, policy, prompts, bound, cause.format(name=name)) for name, each in parts(sampler)
+    ]
+    if len(reports) == 1:
+        return reports[0]
+    tokens = sum(report.tokens for report in reports)
+    return SyncReport(
+        tokens,
+        max(report.max_difference for report in reports),
+        sum(report.mean_difference * report.tokens for report in reports) / tokens,
+    )
+
+
+def _verify_one(
+    sampler: Sampler, policy: "PreTrainedModel", prompts: Sequence[Sequence[int]], bound: Bound, cause: str
+) -> SyncReport:
     completions = sampler.sample(prompts, range(len(prompts)), TOKENS_PER_ANSWER)
     was_training = policy.training
     policy.eval()

@@ -2,9 +2,10 @@
 
 docs/run-a-round.md has the command that starts it. Two things make it more than a server of completions:
 
-- vLLM's development endpoint `/collective_rpc`, over which the server is told to load new weights from a folder that
-  both sides see (`vllm_worker.PolicyLoader`). Whoever reaches that endpoint can call any method of vLLM's worker, and
-  no API key protects it, so it belongs on the loopback interface or into a network where everyone is trusted.
+- vLLM's own weight transfer (`/start_weight_update` and so on), with files in a folder that both sides see
+  (`weight_transfer`). Its endpoints exist in vLLM's development mode alone, together with `/collective_rpc`, over which
+  anyone can call any method of vLLM's worker; no API key protects them, so the server belongs on the loopback interface
+  or into a network where everyone is trusted.
 - a version, which `sync` gives to the weights and which is asked for before and after every sampling. A server that was
   started again, or that somebody else gave other weights, has another one, and its answers are never used.
 
@@ -15,7 +16,6 @@ continued run equals an uninterrupted one but for rounding, and not token by tok
 import asyncio
 import json
 import os
-import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +26,8 @@ from accord.errors import AccordError, SamplerGoneError, UsageError
 from accord.progress import progress
 from accord.sampling.config import SamplingConfig
 from accord.sampling.protocol import Completion, check_request
-from accord.sampling.weights import NOT_ARCHITECTURE, saved_weights
+from accord.sampling.transfer import hand_over
+from accord.sampling.weights import NOT_ARCHITECTURE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -48,20 +49,31 @@ START = "the command that starts one is in docs/run-a-round.md"
 class VLLMServerSampler:
     """A `Sampler` on a vLLM server; nobody else may use the server at the same time."""
 
-    def __init__(self, folder: Path, eos_token_id: int, config: SamplingConfig) -> None:
+    shares_gpu = False
+    """Not that we knew: weights come in files."""
+
+    def __init__(
+        self, folder: Path, eos_token_id: int, config: SamplingConfig, url: str | None = None
+    ) -> None:
         """Look whether the server fits; it does not have the weights of `folder` before a first `sync`.
+
+        Args:
+            folder: of the model.
+            eos_token_id: what ends an answer.
+            config: what the server must fit.
+            url: which of the config's servers; by default the first one.
 
         Raises:
             SamplerGoneError: nothing answers.
             AccordError: the server serves another architecture, or was started without an option that is needed.
             UsageError: the folder for weights is not there.
         """
-        assert config.server_url and config.server_weights_folder
+        assert config.server_weights_folder
         self.sync_count = 0
         self.eos_token_id = eos_token_id
         self.max_sequence_tokens = config.max_sequence_tokens
         self.answers_at_once = config.answers_at_once
-        self.url = config.server_url.rstrip("/")
+        self.url = (url or config.server_urls[0]).rstrip("/")
         self.weights_folder = config.server_weights_folder.absolute()
         self.version = "none"
         """Of the weights that the latest `sync` handed over."""
@@ -86,14 +98,49 @@ class VLLMServerSampler:
         """
         check_request(prompts, seeds, max_response_tokens, self.max_sequence_tokens)
         with progress("sampling answers", len(prompts)) as update:
-            return asyncio.run(self._sample_all(prompts, seeds, max_response_tokens, temperature, update))
+            return self.answer(prompts, seeds, max_response_tokens, temperature, update)
+
+    def answer(
+        self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], max_response_tokens: int, temperature: float,
+        update: Callable[[float], None],
+    ) -> list[Completion]:  # fmt: skip
+        """As `sample`, where somebody else has checked the request and shows how far it is."""
+        return asyncio.run(self._sample_all(prompts, seeds, max_response_tokens, temperature, update))
 
     def sync(self, policy: "PreTrainedModel") -> None:
         """Take over the policy's weights; see `Sampler.sync`."""
         self.sync_count += 1
-        self.version = uuid.uuid4().hex
-        with saved_weights(policy, self.weights_folder) as folder:
-            asyncio.run(self._load(folder))
+        hand_over(policy, [self], self.weights_folder)
+
+    def start_weight_update(self) -> None:
+        """Before the first part of new weights; an update that a lost trainer began is ended first."""
+        self.version = "none"
+        asyncio.run(self._start_update())
+
+    def update_weights(self, update_info: dict[str, Any]) -> None:
+        """Take a part of new weights.
+
+        Raises:
+            AccordError: the server does not see the file, or the weights do not fit.
+        """
+        asyncio.run(self._transfer("/update_weights", {"update_info": update_info}))
+
+    def finish_weight_update(self, weight_version: str) -> None:
+        """After the last part of new weights: the server forgets what it computed with older ones.
+
+        Raises:
+            AccordError: somebody else uses the server.
+        """
+        asyncio.run(self._finish_update(weight_version))
+        self.version = weight_version
+
+    def rest(self) -> None:
+        """Nothing: the server's devices are its own."""
+
+    @property
+    def name(self) -> str:
+        """To tell it from its like."""
+        return self.url
 
     def close(self) -> None:
         """Nothing: the server is not ours to end."""
@@ -119,7 +166,7 @@ class VLLMServerSampler:
                 missing = (
                     "VLLM_SERVER_DEV_MODE=1 in its environment"
                     if error.status in (404, 405)
-                    else "--worker-extension-cls accord.sampling.vllm_worker.PolicyLoader"
+                    else "--worker-extension-cls accord.sampling.weight_transfer.PolicyLoader"
                 )
                 raise AccordError(
                     f"the vLLM server at {self.url} cannot take over weights ({error.reason}); start it with "
@@ -133,6 +180,7 @@ class VLLMServerSampler:
                     f"{folder} is {ours[key]!r}; start it with this model: {START}"
                 )
         wanted = {
+            "--weight-transfer-config.backend": (described["weight_transfer"], "accord_files"),
             "--dtype": (described["dtype"], config.dtype),
             "--logprobs-mode": (described["logprobs_mode"], "processed_logprobs"),
             "--max-model-len": (min(described["max_model_len"], self.max_sequence_tokens), self.max_sequence_tokens),
@@ -204,17 +252,29 @@ class VLLMServerSampler:
             )
         return Completion(tokens, log_probabilities, "eos" if at_eos else "length")
 
-    async def _load(self, folder: Path) -> None:
+    async def _transfer(self, path: str, body: dict[str, Any] | None = None) -> None:
         async with self._client() as http:
             try:
-                await self._call_workers(
-                    http, "load_policy", {"weights_path": str(folder), "version": self.version}
-                )
+                await self._request(http, "POST", path, body or {})
             except _RefusedError as error:
                 raise AccordError(
                     f"the vLLM server at {self.url} did not take over the weights ({error.reason}); it must see "
                     f"sampling.server_weights_folder={self.weights_folder} under this path and be allowed to read it"
                 ) from None
+
+    async def _start_update(self) -> None:
+        async with self._client() as http:
+            await self._request(http, "POST", "/init_weight_transfer_engine", {"init_info": {}})
+            try:
+                await self._request(http, "POST", "/start_weight_update", {})
+                return
+            except _RefusedError:  # one is under way
+                await self._request(http, "POST", "/finish_weight_update", {"weight_version": "abandoned"})
+        await self._transfer("/start_weight_update")
+
+    async def _finish_update(self, version: str) -> None:
+        await self._transfer("/finish_weight_update", {"weight_version": version})
+        async with self._client() as http:
             for seconds in (*SECONDS_BETWEEN_TRIES, None):
                 reset = await self._request(http, "POST", "/reset_prefix_cache")
                 if reset is None or reset["success"]:  # older versions say nothing
@@ -227,18 +287,15 @@ class VLLMServerSampler:
         )
 
     async def _check_version(self, http: httpx.AsyncClient) -> None:
-        if set(await self._call_workers(http, "policy_version")) != {self.version}:
+        if (await self._request(http, "GET", "/weight_info"))["weight_version"] != self.version:
             raise SamplerGoneError(
                 f"the vLLM server at {self.url} no longer has the weights that it was given: it was started again, or "
                 "somebody else uses it too; run the same command again to continue"
             )
 
-    async def _call_workers(
-        self, http: httpx.AsyncClient, method: str, arguments: dict[str, str] | None = None
-    ) -> list[Any]:
+    async def _call_workers(self, http: httpx.AsyncClient, method: str) -> list[Any]:
         """Call a method of every worker of the server; returns what each returned."""
-        body = {"method": method, "kwargs": arguments or {}}
-        response = await self._request(http, "POST", "/collective_rpc", body)
+        response = await self._request(http, "POST", "/collective_rpc", {"method": method})
         return list(response["results"])
 
     async def _request(

@@ -12,58 +12,9 @@ import threading
 import time
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
-
-class PolicyLoader:
-    """Mixed into vLLM's worker (`worker_extension_cls`), where it can reach the model.
-
-    `vllm_engine` and `vllm_server` use the first method, the others are for `vllm_server` alone.
-    """
-
-    def load_policy(self: Any, weights_path: str, version: str | None = None) -> None:
-        """Take over the weights in a folder of safetensors; `policy_version` returns `version` from then on.
-
-        On CPU, `reload_weights` reports success and leaves some weights unusable: a tied output head computes from a
-        repacked copy of its old ones, and experts, which were packed in place, take raw ones for packed. Nobody packs
-        either again, so that is done here.
-
-        Raises:
-            FileNotFoundError: the folder does not exist where this worker runs.
-        """
-        if not Path(weights_path).is_dir():
-            raise FileNotFoundError(f"the server sees no folder {weights_path}")
-        self.accord_policy_version = None  # until all is done
-        self.reload_weights(weights_path=weights_path)
-        head = getattr(self.model_runner.get_model(), "lm_head", None)
-        if head is not None and hasattr(head, "cpu_linear"):
-            head.quant_method.process_weights_after_loading(head)
-        for layer in self.model_runner.get_model().modules():
-            kernel = getattr(getattr(layer, "quant_method", None), "moe_kernel", None)
-            experts = getattr(kernel, "fused_experts", None)
-            if experts is not None and hasattr(experts, "isa"):  # those of a CPU
-                experts.process_weights_after_loading(layer)
-        self.accord_policy_version = version
-
-    def policy_version(self: Any) -> str | None:
-        """What the latest `load_policy` was told; None before the first one, and after one that failed."""
-        return getattr(self, "accord_policy_version", None)
-
-    def describe_policy(self: Any) -> dict[str, Any]:
-        """What decides whether this server can sample for a trainer."""
-        config = self.model_config
-        plain = (int, float, str, bool)
-        return {
-            "config": {
-                key: value for key, value in config.hf_config.to_dict().items() if isinstance(value, plain)
-            },
-            "dtype": str(config.dtype).removeprefix("torch."),
-            "logprobs_mode": str(config.logprobs_mode),
-            "max_model_len": int(config.max_model_len),
-            "device": str(self.device_config.device_type),
-            "chunked_prefill": bool(self.scheduler_config.enable_chunked_prefill),
-        }
+WORKER_EXTENSION = "accord.sampling.weight_transfer.PolicyLoader"
 
 
 class Engine:
@@ -73,9 +24,8 @@ class Engine:
         from vllm import LLM
 
         self.connection = connection
-        self.llm: Any = LLM(
-            **options, worker_extension_cls=f"{PolicyLoader.__module__}.{PolicyLoader.__name__}"
-        )
+        self.llm: Any = LLM(**options, worker_extension_cls=WORKER_EXTENSION)
+        self.llm.init_weight_transfer_engine({"init_info": {}})
 
     def sample(
         self,
@@ -115,9 +65,9 @@ class Engine:
         in_order = sorted(answers, key=int)  # vLLM numbers requests as they come
         return [answers[identifier] for identifier in in_order]
 
-    def call_worker(self, method: str, arguments: dict[str, Any]) -> None:
-        """Call a method of vLLM's worker."""
-        self.llm.collective_rpc(method, kwargs=arguments)
+    def call(self, method: str, arguments: dict[str, Any]) -> None:
+        """Call a method of vLLM's `LLM`."""
+        getattr(self.llm, method)(**arguments)
 
 
 def _exit_with_parent(parent: int) -> None:

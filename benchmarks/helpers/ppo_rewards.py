@@ -13,3 +13,9 @@ def second_person(completions: list[list[dict[str, str]]], **_: Any) -> list[flo
         words = "".join(c if c.isalpha() else " " for c in completion[0]["content"].lower()).split()
         found.append(min(sum(word in WORDS for word in words), MOST) / MOST)
     return found
+
+
+def vowels(completions: list[list[dict[str, str]]], **_: Any) -> list[float]:
+    """The share of vowels among an answer's characters, which a random model can learn in a few updates."""
+    texts = [completion[0]["content"].lower() for completion in completions]
+    return [sum(text.count(vowel) for vowel in "aeiou") / max(1, len(text)) for text in texts]

@@ -27,6 +27,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from accord import parallel
 from accord.errors import AccordError
 from accord.records import write_atomically
+from accord.sampling.protocol import Completion
 from accord.training import last_whole_checkpoint
 from rl.policy_gradient.actors import Actors
 from rl.policy_gradient.watch import Evaluation
@@ -45,6 +46,8 @@ class Progress:
     evaluations: list[Evaluation] = field(default_factory=list)
     rows: list[dict[str, Any]] = field(default_factory=list)
     """All of metrics.jsonl."""
+    ahead: list[Completion] | None = None
+    """With `rl.overlap_updates: 1`: the next update's answers, which the policy of one update before has given."""
 
     @property
     def best(self) -> Evaluation | None:
@@ -106,6 +109,8 @@ def load_checkpoint(folder: Path, actors: Actors, optimiser: torch.optim.Optimiz
         click.echo(f"ppo: continues from {checkpoint.name}")
     values = json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
     values["evaluations"] = [Evaluation(**each) for each in values["evaluations"]]
+    if values["ahead"] is not None:
+        values["ahead"] = [Completion(**each) for each in values["ahead"]]
     trained = Trained(actors, optimiser, Progress(**values))
     _make_room(checkpoint, trained)
     state = _state(trained)

@@ -1,11 +1,12 @@
 """PPO's loop: updates, evaluations, checkpoints and progress, between `rl.ppo`'s building and saving."""
 
+import itertools
 import json
 import math
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ from accord.chat.tokens import decode_response
 from accord.errors import AccordError
 from accord.progress import EveryFewSeconds
 from accord.records import write_jsonl
-from accord.sampling.verify import BFLOAT16_BOUND
+from accord.sampling.protocol import Completion
+from accord.sampling.verify import BFLOAT16_BOUND, TOKENS_PER_ANSWER, Bound
 from reward.scorers import Scorer
 from rl.data import Data, EncodedPrompt
 from rl.maths.advantages import shape_scores
@@ -30,6 +32,7 @@ from rl.policy_gradient.evaluation import preference_loss
 from rl.policy_gradient.kl import next_kl_coefficient
 from rl.policy_gradient.learner import NotFiniteError, Opinions, experience, hear, learn
 from rl.policy_gradient.rollout import (
+    Mismatch,
     PolicySampler,
     Rollout,
     check_sampler,
@@ -42,6 +45,8 @@ from rl.policy_gradient.watch import Evaluation, answer_figures, correlation, st
 from rl.trackers import Trackers
 
 NOT_FINITE_BATCH = "not-finite.jsonl"
+ANSWERS_APART = 4
+"""Of each of the sampler's engines, by which its weights are checked where the rollout does not tell."""
 
 
 @dataclass(frozen=True)
@@ -119,16 +124,18 @@ class Loop:
 
         count, seed = settings.sampling.prompts_per_update, settings.sampling.seed
         asked = [data.prompts[i] for i in prompts_of_update(number, len(data.prompts), count, seed)]
-        rollout = self._sample(asked, seeds_of_update(number, len(asked), seed))
-        clock.append(time.perf_counter())
+        ahead = progress.ahead
+        seeds = seeds_of_update(number, len(asked), seed)
+        rollout = self._sample(asked, seeds) if ahead is None else self._rollout(asked, ahead)
         try:
+            # Answers ahead are by an older policy, so others tell whether the sampler has the weights of now.
+            mismatch = None if ahead is None else self._check_sampler_apart(asked, number)
+            answers_of_next = self._begin_next(number + 1) if settings.schedule.overlaps else None
+            clock.append(time.perf_counter())
             opinions = hear(actors, rollout, settings.passes)
             reward_model_score = opinions.scores.mean().item()
             opinions = self._rewarded(asked, rollout, opinions)
-            mismatch = check_sampler(
-                opinions.log_probabilities, opinions.sampler, opinions.tokens,
-                BFLOAT16_BOUND if actors.bfloat16 else sampler.bound,
-            )  # fmt: skip
+            mismatch = mismatch or self._check_sampler(opinions)
             shaping = settings.shaping
             shaped = shape_scores(
                 opinions.scores, opinions.lengths, torch.tensor(rollout.ended, device=actors.device),
@@ -148,6 +155,9 @@ class Loop:
                 "the reward model"
             ) from None
         clock.append(time.perf_counter())
+        progress.ahead = answers_of_next() if answers_of_next else None
+        if settings.schedule.overlaps:
+            clock.append(time.perf_counter())
         sampler.sync()
         clock.append(time.perf_counter())
 
@@ -176,7 +186,8 @@ class Loop:
             "sampler_restarts": sampler.restarts - restarts,
             "tokens_per_second": sum(lengths) / (clock[-1] - clock[0]),
         }
-        names = ("rollout_runtime", "scoring_runtime", "learning_runtime", "sync_runtime")
+        waiting = ("waiting_runtime",) if settings.schedule.overlaps else ()
+        names = ("rollout_runtime", "scoring_runtime", "learning_runtime", *waiting, "sync_runtime")
         if self.environment.scorer is not None:
             row["no_opinion_share"] = 1 - len(scores) / len(lengths)
         row |= {name: after - before for name, before, after in zip(names, clock, clock[1:], strict=False)}
@@ -242,11 +253,52 @@ class Loop:
             scored=torch.tensor([reward is not None for reward in rewards], device=scores.device),
         )
 
-    def _sample(self, prompts: Sequence[EncodedPrompt], seeds: Sequence[int]) -> Rollout:
-        sampling, eos = self.settings.sampling, self.environment.tokenizer.eos_token_id
-        sampler, ids = self.environment.sampler, [prompt.ids for prompt in prompts]
-        completions = sampler.sample(ids, seeds, sampling.max_response_tokens, sampling.temperature)
-        return make_rollout(ids, completions, int(str(eos)))
+    def _sample(
+        self, prompts: Sequence[EncodedPrompt], seeds: Sequence[int], longest: int | None = None
+    ) -> Rollout:
+        sampling, sampler = self.settings.sampling, self.environment.sampler
+        ids, tokens = [prompt.ids for prompt in prompts], longest or sampling.max_response_tokens
+        completions = sampler.sample(ids, seeds, tokens, sampling.temperature)
+        return self._rollout(prompts, completions)
+
+    def _rollout(self, prompts: Sequence[EncodedPrompt], completions: Sequence[Completion]) -> Rollout:
+        eos = self.environment.tokenizer.eos_token_id
+        return make_rollout([prompt.ids for prompt in prompts], completions, int(str(eos)))
+
+    def _begin_next(self, number: int) -> Callable[[], list[Completion]] | None:
+        """Begin to sample the answers of an update, if there is one; returns what waits for them.
+
+        Nobody else may use the sampler until then.
+        """
+        schedule, sampling, data = self.settings.schedule, self.settings.sampling, self.environment.data
+        if number > schedule.updates:
+            return None
+        count, seed = sampling.prompts_per_update, sampling.seed
+        ids = [data.prompts[i].ids for i in prompts_of_update(number, len(data.prompts), count, seed)]
+        return self.environment.sampler.begin(
+            ids, seeds_of_update(number, len(ids), seed), sampling.max_response_tokens, sampling.temperature
+        )
+
+    def _check_sampler(self, opinions: Opinions) -> Mismatch:
+        """Have the sampler's engines the weights that the policy has now, by which these answers are?"""
+        engines = self.environment.sampler.engines
+        return check_sampler(
+            opinions.log_probabilities, opinions.sampler, opinions.tokens, self._bound, engines
+        )
+
+    def _check_sampler_apart(self, prompts: Sequence[EncodedPrompt], number: int) -> Mismatch:
+        """The same by some short answers of each engine that are for this alone."""
+        engines = self.environment.sampler.engines
+        count = ANSWERS_APART * self._bound.answers_per_prompt * len(engines)
+        asked = list(itertools.islice(itertools.cycle(prompts), count))
+        seeds = seeds_of_update(-number, count, self.settings.sampling.seed)
+        longest = min(TOKENS_PER_ANSWER, self.settings.sampling.max_response_tokens)
+        rollout = self._sample(asked, seeds, longest)
+        return self._check_sampler(hear(self.actors, rollout, self.settings.passes))
+
+    @property
+    def _bound(self) -> Bound:
+        return BFLOAT16_BOUND if self.actors.bfloat16 else self.environment.sampler.bound
 
     def _stop_reason(self, row: dict[str, Any]) -> str | None:
         progress, rules = self.progress, self.settings.stop_rules

@@ -4,6 +4,7 @@ Which prompts an update sees, and with which seeds its answers are drawn, follow
 update alone: a run that continues needs no saved position in the data.
 """
 
+import functools
 import hashlib
 import logging
 import random
@@ -19,7 +20,9 @@ from accord import parallel
 from accord.errors import SamplerGoneError, SyncError
 from accord.models.references import Model
 from accord.sampling.protocol import Completion, Sampler
+from accord.sampling.replicas import parts
 from accord.sampling.shared import SharedSampler
+from accord.sampling.transfer import in_background
 from accord.sampling.verify import Bound
 from rl.maths.advantages import truncate_at_eos
 
@@ -151,19 +154,67 @@ class PolicySampler:
             assert self._sampler is not None
             return self._sampler.sample(prompts, seeds, max_response_tokens, temperature)
 
+        completions = self._from_first_or_none(answers)
+        if completions is None:
+            self._restart_in_step()
+            completions = parallel.from_first(answers)
+        if self._sampler is not None:
+            self._sampler.rest()
+        return completions
+
+    def begin(
+        self,
+        prompts: Sequence[Sequence[int]],
+        seeds: Sequence[int],
+        max_response_tokens: int,
+        temperature: float,
+    ) -> Callable[[], list[Completion]]:
+        """As `sample`, in the background, with the weights as they are now; returns what waits for the answers.
+
+        If the sampler's process ends meanwhile, these weights are lost, and the answers are by those of later.
+        """
+        if not self._has_weights:
+            self.sync()
+        request = (prompts, seeds, max_response_tokens, temperature)
+        begun = in_background(functools.partial(self._sampler.sample, *request)) if self._sampler else None
+
+        def answers() -> list[Completion]:
+            assert begun is not None
+            return begun.result()
+
+        def wait() -> list[Completion]:
+            completions = self._from_first_or_none(answers)
+            if completions is None:
+                self._restart_in_step()
+                completions = self.sample(*request)
+            return completions
+
+        return wait
+
+    @property
+    def engines(self) -> list[str]:
+        """What to call the sampler's engines; prompt i is answered by engine i modulo their number."""
+        if not self._has_weights:
+            self.sync()
+        return parallel.from_first(
+            lambda: [name for name, _ in parts(self._sampler)] if self._sampler else []
+        )
+
+    def _from_first_or_none(self, answers: Callable[[], list[Completion]]) -> list[Completion] | None:
+        """The first process's answers, in all of them; None where the sampler's process ended."""
+
         def answers_or_none() -> list[Completion] | None:
             try:
                 return answers()
             except SamplerGoneError:
                 return None
 
-        completions = parallel.from_first(answers_or_none)
-        if completions is None:
-            with self._whole_policy() as policy:
-                if parallel.is_first():
-                    self._restart(policy)
-            completions = parallel.from_first(answers)
-        return completions
+        return parallel.from_first(answers_or_none)
+
+    def _restart_in_step(self) -> None:
+        with self._whole_policy() as policy:
+            if parallel.is_first():
+                self._restart(policy)
 
     def _restart(self, policy: Any) -> None:
         if self.restarts:
@@ -188,18 +239,36 @@ class Mismatch:
     mean: float
 
 
-def check_sampler(trainer: torch.Tensor, sampler: torch.Tensor, mask: torch.Tensor, bound: Bound) -> Mismatch:
+def check_sampler(
+    trainer: torch.Tensor,
+    sampler: torch.Tensor,
+    mask: torch.Tensor,
+    bound: Bound,
+    engines: Sequence[str] = (),
+) -> Mismatch:
     """Compare log-probabilities [A, S] of a rollout: are the sampler's weights the trainer's?
+
+    Where there are several `engines`, answer i is by engine i modulo their number, and each is looked at by itself.
 
     Raises:
         SyncError: they differ by more than rounding explains.
     """
+    for number, name in enumerate(engines if len(engines) > 1 else ()):
+        of_engine = slice(number, None, len(engines))
+        if mask[of_engine].any():
+            _check_engine(trainer[of_engine], sampler[of_engine], mask[of_engine], bound, name)
+    return _check_engine(trainer, sampler, mask, bound, "the sampler")
+
+
+def _check_engine(
+    trainer: torch.Tensor, sampler: torch.Tensor, mask: torch.Tensor, bound: Bound, name: str
+) -> Mismatch:
     difference = (trainer - sampler)[mask].abs()
     found = Mismatch(difference.max().item(), difference.mean().item())
     # Written so that a NaN fails.
     if not (found.largest <= bound.max_difference and found.mean <= bound.mean_difference):
         raise SyncError(
-            f"the sampler does not have the trainer's weights: over {difference.numel()} tokens of a rollout their "
+            f"{name} does not have the trainer's weights: over {difference.numel()} tokens of a rollout their "
             f"log-probabilities differ by up to {found.largest:.2g} and by {found.mean:.2g} on average, where rounding "
             f"explains {bound.max_difference:g} and {bound.mean_difference:g}; run the same command again to continue, "
             "with sampling.dtype=float32 and sampling.engine=transformers if this repeats"

@@ -117,6 +117,8 @@ class Schedule:
     """Of the first update; it falls linearly to zero."""
     evaluate_every_updates: int | None
     checkpoint_every_updates: int
+    overlaps: bool = False
+    """Whether the next update's answers are sampled during an update."""
 
 
 @dataclass(frozen=True)

@@ -4,14 +4,19 @@ import asyncio
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
 from pydantic import ValidationError
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from accord.errors import AccordError, SamplerGoneError
+from accord.models.references import Model
 from accord.sampling import SamplingConfig, vllm_server
+from accord.sampling.replicas import Replicas
+from accord.sampling.shared import SharedSampler
 from accord.sampling.vllm_server import VLLMServerSampler
 
 EOS = 2
@@ -26,7 +31,7 @@ class FakeServer:
         self.complete: Callable[[dict[str, Any]], httpx.Response] = self.completion
         self.description: dict[str, Any] = {
             "config": {"num_hidden_layers": 2}, "dtype": "float32", "logprobs_mode": "processed_logprobs",
-            "max_model_len": 1024, "device": "cuda", "chunked_prefill": True,
+            "max_model_len": 1024, "device": "cuda", "chunked_prefill": True, "weight_transfer": "accord_files",
         }  # fmt: skip
 
     def completion(self, body: dict[str, Any], stop: int = EOS, finish: str = "stop") -> httpx.Response:
@@ -46,10 +51,14 @@ class FakeServer:
             return self.complete(body)
         if path == "/reset_prefix_cache":
             return httpx.Response(200)  # as older versions
-        if body["method"] == "load_policy":
-            self.version = body["kwargs"]["version"]
-        results = {"describe_policy": self.description, "policy_version": self.version, "load_policy": None}
-        return httpx.Response(200, json={"results": [results[body["method"]]]})
+        if path == "/weight_info":
+            return httpx.Response(200, json={"weight_version": self.version})
+        if path == "/finish_weight_update":
+            self.version = body["weight_version"]
+        if path.endswith(("_weight_update", "_weights", "_transfer_engine")):
+            return httpx.Response(200, json={})
+        assert (path, body) == ("/collective_rpc", {"method": "describe_policy"})
+        return httpx.Response(200, json={"results": [self.description]})
 
 
 @pytest.fixture
@@ -94,6 +103,41 @@ def test_a_busy_server_is_asked_again_for_the_same_answers(server: FakeServer, s
     assert answers[1].log_probabilities == [-0.25, -0.5] and answers[1].finish == "eos"
     again = [body for path, body in server.asked if path == "/v1/completions" and body["prompt"] == [6]]
     assert len(again) == 3 and again[0] == again[1] == again[2] and again[0]["seed"] == 11
+
+
+def test_two_servers_share_the_prompts_and_get_the_same_weights(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=8, hidden_size=4, intermediate_size=4, num_hidden_layers=2,
+                                         num_attention_heads=1))  # fmt: skip
+    model.save_pretrained(tmp_path)
+    servers = {"http://one": FakeServer(), "http://two": FakeServer()}
+    monkeypatch.setattr(
+        VLLMServerSampler,
+        "_client",
+        lambda self: httpx.AsyncClient(base_url=self.url, transport=httpx.MockTransport(servers[self.url])),
+    )
+    config = SamplingConfig(engine="server", server_url=list(servers), server_weights_folder=tmp_path)
+    tokenizer: Any = SimpleNamespace(eos_token_id=EOS)
+    both = SharedSampler(config)._start(Model("model", tmp_path, "digest"), tokenizer)
+    assert isinstance(both, Replicas)
+    both.sync(model)
+    assert len({server.version for server in servers.values()}) == 1
+    answers = both.sample([[4], [5], [6]], [1, 2, 3], 2)
+    assert [answer.token_ids for answer in answers] == [[4, EOS], [5, EOS], [6, EOS]]
+    asked = {
+        url: sorted(body["prompt"][0] for path, body in server.asked if path == "/v1/completions")
+        for url, server in servers.items()
+    }
+    assert asked == {"http://one": [4, 6], "http://two": [5]}
+    files = [
+        [body["update_info"]["path"] for path, body in server.asked if path == "/update_weights"]
+        for server in servers.values()
+    ]
+    assert files[0] == files[1] and len(files[0]) == 1 and not list(tmp_path.glob("accord-weights-*"))
+    servers["http://two"].version = "another"
+    with pytest.raises(SamplerGoneError, match="http://two no longer has the weights"):
+        both.sample([[4], [5], [6]], [1, 2, 3], 2)
 
 
 def test_no_more_requests_are_under_way_than_answers_at_once(
@@ -155,6 +199,7 @@ def test_an_answer_that_ended_for_another_reason_is_an_error(server: FakeServer,
     [
         ({"config": {"num_hidden_layers": 3}}, "its num_hidden_layers is 3, that of .* is 2"),
         ({"logprobs_mode": "raw_logprobs"}, "asks for --logprobs-mode processed_logprobs"),
+        ({"weight_transfer": "nccl"}, "asks for --weight-transfer-config.backend accord_files"),
         ({"dtype": "bfloat16"}, "asks for --dtype float32"),
         (
             {"max_model_len": 512},

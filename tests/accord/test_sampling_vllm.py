@@ -98,15 +98,18 @@ def test_sampler_and_trainer_agree_before_and_after_a_sync(
         verify(sampler, policy, prompts, FLOAT32_BOUND)
 
 
+def reload_by_itself(sampler: VLLMSampler, policy: PreTrainedModel, folder: Path) -> None:
+    """By vLLM's `reload_weights`, without what `accord.sampling.weight_transfer` does at the end of an update."""
+    policy.save_pretrained(folder)
+    sampler._call("collective_rpc", method="reload_weights", kwargs={"weights_path": str(folder)})
+
+
 def test_a_stale_output_head_is_detected(
-    sampler: VLLMSampler,
-    perturbed: PreTrainedModel,
-    prompts: list[list[int]],
-    monkeypatch: pytest.MonkeyPatch,
+    sampler: VLLMSampler, perturbed: PreTrainedModel, prompts: list[list[int]], tmp_path: Path
 ) -> None:
     """vLLM's own `reload_weights` returns success on CPU, and leaves a tied head as it was."""
-    monkeypatch.setattr(sampler, "reload_method", "reload_weights")
-    sampler.sync(perturbed)
+    sampler.sync_count += 1  # so that the next test has the model's weights again
+    reload_by_itself(sampler, perturbed, tmp_path)
     with pytest.raises(SyncError):
         verify(sampler, perturbed, prompts, FLOAT32_BOUND)
 
@@ -256,7 +259,7 @@ def test_vllm_that_cannot_start_names_its_log(small_model: Model, tmp_path: Path
     assert "Available memory" in (tmp_path / "vllm.log").read_text()
 
 
-def test_experts_have_new_weights_after_each_sync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_experts_have_new_weights_after_each_sync(tmp_path: Path) -> None:
     """vLLM packs experts for a CPU when it loads them, and not when it loads them again."""
     model = make_family("qwen3_moe", tmp_path / "model", num_attention_heads=2, intermediate_size=64)
     moved = loading.load_policy(model)
@@ -273,8 +276,7 @@ def test_experts_have_new_weights_after_each_sync(tmp_path: Path, monkeypatch: p
             assert (
                 verify(sampler, moved, [[5, 6, 7], list(range(3, 60))], FLOAT32_BOUND).max_difference < 1e-3
             )
-        monkeypatch.setattr(sampler, "reload_method", "reload_weights")  # vLLM's own
-        sampler.sync(moved)
+        reload_by_itself(sampler, moved, tmp_path / "moved")
         with pytest.raises(SyncError):
             verify(sampler, moved, [[5, 6, 7]], FLOAT32_BOUND)
 

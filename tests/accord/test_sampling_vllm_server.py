@@ -23,6 +23,7 @@ from accord.sampling.shared import SharedSampler
 from accord.sampling.verify import FLOAT32_BOUND, verify
 from accord.sampling.vllm_engine import vllm_is_installed
 from accord.sampling.vllm_server import VLLMServerSampler
+from accord.sampling.weights import weight_files
 from rl.policy_gradient.rollout import PolicySampler
 
 pytestmark = [
@@ -152,14 +153,10 @@ def test_weights_that_do_not_fit_or_are_not_seen_are_errors(
     sampler: VLLMServerSampler, small_model: Model, config: SamplingConfig, policy: PreTrainedModel, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    real = sampler._call_workers
-
-    async def elsewhere(http: httpx.AsyncClient, method: str, arguments: Any = None) -> list[Any]:
-        return await real(http, method, {**arguments, "weights_path": "/not/there"} if arguments else None)
-
+    real = sampler.update_weights
     with monkeypatch.context() as patch:
-        patch.setattr(sampler, "_call_workers", elsewhere)
-        with pytest.raises(AccordError, match=r"sees no folder /not/there.*server_weights_folder"):
+        patch.setattr(sampler, "update_weights", lambda part: real({"path": "/not/there"}))
+        with pytest.raises(AccordError, match=r"/not/there.*server_weights_folder"):
             sampler.sync(policy)
     with pytest.raises(SamplerGoneError, match="no longer has the weights"):
         sampler.sample(PROMPTS, range(8), 4)
@@ -170,6 +167,17 @@ def test_weights_that_do_not_fit_or_are_not_seen_are_errors(
         VLLMServerSampler(
             small_model.folder, EOS, config.model_copy(update={"server_weights_folder": tmp_path / "no"})
         )
+
+
+def test_an_update_that_a_lost_trainer_began_is_ended(
+    sampler: VLLMServerSampler, small_model: Model, config: SamplingConfig, policy: PreTrainedModel
+) -> None:
+    files = weight_files(perturbed(policy), config.server_weights_folder, file_bytes=1)
+    sampler.start_weight_update()
+    sampler.update_weights({"path": str(next(files))})
+    other = VLLMServerSampler(small_model.folder, EOS, config)
+    other.sync(policy)
+    assert verify(other, policy, PROMPTS, FLOAT32_BOUND).max_difference < 1e-4
 
 
 def test_what_does_not_fit_the_server_is_an_error(
@@ -194,8 +202,8 @@ def test_a_server_without_the_extension_or_the_endpoint_is_an_error(
     """What the server answers to a method and to paths that it does not have stands in for one without them."""
     call, request = VLLMServerSampler._call_workers, VLLMServerSampler._request
 
-    async def call_another(self: Any, http: httpx.AsyncClient, method: str, arguments: Any = None) -> Any:
-        return await call(self, http, f"no_{method}", arguments)
+    async def call_another(self: Any, http: httpx.AsyncClient, method: str) -> Any:
+        return await call(self, http, f"no_{method}")
 
     async def request_elsewhere(
         self: Any, http: httpx.AsyncClient, method: str, path: str, *more: Any
