@@ -56,13 +56,13 @@ def run_round(
     """
     written = config
     config = open_data(config, runs, keep_fault=lambda *_: None)  # check_round says what is wrong
-    if not checked:
-        check_round(config, runs, until)
-    stages = stages_until(config, until)
     runs_made: list[Run] = []
-
     sampler = SharedSampler(config.sampling, log=runs.root / "vllm.log")
     with sampler, _launching(written, runs, sampler):
+        if not checked:
+            check_round(config, runs, until)
+        stages = stages_until(config, until)
+
         # The base model learns the form of good answers from demonstrations.
         before = policy = prepare_base(config.model, runs, config.chat_template)
         if config.sft and "sft" in stages:

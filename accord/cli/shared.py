@@ -35,17 +35,17 @@ def run_until(
 
     round_config = load_config(config, RoundConfig, overrides)
     runs = runs_of_command(only=stage if alone else None)
-    if worker.is_launched():
-        pass  # whoever started this process has looked
-    elif "LOCAL_RANK" not in os.environ and machine_rank(round_config.compute) > 0:
+    checked = worker.is_launched()  # whoever started this process has looked
+    if "LOCAL_RANK" not in os.environ and machine_rank(round_config.compute) > 0:
         click.get_current_context().exit(serve(round_config.compute))
-    else:
+    if not checked and round_config.compute.machines == 1:  # else the other machines hear what is wrong
         from accord.preflight import check_round
 
         check_round(round_config, runs, stage)
+        checked = True
     from accord.round import run_round  # takes seconds to import, which a mistake need not cost
 
-    return run_round(round_config, runs, stage, wait, checked=True)
+    return run_round(round_config, runs, stage, wait, checked)
 
 
 class Group(click.Group):

@@ -207,6 +207,7 @@ def machines_of(compute: ComputeConfig) -> Iterator[Machines | None]:
     if compute.machines == 1:
         yield None
         return
+    check_devices(compute)
     assert compute.rendezvous
     machines = Machines(compute.rendezvous, is_first=True)
     code = 1

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from pydantic import ValidationError
 from accord.compute import launch
 from accord.compute.config import ComputeConfig
 from accord.compute.launch import Launcher, check_devices, machine_rank
+from accord.compute.machines import Launch, Machines
 from accord.errors import AccordError, DataError, UsageError
 
 TWO = ComputeConfig(devices=2)
@@ -43,6 +45,7 @@ REFUSES = (
     WORKER
     + """
 from accord.compute import worker
+from accord.compute.machines import Launch, Machines
 from accord.errors import DataError
 if rank == 1:
     worker.tell(DataError("rows.jsonl, line 3: is no row"))
@@ -239,7 +242,31 @@ def test_which_machine_this_is(monkeypatch: pytest.MonkeyPatch) -> None:
         machine_rank(several)
 
 
-def test_a_rendezvous_port_that_is_taken() -> None:
+def test_machines_start_what_the_first_one_launches_and_end_with_it() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        rendezvous = f"127.0.0.1:{server.getsockname()[1]}"
+    first = Machines(rendezvous, is_first=True)
+    first.announce(Launch("0.yaml", "reason", ["ppo"]))  # before the other one is there
+    started: list[tuple[str, bool]] = []
+
+    def run(launch: Launch, is_over: Any) -> int:
+        started.append((launch.config, is_over()))
+        wait_for(is_over)
+        return 1
+
+    with ThreadPoolExecutor() as pool:
+        other = pool.submit(lambda: Machines(rendezvous, is_first=False).follow(run))
+        wait_for(lambda: len(started) == 1)
+        first.announce(Launch("1.yaml", "reason", ["ppo"]))  # again, after a lost process
+        wait_for(lambda: len(started) == 2)
+        first.announce(None)
+        first.end(75)
+        assert other.result(30) == 75
+    assert started == [("0.yaml", False), ("1.yaml", False)]
+
+
+def test_a_rendezvous_port_that_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCORD_MACHINE", "0")
     with socket.create_server(("127.0.0.1", 0)) as server:
         taken = f"127.0.0.1:{server.getsockname()[1]}"
         compute = ComputeConfig(machines=2, rendezvous=taken)

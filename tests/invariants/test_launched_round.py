@@ -87,7 +87,7 @@ def test_a_round_launches_ppo_and_goes_on_after_a_killed_process(
         "ppo: starts in 2 processes",
         "ppo: a worker was lost (signal 9); starts again from its last checkpoint (1 of 3)",
     ]
-    assert len(two.record.continued_at) == 2  # by the second try, and by this process, which found it done
+    assert len(two.record.continued_at) == 1
 
     one = run_round(load_config(written, RoundConfig), Runs(tmp_path / "alone"))
     assert (two.id, two.is_done) == (one.id, True)
@@ -112,7 +112,7 @@ def test_two_machines_run_the_same_command(written: Path, tmp_path: Path) -> Non
         for number in (1, 0)
     ]  # fmt: skip
     try:
-        (_, followed), (shown, said) = (machine.communicate(timeout=300) for machine in machines)
+        (_, followed), (shown, said) = (machine.communicate(timeout=200) for machine in machines)
     finally:
         for machine in machines:
             machine.send_signal(signal.SIGKILL)
