@@ -31,8 +31,8 @@ INTRODUCTION = """\
 One YAML file a round; `accord init` writes one to start from, [`configs/demo.yaml`](../configs/demo.yaml) is a whole
 one. Its top level holds `model` (a model reference), `chat_template` (for a base model without one:
 [bring-your-model.md](bring-your-model.md)), `data`,
-`sampling`, `compute`, and a section for each stage that is to be run: `sft` (left out: the base model is aligned as it is),
-`feedback` or `preferences` (a file in its place), `reward`, `rl` and `eval`. On the command line a setting is
+`sampling`, `compute`, and a section for each stage that is to be run: `sft` (left out: the base model is aligned as it
+is), `feedback` or `preferences` (a file in its place), `reward`, `rl` and `eval`. On the command line a setting is
 `rl.learning_rate=1e-6`. A key that nothing reads, or that stands twice, is an error. `accord config check` says all
 that is wrong, `accord config show` all that is set. Data files inside the package
 are `bundled:demo/prompts.train.jsonl` and the like; other paths are relative to the working folder.

@@ -15,6 +15,7 @@ from accord.cli.data import data
 from accord.cli.eval import evaluation, finish_with_verdict
 from accord.cli.feedback import feedback
 from accord.cli.keys import keys
+from accord.cli.launch import launch
 from accord.cli.reward import reward
 from accord.cli.shared import AS_JSON, CONFIG, OVERRIDES, RUN, Group, run_until, runs_of_command
 from accord.compute import worker
@@ -142,6 +143,7 @@ main.add_command(reward)
 for algorithm in ALGORITHMS.values():
     _stage_command(algorithm.name, algorithm.does, f" (rl.algorithm: {algorithm.name})")
 main.add_command(evaluation)
+main.add_command(launch)
 
 
 # --- gate and promotion

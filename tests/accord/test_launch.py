@@ -1,7 +1,11 @@
 """A training stage in processes of its own: started, followed, started again, and ended with the round."""
 
 import contextlib
+import importlib.util
+import json
 import logging
+import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -15,14 +19,17 @@ from typing import Any
 import psutil
 import pytest
 import yaml
+from click.testing import CliRunner
 from pydantic import ValidationError
 
+from accord.cli.main import main
 from accord.compute import launch
 from accord.compute.config import ComputeConfig
 from accord.compute.launch import Launcher, check_devices, machine_rank
 from accord.compute.machines import Launch, Machines
 from accord.errors import AccordError, DataError, UsageError
 
+ROOT = Path(__file__).parents[2]
 TWO = ComputeConfig(devices=2)
 WORKER = """
 import json, os, pathlib, signal, sys, time
@@ -135,7 +142,7 @@ Launcher(ComputeConfig(devices=2), {}, folder, ("sft",), lambda: None).run(
 def controlling(folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], list[psutil.Process]]]:
     """A process that launched two, which wait; with all that must end."""
     stub(folder, WAITS)
-    process = subprocess.Popen([sys.executable, "-c", ROUND, str(folder)], cwd=Path(__file__).parents[2])
+    process = subprocess.Popen([sys.executable, "-c", ROUND, str(folder)], cwd=ROOT)
     try:
         wait_for(lambda: all((folder / f"pid-{rank}").exists() for rank in (0, 1)))
         time.sleep(1)  # they have begun to watch
@@ -272,3 +279,109 @@ def test_a_rendezvous_port_that_is_taken(monkeypatch: pytest.MonkeyPatch) -> Non
         compute = ComputeConfig(machines=2, rendezvous=taken)
         with pytest.raises(UsageError, match=r"compute\.rendezvous: port"), launch.machines_of(compute):
             pass
+
+
+SLURM = {
+    "scontrol": 'echo "scontrol $*" >> "$LOG"; [ "$1" = show ] && printf "node-1\\nnode-2\\n"; exit 0',
+    "sbatch": 'echo "sbatch $1" >> "$LOG"',
+    "srun": 'echo "srun $*" >> "$LOG"; [ "$CODE" = sleep ] && exec sleep 60; exit "$CODE"',
+}
+
+
+@pytest.fixture
+def batch_script(tmp_path: Path) -> Path:
+    """Of two nodes, whose programs are Slurm's by name."""
+    shutil.copy(ROOT / "configs/tiny-ppo.yaml", tmp_path / "my round.yaml")
+    arguments = [
+        "--runs", str(tmp_path / "runs"), "launch", str(tmp_path / "my round.yaml"), "compute.devices=8",
+        "compute.machines=2", "rl.seed=1", "--print", "slurm",
+    ]  # fmt: skip
+    script = CliRunner().invoke(main, arguments)
+    assert script.exit_code == 0, script.output
+    (tmp_path / "job.sh").write_text(script.output)
+    (tmp_path / "bin").mkdir()
+    for name, text in SLURM.items():
+        program = tmp_path / "bin" / name
+        program.write_text(f"#!/bin/bash\n{text}\n")
+        program.chmod(0o755)
+    return tmp_path / "job.sh"
+
+
+def run_job(script: Path, code: str, and_signal: bool = False) -> tuple[int, list[str], str]:
+    """The script's exit code, what it called, and what it printed."""
+    log = script.parent / "log"
+    log.unlink(missing_ok=True)
+    environment = {
+        **os.environ, "PATH": f"{script.parent / 'bin'}:{os.environ['PATH']}", "LOG": str(log), "CODE": code,
+        "SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NODELIST": "node-[1-2]",
+    }  # fmt: skip
+    job = subprocess.Popen(["bash", str(script)], env=environment, text=True, stdout=subprocess.PIPE)
+    if and_signal:
+        wait_for(lambda: log.exists() and "srun" in log.read_text())
+        job.send_signal(signal.SIGUSR1)
+    printed, _ = job.communicate(timeout=60)
+    return job.returncode, log.read_text().splitlines(), printed
+
+
+def test_the_batch_script_asks_for_what_is_configured(batch_script: Path) -> None:
+    subprocess.run(["bash", "-n", str(batch_script)], check=True)
+    asked = [line.split()[1] for line in batch_script.read_text().splitlines() if line.startswith("#SBATCH")]
+    assert {"--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=8", "--requeue"} <= set(asked)
+    code, (_, srun), _ = run_job(batch_script, "0")
+    assert code == 0
+    assert srun.endswith(
+        f" -m accord --runs {batch_script.parent / 'runs'} round {batch_script.parent / 'my round.yaml'} "
+        "compute.devices=8 compute.machines=2 rl.seed=1 compute.machines=2 compute.rendezvous=node-1:29400"
+    )
+
+
+@pytest.mark.parametrize("code", ["1", "10", "11"])
+def test_the_batch_script_ends_as_the_round(batch_script: Path, code: str) -> None:
+    assert run_job(batch_script, code)[0] == int(code)
+
+
+def test_the_batch_script_comes_back_for_annotators(batch_script: Path) -> None:
+    code, called, printed = run_job(batch_script, "75")
+    assert (code, called[-1]) == (0, "sbatch --begin=now+60minutes")
+    assert "annotators are at work" in printed
+
+
+def test_the_batch_script_goes_back_into_the_queue_when_preempted(batch_script: Path) -> None:
+    code, called, _ = run_job(batch_script, "sleep", and_signal=True)
+    assert (code, called[-1]) == (0, "scontrol requeue 7")
+
+
+def test_the_task_for_skypilot(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its keys are those of SkyPilot's own schema, where that is installed."""
+    monkeypatch.chdir(ROOT)
+    arguments = ["launch", "configs/tiny-ppo.yaml", "compute.devices=8", "compute.machines=2"]
+    shown = CliRunner().invoke(main, [*arguments, "--print", "skypilot"])
+    assert shown.exit_code == 0, shown.output
+    task = yaml.safe_load(shown.output)
+    assert (task["num_nodes"], task["resources"]["accelerators"], task["resources"]["use_spot"]) == (
+        2,
+        "H100:8",
+        True,
+    )
+    assert task["volumes"] == {"/runs": "accord-runs"}
+    subprocess.run(["bash", "-n", "-c", task["run"]], check=True)
+    assert "round configs/tiny-ppo.yaml compute.devices=8 compute.machines=2 \\\n" in task["run"]
+    if importlib.util.find_spec("sky"):
+        import sky  # type: ignore[import-not-found]
+
+        sky.Task.from_yaml_config(task)
+
+
+def test_the_plan_of_a_configuration(tiny_model: Any) -> None:
+    arguments = ["launch", str(ROOT / "configs/tiny-ppo.yaml"), f"model={tiny_model.folder}", "--plan"]
+    shown = CliRunner().invoke(main, [*arguments, "--json"])
+    assert shown.exit_code == 0, shown.output
+    plan = json.loads(shown.output)
+    assert list(plan["stages"]) == ["sft", "reward", "ppo"]
+    sharded = CliRunner().invoke(main, [*arguments, "compute.devices=2", "compute.sharding=fsdp2", "--json"])
+    halved = json.loads(sharded.output)["stages"]["sft"]["weights"]
+    assert halved == pytest.approx(plan["stages"]["sft"]["weights"] / 2, abs=1)
+    table = CliRunner().invoke(main, arguments).output
+    assert "on 1 device, sharding: none" in table and "activations" in table
+    refused = CliRunner().invoke(main, arguments[:-1])
+    assert refused.exit_code == 2 and "say one of --print slurm" in refused.output
