@@ -185,8 +185,9 @@ def estimate(shape: ModelShape, work: Work, devices: Devices = Devices()) -> Mem
     computed = 2 if work.bfloat16 else 4
     shards_weights, shards_state = sharding in ("fsdp2", "zero3"), sharding != "none"
 
-    weights = MASTER * trained + whole * frozen
-    gradients, optimiser = MASTER * learned, MOMENTS * trained
+    weights: float = MASTER * trained + whole * frozen
+    gradients: float = MASTER * learned
+    optimiser: float = MOMENTS * trained
     host = 0.0
     if shards_weights:
         weights /= n
