@@ -99,7 +99,7 @@ class Launcher:
         logger.info("%s: starts in %s", stage, _in_words(self.compute))
         while True:
             reason.unlink(missing_ok=True)
-            port = _free_port()
+            port = free_port()
             _write_private(_accelerate_file(reason), yaml.safe_dump(accelerate_config(self.compute, port)))
             launch = Launch(str(_accelerate_file(reason)), str(reason), list(command))
             if self.machines:
@@ -351,7 +351,8 @@ def _write_private(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port that nothing listens on now."""
     with socket.create_server(("", 0)) as server:
         return int(server.getsockname()[1])
 

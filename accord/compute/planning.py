@@ -22,6 +22,10 @@ MOMENTS = 8
 """Bytes of AdamW's state for such a weight."""
 LOGITS_PER_CHUNK = 256
 """Tokens of which PPO has logits at a time."""
+TILE = (4096, 32768)
+"""Tokens and words of which TRL's trainers have logits at a time."""
+COPIES_ON_CPU = 8.5
+"""Of such a tile in float32, where no Triton computes in place."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +147,7 @@ class Work:
     tokens_per_pass: int = 1024
     """Of all rows that a device computes at a time, padding included."""
     attended: int = 0
-    """As in `ModelShape.activations`: the longest row where attention is eager, as on CPU; else 0."""
+    """On CPU, where attention is eager: the longest row, as in `ModelShape.activations`. On GPUs 0."""
     passes: int = 2
     """Passes of a device in an optimiser step."""
     steps: int = 1
@@ -158,7 +162,7 @@ class Memory:
     gradients: int
     optimiser: int
     gathered: int
-    """Weights that are whole while they are computed with, and copies in bfloat16."""
+    """Weights that are whole while they are computed with, copies in bfloat16, and gradients before they are added."""
     activations: int
     """Of one pass, logits among them."""
     host: int
@@ -198,13 +202,12 @@ def estimate(shape: ModelShape, work: Work, devices: Devices = Devices()) -> Mem
         optimiser, weights, gradients = 0, *((0, 0) if shards_weights else (weights, gradients))
 
     base = MASTER if work.lora_rank is None else whole
+    ends = shape.embedding * (1 if shape.tied or work.kind == "reward" else 2)
     gathered = 0.0
+    if work.lora_rank is None and work.passes > 1:  # a gradient before it is added, or shared out
+        gathered = MASTER * (ends if shards_state else shape.embedding)
     if shards_weights:
-        ends = shape.embedding * (1 if shape.tied or work.kind == "reward" else 2)
-        gathered = base * (2 * shape.layer + ends)  # a layer, the next one, and what stands around them
-        gathered += MASTER * (
-            shape.layer if work.lora_rank is None else 0
-        )  # its gradient, before it is shared
+        gathered += base * (2 * shape.layer + ends)  # a layer, the next one, and what stands around them
     if work.bfloat16 and work.lora_rank is None:  # autocast keeps its copies for as long as a pass takes
         gathered += 2 * (2 * shape.layer if shards_weights else learned)
 
@@ -239,8 +242,9 @@ def _activations(shape: ModelShape, work: Work, computed: int) -> int:
         logits = 0
     elif work.kind == "ppo":
         logits = 3 * LOGITS_PER_CHUNK * shape.vocabulary * 4
-    else:  # the logits, in float32 too, what the loss keeps of them, and their gradient
-        logits = work.tokens_per_pass * shape.vocabulary * (12 if computed == 4 else 14)
+    else:
+        tile = min(work.tokens_per_pass, TILE[0]) * min(shape.vocabulary, TILE[1])
+        logits = round(tile * (4 * COPIES_ON_CPU if work.attended else computed))
     return work.tokens_per_pass * kept + logits
 
 

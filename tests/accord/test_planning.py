@@ -86,7 +86,12 @@ def test_activations_and_when_they_meet_gradients() -> None:
     again = estimate(LLAMA_8B, Work("reward", tokens_per_pass=1000, checkpointing=True)).activations
     assert again == 1000 * (32 * 4 * 4096 + kept // 32_000)
     once, often = (estimate(LLAMA_8B, Work("reward", passes=passes)) for passes in (1, 2))
-    assert often.total - once.total == min(often.gradients, often.activations)
+    assert once.gathered == 0 and often.gathered == 4 * LLAMA_8B.embedding  # a gradient before it is added
+    assert often.total - once.total == often.gathered + min(often.gradients, often.activations)
+    tile = 1024 * 32768  # TRL's, of logits
+    on_gpu, on_cpu = (estimate(LLAMA_8B, Work("sft", attended=width)).activations for width in (0, 1))
+    eager = 1024 * 32 * 4 * 32  # tokens, layers, bytes, heads, for each token that is attended
+    assert (on_gpu - kept * 1024 // 1000, on_cpu - on_gpu - eager) == (4 * tile, 7.5 * 4 * tile)
 
 
 def test_what_processes_tell_one_another() -> None:
