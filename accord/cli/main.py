@@ -75,7 +75,7 @@ def main(ctx: click.Context, runs_root: Path, traceback: bool) -> None:
     if ctx.invoked_subcommand in COMPUTE:
         restart_with_libraries()
         if worker.is_launched():
-            worker.end_with_parent(os.getppid())
+            worker.end_with_launcher()
         parallel.join()
     logging.basicConfig(format="%(message)s", level=logging.ERROR)
     logging.getLogger("accord").setLevel(logging.INFO)

@@ -12,6 +12,8 @@ from accord.records import write_atomically
 
 REASON = "ACCORD_LAUNCHED"
 """The variable that names the file for the sentence about what went wrong."""
+LAUNCHER = "ACCORD_LAUNCHER"
+"""The variable that has the process id of whoever started this process: its parent, unless that is gone already."""
 SECONDS_TO_END = 45
 """The launcher of a stage ends its processes within 30."""
 
@@ -25,6 +27,11 @@ def tell(error: AccordError) -> None:
     """Leave the controlling process a sentence; it says it to the user."""
     reason = {"kind": type(error).__name__, "message": str(error)}
     write_atomically(Path(os.environ[REASON]), json.dumps(reason))
+
+
+def end_with_launcher() -> None:
+    """In a process that is launched: from now on it ends soon after its launcher, whatever ended that one."""
+    end_with_parent(int(os.environ[LAUNCHER]))
 
 
 def end_with_parent(parent: int, by: signal.Signals = signal.SIGKILL) -> None:

@@ -28,6 +28,7 @@ from accord.compute.config import ComputeConfig
 from accord.compute.launch import Launcher, check_devices, machine_rank
 from accord.compute.machines import Launch, Machines
 from accord.errors import AccordError, DataError, UsageError
+from accord.runs import Runs
 
 ROOT = Path(__file__).parents[2]
 TWO = ComputeConfig(devices=2)
@@ -54,9 +55,18 @@ REFUSES = (
 from accord.compute import worker
 from accord.compute.machines import Launch, Machines
 from accord.errors import DataError
-if rank == 1:
+if rank == 0:
     worker.tell(DataError("rows.jsonl, line 3: is no row"))
-sys.exit(1)
+    sys.exit(1)
+time.sleep(60)
+"""
+)
+FAILS = (
+    WORKER
+    + """
+if rank == 0:
+    sys.exit(3)
+time.sleep(60)
 """
 )
 WAITS = (
@@ -64,7 +74,7 @@ WAITS = (
     + """
 sys.path.insert(0, ".")
 from accord.compute import worker
-worker.end_with_parent(os.getppid())
+worker.end_with_launcher()
 time.sleep(300)
 """
 )
@@ -128,6 +138,12 @@ def test_what_a_process_finds_wrong_is_the_rounds_error(tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("try-0-*"))) == 1, "it started again in vain"
 
 
+def test_a_failure_that_nobody_explains_ends_the_round(tmp_path: Path) -> None:
+    with pytest.raises(AccordError, match=r"^sft failed in a process of its own, with exit code 3; what it"):
+        launcher(tmp_path).run("sft", stub(tmp_path, FAILS), tmp_path / "sft.reason.json")
+    assert len(list(tmp_path.glob("try-0-*"))) == 1, "it started again in vain"
+
+
 ROUND = """
 import pathlib, sys
 from accord.compute.config import ComputeConfig
@@ -185,6 +201,36 @@ def test_another_port_is_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(launch, "run_launch", run_launch)
     launcher(tmp_path).run("sft", [], tmp_path / "sft.reason.json")
     assert len(ports) == 3
+
+
+def say(reason: str, kind: str) -> None:
+    Path(reason).write_text(json.dumps({"kind": kind, "message": "what a process said"}))
+
+
+def test_only_a_lost_process_is_a_reason_to_start_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process of another machine was killed, say: here, one only notices that."""
+    started: list[int] = []
+
+    def run_launch(compute: ComputeConfig, each: Launch, machine: int) -> int:
+        started.append(1)
+        if len(started) == 1:
+            say(each.reason, "ProcessLostError")
+        return 1 if len(started) < 3 else 0
+
+    monkeypatch.setattr(launch, "run_launch", run_launch)
+    with pytest.raises(AccordError, match=r"^sft failed in a process of its own, with exit code 1; what it"):
+        launcher(tmp_path).run("sft", [], tmp_path / "sft.reason.json")
+    assert len(started) == 2  # the second time, nobody said anything of a lost process
+
+
+def test_a_stage_that_did_other_work_is_no_finished_run(runs: Runs) -> None:
+    runs.launch = lambda stage: stage == "sft"
+    with pytest.raises(AccordError, match="started for sft did other work"), runs.begin("sft", TWO, {}):
+        pass
+    with runs.begin("eval", TWO, {}) as run:
+        run.finish({})
 
 
 def test_only_training_stages_are_launched_by_their_command(
