@@ -199,7 +199,9 @@ def estimate(shape: ModelShape, work: Work, devices: Devices = Devices()) -> Mem
         gradients, optimiser = gradients / n, optimiser / n
     if devices.offload:
         host = optimiser + (weights + gradients if shards_weights else 0)
-        optimiser, weights, gradients = 0, *((0, 0) if shards_weights else (weights, gradients))
+        optimiser = 0.0
+        if shards_weights:
+            weights = gradients = 0.0
 
     base = MASTER if work.lora_rank is None else whole
     ends = shape.embedding * (1 if shape.tied or work.kind == "reward" else 2)
