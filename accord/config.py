@@ -12,7 +12,7 @@ import re
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, ValidationError, model_validator
@@ -21,11 +21,18 @@ from pydantic_core import PydanticCustomError, core_schema
 from accord.errors import UsageError
 from accord.records import Row
 
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+"""Of random numbers; torch, NumPy and transformers all take such ones."""
+LONGEST_SHOWN = 200
+"""Characters of a value in a message."""
+DEEPEST = 64
+"""How many levels of sections and lists a configuration may have."""
+
 
 class Config(BaseModel):
-    """A part of the configuration: immutable, and closed to keys it does not know."""
+    """A part of the configuration: immutable, closed to keys it does not know, and without infinite numbers."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
     not_identity: ClassVar[frozenset[str]] = frozenset()
     """Settings that may differ between two tries of the same run, because the result does not depend on them."""
     row_files: ClassVar[Mapping[str, type[Row]]] = {}
@@ -143,11 +150,11 @@ class ChosenBy:
 class LoraConfig(Config):
     """Low-rank adapters (Hu et al. 2021, https://arxiv.org/abs/2106.09685) in place of full fine-tuning."""
 
-    rank: int = 16
+    rank: int = Field(default=16, ge=1)
     """Of every adapter; all linear modules get one."""
-    alpha: int = 32
+    alpha: int = Field(default=32, ge=1)
     """The adapter's output is scaled by alpha / rank."""
-    dropout: float = 0.0
+    dropout: float = Field(default=0.0, ge=0, lt=1)
     """Of the adapter's input, while it is trained."""
     top_layers: int | None = Field(default=None, ge=1)
     """Adapters in the last so many layers only; PPO then computes the layers beneath once for all models and epochs."""
@@ -205,12 +212,12 @@ def load_config(path: Path, config_type: type[ConfigT], overrides: Sequence[str]
             the file and the key, and the closest known key for a typo.
     """
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), _StrictLoader)
+        values = _load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(
             f"{path}: cannot be read ({error.strerror}); name an existing configuration file"
         ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise UsageError(f"{path}: is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise UsageError(f"{path}: must hold a mapping of stage names to settings")
@@ -222,14 +229,47 @@ def load_config(path: Path, config_type: type[ConfigT], overrides: Sequence[str]
         raise UsageError(f"{path}: {_describe(error, config_type, values)}") from None
 
 
+def _load(text: str) -> Any:
+    """What a YAML text holds.
+
+    Raises:
+        yaml.YAMLError: it is none.
+        ValueError: a number has thousands of digits, or it is nested without end.
+    """
+    try:
+        values = yaml.load(text, _StrictLoader)
+        deepest = _depth(values)
+    except RecursionError:
+        deepest = DEEPEST + 1
+    if deepest > DEEPEST:
+        raise ValueError(f"it is nested more than {DEEPEST} levels deep, or an alias refers to what it is in")
+    return values
+
+
+def _depth(values: Any) -> int:
+    """How many levels of mappings and lists there are; one more than `DEEPEST` stands for all that is deeper."""
+    level, deep = [values], 0
+    while level and deep <= DEEPEST:
+        sections = [
+            each.values() if isinstance(each, dict) else each
+            for each in level
+            if isinstance(each, dict | list)
+        ]
+        unique = {id(part): part for section in sections for part in section}  # an alias is one object
+        level, deep = list(unique.values()), deep + bool(sections)
+    return deep
+
+
 def _apply_override(values: dict[str, Any], override: str) -> None:
     dotted, equals, text = override.partition("=")
-    if not equals or not dotted:
+    if not equals or not all(dotted.split(".")):
         raise UsageError(f"'{override}' is no override; write key=value, for example rl.learning_rate=1e-6")
     try:
-        value = yaml.load(text, _StrictLoader)
-    except yaml.YAMLError:
-        raise UsageError(f"'{override}': the value is not valid YAML; quote it") from None
+        value = _load(text)
+    except (yaml.YAMLError, ValueError) as error:
+        shown = override if len(override) <= LONGEST_SHOWN else f"{override[:LONGEST_SHOWN]}..."
+        why = "" if isinstance(error, yaml.YAMLError) else f" ({error})"
+        raise UsageError(f"'{shown}': the value is not valid YAML{why}; quote it") from None
     *parents, last = dotted.split(".")
     target = values
     for key in parents:
@@ -261,9 +301,14 @@ def _describe(error: ValidationError, config_type: type[BaseModel], values: Any)
             )
             reason = reason[0].lower() + reason[1:]
             # A check over a whole section would show all of it as what was found.
-            found = "" if isinstance(problem["input"], dict) else f", found {problem['input']!r}"
+            found = "" if isinstance(problem["input"], dict) else f", found {_shown(problem['input'])}"
             sentences.append((f"'{key}': " if key else "") + reason + found)
     return "; ".join(sentences)
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
 
 
 def _known_keys(config_type: Any, place: Sequence[Any], values: Any) -> list[str]:

@@ -23,6 +23,7 @@ PATIENCE = timedelta(days=7)
 """How long a process waits for another one that is alive; sampling may take hours."""
 BUCKET_NUMBERS = 2**25
 """How many numbers are summed at a time."""
+LOST = "another process of this run ended before its time; run the same command again to continue"
 
 T = TypeVar("T")
 
@@ -64,6 +65,16 @@ def sharding() -> Sharding:
     return "none"
 
 
+def is_sharded() -> bool:
+    """Whether several processes hold a part of every weight each, by torch's `fully_shard`."""
+    return count() > 1 and sharding() == "fsdp2"
+
+
+def offloads() -> bool:
+    """Whether weights and the optimiser's state in shards wait in the host's memory."""
+    return os.environ.get("FSDP_OFFLOAD_PARAMS") == "true"
+
+
 def join() -> None:
     """Wait for the other processes and connect to them; `broadcast` and the sums do it where nobody has.
 
@@ -98,10 +109,15 @@ def from_first(find: Callable[[], T]) -> T:
     return broadcast(find() if is_first() else None)  # type: ignore[return-value]
 
 
-def share(sizes: Sequence[int]) -> list[int]:
-    """Which of so many things this process computes: dealt out by size, so that nobody has all the large ones."""
+def share(sizes: Sequence[int], of: int | None = None) -> list[int]:
+    """Which of so many things a process computes: dealt out by size, so that nobody has all the large ones.
+
+    Args:
+        sizes: of the things.
+        of: the number of the process; None for this one.
+    """
     order = sorted(range(len(sizes)), key=lambda index: sizes[index])
-    return sorted(order[rank() :: count()])
+    return sorted(order[rank() if of is None else of :: count()])
 
 
 def sum_tensors(tensors: Sequence["Tensor"]) -> None:
@@ -172,15 +188,30 @@ def speaks() -> bool:
 
 
 @contextlib.contextmanager
+def noticing_losses() -> Iterator[None]:
+    """Turns a connection that an engine lost, somewhere within a training step, into a sentence.
+
+    Raises:
+        ProcessLostError: another process ended.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        import torch
+
+        if not isinstance(error, torch.distributed.DistBackendError) and "gloo" not in str(error):
+            raise
+        raise ProcessLostError(LOST) from error
+
+
+@contextlib.contextmanager
 def _together() -> Iterator[None]:
     """Turns a lost connection into a sentence."""
     try:
         join()
         yield
     except RuntimeError as error:
-        raise ProcessLostError(
-            "another process of this run ended before its time; run the same command again to continue"
-        ) from error
+        raise ProcessLostError(LOST) from error
 
 
 def _buckets(tensors: Sequence["Tensor"]) -> Iterator[list["Tensor"]]:

@@ -19,6 +19,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import time
@@ -36,6 +37,7 @@ from accord import parallel
 from accord.config import Config
 from accord.errors import AccordError, DataError, TamperedError, UsageError, WaitingForAnnotatorsError
 from accord.records import ORIGIN, TEMPORARY, content_id, describe, write_atomically
+from accord.tree import entries_below
 
 SCHEMA_VERSION = 1
 PACKAGES = (
@@ -52,6 +54,8 @@ PACKAGES = (
 CLOCK_TICK_NS = 20_000_000
 """More than a file system's clock takes from one tick to the next."""
 _digests: dict[tuple[str | int, ...], str] = {}
+MATCHES_NAMED = 20
+RUN_ID = re.compile(r"[^./][^/]*-[^/]{12}")
 NOT_OUTPUTS = ("record.json", ".lock", "checkpoints", "trackers")
 
 
@@ -190,11 +194,7 @@ class Run:
         """Write metrics.json, hash every file, mark the run as done, and only then remove the checkpoints."""
         if parallel.is_first():
             write_atomically(self.path / "metrics.json", json.dumps(dict(metrics), indent=2) + "\n")
-            self.record.outputs = {
-                name: file_digest(self.path / name)
-                for name in _files_below(self.path)
-                if name.split("/")[0] not in NOT_OUTPUTS
-            }
+            self.record.outputs = {name: file_digest(self.path / name) for name in self._files()}
             self.record.dropped = dict(dropped or {})
             self.record.status = "done"
             self.record.error = None
@@ -209,15 +209,44 @@ class Run:
 
     def save(self) -> None:
         """Write record.json."""
-        write_atomically(self.path / "record.json", self.record.model_dump_json(indent=2) + "\n")
+        write_atomically(self.path / "record.json", self._written_record())
+
+    def _written_record(self) -> str:
+        return self.record.model_dump_json(indent=2) + "\n"
+
+    def check_record(self) -> None:
+        """Compare record.json with what `save` writes of it, byte for byte.
+
+        Raises:
+            TamperedError: it was edited.
+        """
+        if (self.path / "record.json").read_text(encoding="utf-8") != self._written_record():
+            raise TamperedError(f"run {self.id}: its record.json was edited; restore it from a copy")
+
+    def _files(self) -> list[str]:
+        """The names of all files that count as made by the run.
+
+        Raises:
+            TamperedError: there is a symbolic link, or something else that is neither file nor folder.
+        """
+        files, others = (
+            [name for name in found if name.split("/")[0] not in NOT_OUTPUTS]
+            for found in entries_below(self.path)
+        )
+        if others:
+            raise TamperedError(
+                f"run {self.id}: {others[0]} is a symbolic link or no file at all, and no stage makes such; remove it "
+                "to use the run"
+            )
+        return files
 
     def check_outputs(self) -> None:
         """Compare every output with its recorded hash.
 
         Raises:
-            TamperedError: a file was changed, removed or added since the run finished; names it.
+            TamperedError: a file was changed, removed or added since the run finished, or a link put there; names it.
         """
-        present = {name for name in _files_below(self.path) if name.split("/")[0] not in NOT_OUTPUTS}
+        present = set(self._files())
         for name in sorted(present - self.record.outputs.keys()):
             raise TamperedError(
                 f"run {self.id}: the file {name} was added after it finished; remove it to use the run"
@@ -307,7 +336,7 @@ class Runs:
             ) from None
         try:
             if (path / "record.json").exists():
-                run = Run(path, _read_record(path))
+                run = Run(path, read_record(path))
                 for role, digest in run.record.parent_digests.items():
                     if sources[role].digest != digest:
                         raise TamperedError(
@@ -370,44 +399,56 @@ class Runs:
             UsageError: none or several match.
         """
         wanted = reference.removeprefix("run:")
+        if RUN_ID.fullmatch(wanted) and (self.root / wanted / "record.json").exists():
+            return Run(self.root / wanted, read_record(self.root / wanted))
         matches = [
-            p
-            for p in self._folders()
-            if wanted and (p.name.startswith(wanted) or p.name.split("-")[-1].startswith(wanted))
+            path
+            for path in run_folders(self.root)
+            if wanted
+            and (path.name.startswith(wanted) or path.name.split("-")[-1].startswith(wanted))
+            and (path / "record.json").exists()
         ]
-        exact = [p for p in matches if p.name == wanted]
-        matches = exact or matches
         if not matches:
             raise UsageError(f"no run in {self.root} matches '{wanted}'; `accord runs list` shows them all")
         if len(matches) > 1:
-            names = ", ".join(p.name for p in matches)
+            names = ", ".join(p.name for p in matches[:MATCHES_NAMED])
+            names += f", and {len(matches) - MATCHES_NAMED} more" if len(matches) > MATCHES_NAMED else ""
             raise UsageError(f"'{wanted}' matches {len(matches)} runs ({names}); write more of the id")
-        return Run(matches[0], _read_record(matches[0]))
+        return Run(matches[0], read_record(matches[0]))
 
-    def all(self) -> list[Run]:
-        """Every run, oldest first."""
-        return sorted(
-            (Run(path, _read_record(path)) for path in self._folders()), key=lambda run: run.record.started_at
-        )
+    def all(self, stage: str | None = None) -> list[Run]:
+        """Every run, or every run of a stage, oldest first."""
+        found = [
+            Run(path, read_record(path))
+            for path in run_folders(self.root)
+            if stage in (None, path.name.rpartition("-")[0]) and (path / "record.json").exists()
+        ]
+        return sorted(found, key=lambda run: run.record.started_at)
 
     def lineage(self, run: Run) -> list[Run]:
         """The run and everything it descends from, each once, parents before children."""
         ordered: dict[str, Run] = {}
-
-        def visit(current: Run) -> None:
-            for parent in current.record.parents.values():
-                if parent not in ordered:
-                    visit(self.load(parent))
-            ordered[current.id] = current
-
-        visit(run)
+        open_runs = [(run, iter(run.record.parents.values()))]
+        while open_runs:
+            current, parents = open_runs[-1]
+            parent = next((each for each in parents if each not in ordered), None)
+            if parent is None:
+                ordered[current.id] = current
+                open_runs.pop()
+            else:
+                loaded = self.load(parent)
+                open_runs.append((loaded, iter(loaded.record.parents.values())))
         return list(ordered.values())
 
     def _is_done(self, path: Path) -> bool:
-        return (path / "record.json").exists() and _read_record(path).status == "done"
+        return (path / "record.json").exists() and read_record(path).status == "done"
 
-    def _folders(self) -> list[Path]:
-        return [path.parent for path in sorted(self.root.glob("*-????????????/record.json"))]
+
+def run_folders(root: Path) -> list[Path]:
+    """The folders below one that are named like runs, by name."""
+    if not root.is_dir():
+        return []
+    return sorted(path for path in root.iterdir() if RUN_ID.fullmatch(path.name))
 
 
 def file_digest(path: Path) -> str:
@@ -450,17 +491,26 @@ def _split(sources: Mapping[str, Source]) -> tuple[dict[str, str], dict[str, str
     return parents, inputs
 
 
-def _files_below(folder: Path) -> list[str]:
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+def read_record(path: Path) -> RunRecord:
+    """The record of a run's folder.
 
-
-def _read_record(path: Path) -> RunRecord:
+    Raises:
+        TamperedError: it is not one of ours, or that of another folder, or a symbolic link.
+    """
+    if (path / "record.json").is_symlink():
+        raise TamperedError(f"{path / 'record.json'} is a symbolic link; put the file itself there")
     try:
-        return RunRecord.model_validate_json((path / "record.json").read_bytes())
+        record = RunRecord.model_validate_json((path / "record.json").read_bytes())
     except ValidationError as error:
         raise TamperedError(
             f"{path / 'record.json'}: {describe(error)}; the run cannot be trusted, delete it"
         ) from None
+    if record.id != path.name:
+        raise TamperedError(
+            f"{path / 'record.json'} is the record of run {record.id}; give the folder that name again, or delete it "
+            "if it is a copy"
+        )
+    return record
 
 
 def _now() -> str:

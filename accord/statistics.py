@@ -9,13 +9,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Num
-from scipy.stats import norm
+from jaxtyping import Float, Int, Num
+from scipy.special import ndtr, ndtri
+from scipy.stats import binom
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
 CONFIDENCE = 0.95
 RESAMPLES = 1_999
+BLOCK_OF_RESAMPLES, BLOCK_OF_CLUSTERS = 100, 4_000
+"""Worked on at a time, so that little more than `times` is in memory."""
 FEWEST_CLUSTERS = 10
 """Resampling fewer finds few different values, so there is no interval."""
 
@@ -40,13 +43,19 @@ class Bootstrap:
         """Draw `RESAMPLES` resamples of so many clusters: how often each is in each."""
         self.clusters = max(1, clusters)
         even = np.full(self.clusters, 1 / self.clusters)
-        self.times = np.random.default_rng(seed).multinomial(self.clusters, even, RESAMPLES).astype(float)
+        chance = np.random.default_rng(seed)
+        # a byte a number, as none is above 255: of many clusters, each is drawn a few times
+        self.times = np.empty((self.clusters, RESAMPLES), np.uint8)
+        for start in range(0, RESAMPLES, BLOCK_OF_RESAMPLES):
+            count = min(BLOCK_OF_RESAMPLES, RESAMPLES - start)
+            self.times[:, start : start + count] = chance.multinomial(self.clusters, even, count).T
 
     def estimate(
         self,
         contributions: Num[np.ndarray, "clusters figures"],
         statistic: Callable[[np.ndarray], np.ndarray],
         items: int,
+        clusters: Int[np.ndarray, " clusters"] | None = None,
     ) -> Estimate | None:
         """A statistic of summed contributions, with its interval.
 
@@ -54,6 +63,7 @@ class Bootstrap:
             contributions: what each cluster adds [clusters, F].
             statistic: takes sums [..., F] and gives values [...], NaN where it is undefined.
             items: of what the figure is made, for the record.
+            clusters: which clusters the contributions are of, each once, where the others add nothing.
 
         Returns:
             The estimate, or None where the statistic is undefined.
@@ -63,22 +73,59 @@ class Bootstrap:
             value = float(statistic(total))
             if not np.isfinite(value):
                 return None
-            involved = contributions.any(axis=1)
-            if involved.sum() < FEWEST_CLUSTERS:
+            involved = np.flatnonzero(contributions.any(axis=1))
+            if len(involved) < FEWEST_CLUSTERS:
                 return Estimate(value, None, None, items)
-            resampled = statistic(self.times @ contributions)
-            left_out = statistic(total - contributions[involved])
-        resampled, left_out = resampled[np.isfinite(resampled)], left_out[np.isfinite(left_out)]
-        if np.ptp(resampled) < 1e-12:
-            return Estimate(value, value, value, items)
-        pull = left_out.mean() - left_out
-        spread = (pull**2).sum() ** 1.5
-        acceleration = (pull**3).sum() / (6 * spread) if spread > 0 else 0.0
-        below = ((resampled < value).mean() + (resampled <= value).mean()) / 2
-        bias = norm.ppf(np.clip(below, 1 / len(resampled), 1 - 1 / len(resampled)))
-        limits = bias + norm.ppf([(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-        quantiles = np.quantile(resampled, norm.cdf(bias + limits / (1 - acceleration * limits)))
-        return Estimate(value, float(quantiles[0]), float(quantiles[1]), items)
+            contributions = contributions[involved]
+            resampled = statistic(
+                self.sums(contributions, involved if clusters is None else clusters[involved])
+            )
+            left_out = [
+                statistic(total - contributions[start : start + BLOCK_OF_CLUSTERS])
+                for start in range(0, len(contributions), BLOCK_OF_CLUSTERS)
+            ]
+        return interval(value, resampled, np.concatenate(left_out), items)
+
+    def sums(
+        self, contributions: Num[np.ndarray, "clusters figures"], clusters: Int[np.ndarray, " clusters"]
+    ) -> Float[np.ndarray, "resamples figures"]:
+        """What the contributions of some clusters, each named once, sum to in every resample."""
+        found = np.zeros((RESAMPLES, contributions.shape[1]))
+        for start in range(0, len(clusters), BLOCK_OF_CLUSTERS):
+            block = slice(start, start + BLOCK_OF_CLUSTERS)
+            found += self.times[clusters[block]].astype(float).T @ contributions[block]
+        return found
+
+
+def interval(
+    value: float,
+    resampled: Num[np.ndarray, " resamples"],
+    left_out: Num[np.ndarray, " values"],
+    items: int,
+    counts: Int[np.ndarray, " values"] | None = None,
+) -> Estimate:
+    """A figure with its BCa interval, by its values in resamples and without each of the clusters.
+
+    Args:
+        value: the figure of all clusters.
+        resampled: of each resample; those that are not finite are left out.
+        left_out: without one cluster.
+        items: of what the figure is made, for the record.
+        counts: without how many clusters each of `left_out` is what remains; one each by default.
+    """
+    counts = np.ones(len(left_out), int) if counts is None else counts
+    resampled, known = resampled[np.isfinite(resampled)], np.isfinite(left_out)
+    if np.ptp(resampled) < 1e-12:
+        return Estimate(value, value, value, items)
+    left_out, counts = left_out[known], counts[known]
+    pull = (counts * left_out).sum() / counts.sum() - left_out
+    spread = (counts * pull**2).sum() ** 1.5
+    acceleration = (counts * pull**3).sum() / (6 * spread) if spread > 0 else 0.0
+    below = ((resampled < value).mean() + (resampled <= value).mean()) / 2
+    bias = ndtri(np.clip(below, 1 / len(resampled), 1 - 1 / len(resampled)))
+    limits = bias + ndtri([(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    quantiles = np.quantile(resampled, ndtr(bias + limits / (1 - acceleration * limits)))
+    return Estimate(value, float(quantiles[0]), float(quantiles[1]), items)
 
 
 def wilson(share: float, items: int) -> Estimate:
@@ -90,12 +137,18 @@ def wilson(share: float, items: int) -> Estimate:
 def two_sided_poisson_binomial(successes: int, probabilities: Sequence[float]) -> float:
     """The chance of a count at least as extreme, twice the smaller tail, in trials of these probabilities.
 
-    The distribution of the count is the convolution of the trials', exactly.
+    The distribution of the count is the convolution of binomial ones, of the trials of one probability each; what of
+    them is too small for a number of 64 bits is left out.
     """
     distribution: np.ndarray = np.ones(1)
-    for p in probabilities:
-        distribution = np.convolve(distribution, [1 - p, p])
-    lower, upper = distribution[: successes + 1].sum(), distribution[successes:].sum()
+    start = 0
+    for p, trials in zip(*np.unique(np.asarray(probabilities, float), return_counts=True), strict=True):
+        of_these = binom.pmf(np.arange(trials + 1), trials, p)
+        present = np.flatnonzero(of_these)
+        start += present[0]
+        distribution = np.convolve(distribution, of_these[present[0] : present[-1] + 1])
+    here = successes - start
+    lower, upper = distribution[: max(0, here + 1)].sum(), distribution[max(0, here) :].sum()
     return float(min(1.0, 2 * min(lower, upper)))
 
 

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from accord.config import Config, LoraConfig
+from accord.config import Config, LoraConfig, Seed
 from accord.errors import UsageError
 
 SaveDtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -19,7 +19,7 @@ class TrainingConfig(Config):
     fewer and divide unevenly.
     """
 
-    epochs: float = Field(default=1.0, gt=0)
+    epochs: float = Field(default=1.0, ge=0.001, le=10_000)
     """How often every row is seen."""
     learning_rate: float = Field(default=2e-5, gt=0)
     """The highest one, after warm-up; it falls linearly to zero. LoRA wants about ten times that of full training."""
@@ -43,7 +43,7 @@ class TrainingConfig(Config):
     """A kill costs at most so many updates; a checkpoint of all weights takes three times the model's size."""
     evaluate_every_updates: int | None = Field(default=None, ge=1)
     """How often the held-out loss is taken; left out, after the last update."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the order of the rows and of new weights."""
     trainer: dict[str, Any] = Field(default_factory=dict)
     """Further arguments for TRL's trainer, checked against its fields."""

@@ -7,6 +7,8 @@ Nothing is imported before it is named, and a file is run once in a process for 
 
 import importlib
 import importlib.util
+import logging
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +18,32 @@ from typing import Any
 from accord.errors import UsageError
 from accord.records import content_id
 from accord.runs import file_digest
+
+FORBIDDEN = "ACCORD_NO_CODE"
+"""The environment variable by which nothing of a user's is run, in processes that this one starts either."""
+logger = logging.getLogger(__name__)
+_said: set[str] = set()
+
+
+def forbid() -> None:
+    """Have every attempt to run a user's code refused from now on."""
+    os.environ[FORBIDDEN] = "1"
+
+
+def announce(what: str, reference: str) -> None:
+    """Say, once a process, that code runs which the configuration brings.
+
+    Raises:
+        UsageError: such code is forbidden.
+    """
+    if os.environ.get(FORBIDDEN):
+        raise UsageError(
+            f"{what} '{reference}' is code that the configuration brings, and --no-code (or {FORBIDDEN}) forbids to "
+            "run such; read it first, and run this again without"
+        )
+    if reference not in _said:
+        _said.add(reference)
+        logger.info("%s %s: this code of yours runs now, with your rights", what, reference)
 
 
 @dataclass(frozen=True)
@@ -82,8 +110,9 @@ def load(place: Place, what: str) -> Any:
     """What stands there.
 
     Raises:
-        UsageError: importing the file fails, or it has nothing of that name.
+        UsageError: importing the file fails, or it has nothing of that name; or code of a user's is forbidden.
     """
+    announce(what, place.reference)
     try:
         module = (
             _run_file(place.file) if place.module.endswith(".py") else importlib.import_module(place.module)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from accord.config import Config
+from accord.config import Config, Seed
 from accord.errors import AccordError
 from accord.records import Prompt, Row
 from eval.suites.metrics import METRICS, QUALITY, Direction, Metric
@@ -110,7 +110,7 @@ class EvalConfig(Config):
     """Longer answers are cut off here, which lowers `eos_rate`."""
     temperature: float = Field(default=1.0, gt=0)
     """Of sampling; 1 is the model's own distribution."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the answers, the same for both models, and of the resampling."""
     confidence_level: float = Field(default=0.95, gt=0.5, lt=1)
     """Of every interval."""

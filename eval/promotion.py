@@ -215,6 +215,7 @@ def check_verdict(run: Run, runs: Runs, any_outcome: bool = False) -> Verdict:
     run = _evaluation_of(run, runs)
     again = f"restore it, or delete {run.path} and evaluate again"
     run.check_outputs()
+    run.check_record()
     verdict = read_signed_verdict(run)
     if verdict.run != run.id or verdict.outcome != decide(verdict.metrics):
         raise TamperedError(f"{run.path / 'verdict.json'} does not fit its own run or metrics; {again}")
@@ -255,6 +256,8 @@ def check_verdict(run: Run, runs: Runs, any_outcome: bool = False) -> Verdict:
         subject: Subject | None = getattr(verdict, role)
         if subject:
             _check_subject(role.replace("_", " "), subject, fresh, again)
+    for ancestor in verdict.lineage:
+        fresh.check(fresh.load(f"run:{ancestor}"))
 
     if verdict.outcome != "PASS" and not any_outcome:
         raise PromotionRefusedError(
@@ -286,9 +289,7 @@ def read_signed_verdict(run: Run) -> Verdict:
 
 def _evaluation_of(run: Run, runs: Runs) -> Run:
     if run.record.stage != "eval":
-        evaluations = [
-            r for r in runs.all() if r.record.stage == "eval" and r.record.parents.get("candidate") == run.id
-        ]
+        evaluations = [r for r in runs.all("eval") if r.record.parents.get("candidate") == run.id]
         finished = [r for r in evaluations if r.is_done]
         if not finished:
             raise PromotionRefusedError(

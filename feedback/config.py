@@ -5,7 +5,7 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from accord.config import Config
+from accord.config import Config, Seed
 from accord.records import Prompt, Row
 
 Selection = Literal["random", "length_balanced", "uncertainty"]
@@ -46,7 +46,7 @@ class AnnotationConfig(Config):
     """An Argilla 2.8 to use instead of the embedded one; its owner's key is read from ARGILLA_API_KEY."""
     port: int = Field(default=6900, ge=1, le=65535)
     """Port of the embedded Argilla on the loopback interface."""
-    seed: int = 0
+    seed: Seed = 0
     """Of everything drawn: sampled answers, selection, order and assignment of records, simulated annotators."""
 
     @model_validator(mode="after")

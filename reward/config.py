@@ -23,7 +23,7 @@ class RewardConfig(TrainingConfig):
     feedback stage or a file of comparisons."""
     heldout_fraction: float = Field(default=0.2, gt=0, lt=1)
     """Share of the prompts whose pairs are held out; a prompt is never in both parts."""
-    heads: int = Field(default=1, ge=1)
+    heads: int = Field(default=1, ge=1, le=64)
     """Scores from an ensemble of so many heads on one transformer, each with its own start and weights of prompts."""
     length: Literal["keep", "residual"] = "keep"
     """residual: after training, what the model's states know of an answer's length is taken out of the scores, so that

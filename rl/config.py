@@ -6,7 +6,7 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from accord.config import Config, LoraConfig
+from accord.config import Config, LoraConfig, Seed
 from accord.errors import DataError
 from accord.records import Demonstration, Prompt, Row, UnpairedFeedback
 from accord.training_config import SaveDtype, TrainingConfig
@@ -213,7 +213,7 @@ class PPOConfig(AlgorithmConfig):
     """A kill costs at most so many updates."""
     report_to: list[str] = Field(default=[])
     """Trackers that get the rows of metrics, too, as accelerate names them: tensorboard, wandb, trackio, mlflow, ..."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the order of the prompts, the answers and new weights."""
 
     @model_validator(mode="after")

@@ -10,6 +10,9 @@ held-out preferences, not by the reward.
 
     accord ppo configs/tiny-ppo.yaml
     accelerate launch --num_processes 2 -m accord ppo configs/tiny-ppo.yaml
+    accelerate launch --num_processes 2 --use_fsdp --fsdp_version 2 -m accord ppo configs/tiny-ppo.yaml
+
+The first launch has all weights in each process, the second a half of each (`rl.policy_gradient.sharding`).
 """
 
 import statistics
@@ -83,6 +86,8 @@ def train_ppo(
         SyncError: the sampler's weights are not the trainer's.
     """
     check_trackers(config.report_to)
+    if parallel.sharding() not in ("none", "fsdp2"):
+        raise UsageError("PPO shards by fsdp2, not by DeepSpeed; set compute.sharding: fsdp2")
     config, preferences = open_data(config, runs, prompts=prompts), open_judgements(preferences, runs)
     prompts_file = DataFile(data_path(config.prompts))
     sources: dict[str, Source] = {
@@ -94,7 +99,11 @@ def train_ppo(
     if config.demonstrations:
         sources["demonstrations"] = DataFile(data_path(config.demonstrations))
     check_can_be_trained(policy)
-    with runs.begin("ppo", config, sources, shared=True) as run, quiet_libraries():
+    with (
+        runs.begin("ppo", config, sources, shared=True) as run,
+        quiet_libraries(),
+        parallel.noticing_losses(),
+    ):
         if run.is_done:
             return run
         (run.path / NOT_FINITE_BATCH).unlink(missing_ok=True)  # of an earlier attempt
@@ -109,6 +118,8 @@ def train_ppo(
         # build
         bfloat16 = computes_in_bfloat16(config)
         run.record.hardware["training_precision"] = "bfloat16" if bfloat16 else "float32"
+        if parallel.count() > 1:
+            run.record.hardware |= {"processes": parallel.count(), "sharding": parallel.sharding()}
         adapter = _reward_adapter(runs, policy, reward_model) if config.shared_base else None
         actors = load_actors(
             tokenizer, policy, reward_model, config.max_sequence_tokens, Layout(config.lora, adapter),
@@ -132,7 +143,7 @@ def train_ppo(
                 actors.score_shift = parallel.broadcast(shift)
             progress = Progress(config.kl_coefficient, actors.score_shift)
         trained = Trained(actors, optimiser, progress)
-        policy_sampler = PolicySampler(sampler, policy, actors.policy, tokenizer)
+        policy_sampler = PolicySampler(sampler, policy, actors.whole_policy, tokenizer)
         environment = Environment(tokenizer, data, policy_sampler, scorer)
         names = config.report_to if parallel.is_first() else []
 
@@ -141,12 +152,13 @@ def train_ppo(
             Loop(settings_of(config), environment, trained, Log(run.path, trackers)).run()
 
         # save
-        if parallel.is_first():
-            load_best(checkpoints, progress, actors)
-            save_model(
-                actors.policy, tokenizer, run, load_policy(policy) if config.lora else None,
-                save_dtype(config.save_dtype, policy),
-            )  # fmt: skip
+        load_best(checkpoints, progress, actors)
+        with actors.whole_policy() as whole:
+            if parallel.is_first():
+                save_model(
+                    whole, tokenizer, run, load_policy(policy) if config.lora else None,
+                    save_dtype(config.save_dtype, policy),
+                )  # fmt: skip
         run.finish(final_figures(progress), data.dropped)
     return run
 

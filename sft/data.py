@@ -103,7 +103,7 @@ def prepare(
         tokenizer=tokenizer_digest(tokenizer),
     )
     replayed = _replayed_run(config.replay, runs)
-    sources = _files_of(settings, replayed)
+    sources = _files_of(settings, replayed, runs)
     with runs.begin("data", settings, sources, shared=True) as run:
         if run.is_done:
             return run
@@ -133,10 +133,13 @@ def prepare_retention(
     return prepare(rows, runs, tokenizer, as_it_is)
 
 
-def _files_of(settings: DataSettings, replayed: Run | None) -> dict[str, RunSource]:
+def _files_of(settings: DataSettings, replayed: Run | None, runs: Runs) -> dict[str, RunSource]:
     found: dict[str, RunSource] = {}
     for i, file in enumerate(settings.demonstrations):
-        found[f"demonstrations_{i}"] = DataFile(data_path(file.path))
+        path = data_path(file.path)
+        made_by = path.parent
+        is_of_run = made_by.parent.resolve() == runs.root.resolve() and (made_by / "record.json").exists()
+        found[f"demonstrations_{i}"] = runs.load(f"run:{made_by.name}") if is_of_run else DataFile(path)
     for i, file in enumerate(settings.documents):
         for path in plain_files(file.path) or [data_path(file.path)]:
             name = path.name if path == data_path(file.path) else path.relative_to(data_path(file.path))

@@ -1,13 +1,18 @@
 """The examples of docs/extend.md, run as they stand there."""
 
+import logging
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from click.testing import CliRunner
 
+from accord import user_code
+from accord.cli.main import main
 from accord.data.rows import open_data
+from accord.errors import UsageError
 from accord.models.loading import load_tokenizer
 from accord.models.references import Model, resolve
 from accord.records import Demonstration, Prompt, read_jsonl
@@ -95,3 +100,34 @@ def test_the_reader(runs: Runs) -> None:
     rows = read_jsonl(Path(config.demonstrations[0].path), Demonstration)
     assert [row.messages[1].content for row in rows] == ["Yes, within 30 days.", "Until six."]
     assert [row.model_extra for row in rows] == [{"topic": "returns"}, {"topic": "hours"}]
+
+
+def test_all_of_them_can_be_forbidden(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(user_code, "_said", set())
+    with caplog.at_level(logging.INFO, "accord.user_code"):
+        load_reward_function("rewards.py:right_number")
+        load_reward_function("rewards.py:right_number")
+    assert caplog.messages == [
+        "reward function rewards.py:right_number: this code of yours runs now, with your rights"
+    ]
+    monkeypatch.setenv(user_code.FORBIDDEN, "1")
+    reader = settings("readers.py")
+    for attempt in (
+        lambda: find_suite("./valid_json"),
+        lambda: load_reward_function("rewards.py:right_number"),
+        lambda: algorithm_named(settings("imitation")["rl"]["algorithm"]),
+        lambda: open_data(SFTConfig.model_validate(reader.get("sft", reader)), runs),
+    ):
+        with pytest.raises(UsageError, match="is code that the configuration brings, and --no-code"):
+            attempt()
+
+
+def test_a_round_refuses_code_before_anything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(user_code.FORBIDDEN, raising=False)
+    config = {"model": "bundled:smollm2-135m-instruct", "rl": {"algorithm": "imitation.py:IMITATION"}}
+    (tmp_path / "round.yaml").write_text(yaml.safe_dump(config))
+    done = CliRunner().invoke(main, ["--runs", "runs", "round", "round.yaml", "--no-code"])
+    monkeypatch.delenv(user_code.FORBIDDEN, raising=False)
+    assert done.exit_code == 2 and "--no-code" in done.stderr and not Path("runs").exists()

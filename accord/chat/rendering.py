@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from accord.errors import DataError
 from accord.records import Message, messages_as_dicts
+from accord.time_limit import time_limit
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+SECONDS_TO_RENDER = 20.0
+"""What a conversation takes is a thousandth of one; a template may loop for ever."""
 PLAIN = {"role", "content"}
 """The keys of a message that only says something."""
 
@@ -63,11 +66,12 @@ def render(
         ]
         tools = cover_all(tools, control.any)
     try:
-        text = str(
-            tokenizer.apply_chat_template(
-                dicts, tools=tools, tokenize=False, add_generation_prompt=add_generation_prompt
+        with time_limit(SECONDS_TO_RENDER):
+            text = str(
+                tokenizer.apply_chat_template(
+                    dicts, tools=tools, tokenize=False, add_generation_prompt=add_generation_prompt
+                )
             )
-        )
     except Exception as error:  # jinja2's TemplateError, or whatever Python raises inside a template
         raise DataError(_refusal(error, messages)) from None
     _check_nothing_is_left_out(text, dicts, tools)

@@ -104,8 +104,17 @@ def demo(human: bool, overrides: tuple[str, ...]) -> None:
 @click.option(
     "--wait", is_flag=True, help="Stay while annotators work, instead of leaving with exit code 75."
 )
-def round_(config: Path, overrides: tuple[str, ...], wait: bool) -> None:
+@click.option(
+    "--no-code",
+    is_flag=True,
+    help="Refuse a configuration that brings code: functions, kinds, readers, algorithms.",
+)
+def round_(config: Path, overrides: tuple[str, ...], wait: bool, no_code: bool) -> None:
     """Run or continue a round: the stages that the configuration has sections for. Finished ones are reused."""
+    if no_code:
+        from accord import user_code
+
+        user_code.forbid()
     _round(config, overrides, wait)
 
 
@@ -235,13 +244,16 @@ def runs() -> None:
 @AS_JSON
 def list_(as_json: bool) -> None:
     """List all runs, oldest first."""
-    records = [run.record for run in runs_of_command().all()]
+    from accord.run_index import listed
+
     if as_json:
-        click.echo(json.dumps([record.model_dump() for record in records], indent=2))
+        records = [run.record.model_dump() for run in runs_of_command().all()]
+        click.echo(json.dumps(records, indent=2))
         return
-    for record in records:
-        click.echo(f"{record.id:<28} {record.status:<8} {record.started_at}")
-    if not records:
+    found = listed(runs_of_command().root)
+    if found:
+        click.echo("\n".join(f"{run.id:<28} {run.status:<8} {run.started_at}" for run in found))
+    else:
         click.echo("no runs yet; `accord demo` makes some")
 
 

@@ -5,7 +5,7 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from accord.config import Config
+from accord.config import Config, Seed
 from accord.records import Prompt, Row
 
 
@@ -34,7 +34,7 @@ class GenerateConfig(Config):
     """Longer texts are cut off, and dropped."""
     temperature: float = Field(default=1.0, ge=0)
     """Of sampling."""
-    seed: int = 0
+    seed: Seed = 0
     """Of sampling, and of which seeds are shown together."""
     drop: str = "encoding,invisible,refusals,boilerplate,repetition"
     """Kinds of what is found in texts (docs/bring-your-data.md) that are dropped. Copies, and what is nearly a seed or

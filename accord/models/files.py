@@ -31,7 +31,7 @@ def read_settings(file: Path) -> dict[str, Any]:
     """
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(
             f"{file} cannot be read as JSON ({error}); put the file that came with the model there"
         ) from None
@@ -103,9 +103,16 @@ def check_files(folder: Path) -> None:
         header(folder / SINGLE)
         return
     index = read_settings(folder / INDEX).get("weight_map")
-    if not isinstance(index, dict):
-        raise UsageError(f"{folder / INDEX} has no weight_map; copy it again from where the model came from")
+    if not isinstance(index, dict) or not index:
+        raise UsageError(
+            f"{folder / INDEX} has no weight_map, or an empty one; copy it again from where the model came from"
+        )
     shards = sorted({str(shard) for shard in index.values()})
+    if outside := [shard for shard in shards if Path(shard).name != shard or shard.startswith(".")]:
+        raise UsageError(
+            f"{folder / INDEX} names {names(outside)}, and weights are files of this very folder; copy index and files "
+            "from where the model came from"
+        )
     if missing := [shard for shard in shards if not (folder / shard).exists()]:
         raise UsageError(
             f"model folder {folder} lacks {len(missing)} of the {len(shards)} files that {INDEX} names "

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from accord.errors import UsageError
+from accord.errors import AccordError, UsageError
 from accord.models.families import attention_for, reward_model_class
 from accord.models.files import (
     check_is_policy,
@@ -188,8 +188,10 @@ def check_fit(model: Model) -> None:
     try:
         with without_bars():
             load(model, device_map="meta")
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
-        why = " ".join(str(error).split())
+    except AccordError:
+        raise
+    except Exception as error:  # a setting that means nothing to it is a KeyError, an IndexError, ...
+        why = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise UsageError(
             f"{model.reference} cannot be loaded as a {kind}: {why[:300]}{'...' if len(why) > 300 else ''}"
         ) from None

@@ -21,6 +21,7 @@ from accord.models.files import (
 )
 from accord.records import content_id
 from accord.runs import Run, Runs, file_digest
+from accord.tree import files_of_model
 
 WEIGHTS = ["*.safetensors"]
 SMALL_FILES = ["*.safetensors.index.json", "*.json", "*.jinja", "*.model", "*.txt"]
@@ -90,7 +91,9 @@ def _found(reference: str, runs: Runs, with_weights: bool, adapter_too: bool) ->
         return Model(reference, folder, f"sha256:{_folder_digest(folder)}" if with_weights else "")
     folder = _download(reference, WEIGHT_AND_TOKENIZER_FILES if with_weights else SMALL_FILES)
     _check_folder(folder, with_weights, adapter_too)
-    return Model(reference, folder, f"{reference}@{folder.name}" if with_weights else "")
+    return Model(
+        reference, folder, f"{reference}@{folder.name}:{_folder_digest(folder)}" if with_weights else ""
+    )
 
 
 def holds_adapter(folder: Path) -> bool:
@@ -130,9 +133,8 @@ def _check_folder(folder: Path, has_weights: bool = True, adapter_too: bool = Fa
 
 
 def _folder_digest(folder: Path) -> str:
-    """Of all files, and of the weights beneath: those of an ensemble's heads."""
-    files = [*(p for p in folder.iterdir() if p.is_file()), *folder.glob("*/*.safetensors")]
-    return content_id({p.relative_to(folder).as_posix(): file_digest(p) for p in sorted(files)}, 64)
+    """Of all that could be read there, weights, tokenizer, and templates beneath among it."""
+    return content_id({name: file_digest(path) for name, path in files_of_model(folder).items()}, 64)
 
 
 def _download(reference: str, patterns: list[str]) -> Path:

@@ -75,7 +75,7 @@ def is_finished(runs: Runs, stage: str, settings: Config) -> bool:
     """Whether a finished run of a stage has these settings."""
     wanted = settings.model_dump(mode="json")
     return any(
-        run.is_done and run.record.stage == stage and run.record.config == wanted for run in runs.all()
+        run.is_done and run.record.stage == stage and run.record.config == wanted for run in runs.all(stage)
     )
 
 

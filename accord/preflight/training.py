@@ -43,6 +43,11 @@ def look_at_algorithm(config: RoundConfig, runs: Runs, faults: Faults) -> None:
             if not is_finished(runs, section.algorithm, section):
                 ask_scoring_server(scorer)
     if isinstance(section, PPOConfig):
+        if config.compute.sharding not in ("none", "fsdp2"):
+            with faults.of("compute.sharding"):
+                raise UsageError(
+                    f"is {config.compute.sharding}, and PPO shards by fsdp2 only; set it to that"
+                )
         if section.report_to:
             with faults.of("rl.report_to"):
                 from rl.trackers import check_trackers

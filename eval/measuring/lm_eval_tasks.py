@@ -13,6 +13,7 @@ from accord.errors import UsageError
 from accord.models.files import has_virtual_tokens
 from accord.models.loading import load_policy
 from accord.models.references import Model
+from accord.user_code import announce
 from eval.measuring.lm_eval_samples import LoggedSample, samples_of
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ def find_task(task: str, folder: Path) -> Any:
         ) from None
     if not folder.is_dir():
         raise UsageError(f"{folder} is no folder; put the task's YAML file into one and name that")
+    announce("folder of lm-eval tasks", str(folder))  # whose YAML may name functions
     tasks = TaskManager(include_path=str(folder), include_defaults=False)
     if task not in tasks.all_tasks:
         found = ", ".join(sorted(tasks.all_tasks)) or "none"

@@ -85,7 +85,7 @@ def chain(run: Run, runs: Runs) -> Chain:
     so the chain is the same whenever the page is built again.
     """
     found, verdicts, left_out = [run], [read_verdict(run)], ""
-    evaluations = [each for each in runs.all() if each.record.stage == "eval" and each.is_done]
+    evaluations = [each for each in runs.all("eval") if each.is_done]
     while True:
         after = found[-1]
         wanted = _digest(after.record, "baseline")

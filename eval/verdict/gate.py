@@ -23,6 +23,7 @@ from accord.errors import AccordError, TamperedError, UsageError
 from accord.models.references import Model
 from accord.records import content_id, describe, write_atomically
 from accord.runs import Run, RunRecord, Runs, file_digest
+from accord.tree import files_of_model
 from eval.checks.audit import Audit
 from eval.checks.contamination import Contamination
 from eval.rows import SUITE, SuiteSubject
@@ -58,7 +59,7 @@ class Subject(BaseModel):
     digest: str
     run: str | None = None
     weights: dict[str, str] = {}
-    """SHA-256 of each file of weights, for a model from outside: a hub's digest is its revision's name only."""
+    """SHA-256 of each file of weights, for a model from outside, so that the one that changed can be named."""
 
 
 class Override(BaseModel):
@@ -196,8 +197,8 @@ def weights_digests(model: Model) -> dict[str, str]:
     """The SHA-256 of each file of weights of a model from outside; none for a run's, whose digest covers them."""
     if model.run_id:
         return {}
-    files = sorted(model.folder.rglob("*.safetensors"))
-    return {file.relative_to(model.folder).as_posix(): file_digest(file) for file in files}
+    files = files_of_model(model.folder)
+    return {name: file_digest(path) for name, path in files.items() if name.endswith(".safetensors")}
 
 
 def subject(model: Model | Scorer) -> Subject:

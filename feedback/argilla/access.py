@@ -54,7 +54,7 @@ def open_argilla(runs: Runs, url: str | None, port: int, leave_as_found: bool = 
 
 def end_unless_needed(runs: Runs) -> None:
     """End the embedded Argilla if it runs and nobody needs it."""
-    if not any(_asks_people(run) for run in runs.all()):
+    if not any(_asks_people(run) for run in runs.all("feedback")):
         process.stop_if_unused(argilla_home(runs.root))
 
 

@@ -7,7 +7,7 @@ A team is a YAML file:
       - name: bob
         workspaces: [pilot]     # besides those that accord's records stand in
       - name: dana
-        role: admin             # sees everybody's answers in her workspaces; annotators are the others
+        role: admin             # sees everybody's answers, and is given no records; annotators are the others
 """
 
 from collections.abc import Sequence
@@ -116,7 +116,7 @@ def set_up_people(client: Client, team: Team, is_assigned: bool) -> dict[str, st
     """Make the accounts that do not exist yet, and return the new passwords by name.
 
     An account that exists keeps its password. Everybody becomes a member of the workspaces that their records stand
-    in, which are other ones where records are assigned.
+    in, which are other ones where records are assigned; an admin of those that anybody's stand in.
 
     Raises:
         AccordError: the server refuses.
@@ -128,10 +128,10 @@ def set_up_people(client: Client, team: Team, is_assigned: bool) -> dict[str, st
             passwords[person.name] = new_password()
             user = client.add_user(person.name, person.role, passwords[person.name])
         workspaces = set(person.workspaces)
-        if person.name in team.annotators:
-            workspaces.add(workspace_of(person.name) if is_assigned else WORKSPACE)
-        if person.name in team.adjudicators:
-            workspaces.add(workspace_of(person.name))
+        answer = team.annotators if person.role == "admin" else {person.name} & {*team.annotators}
+        workspaces |= {workspace_of(name) if is_assigned else WORKSPACE for name in answer}
+        judge = team.adjudicators if person.role == "admin" else {person.name} & {*team.adjudicators}
+        workspaces |= {workspace_of(name) for name in judge}
         if user["role"] != "owner":  # an owner is everywhere
             for workspace in sorted(workspaces):
                 client.join(user, workspace)

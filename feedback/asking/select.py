@@ -13,8 +13,7 @@ from collections.abc import Sequence
 from itertools import combinations
 
 import numpy as np
-from scipy.special import expit
-from scipy.stats import norm
+from scipy.special import expit, ndtr
 
 from accord.errors import UsageError
 from accord.records import Comparison
@@ -99,7 +98,7 @@ def uncertainty(comparison: Comparison, scores: Scores) -> float:
         else:
             mean, deviation = difference.mean(), difference.std(ddof=1)
             p = (
-                float(norm.cdf(mean / deviation))
+                float(ndtr(mean / deviation))
                 if deviation > 0
                 else float(expit(np.inf * mean) if mean else 0.5)
             )

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
-from scipy.special import softmax
+from scipy import sparse
 
 from accord.records import Comparison
 from feedback.belief.rankings import counts, vote
@@ -54,19 +54,21 @@ def dawid_skene(
         np.unique(np.array(column), return_inverse=True) for column in zip(*labels, strict=True)
     )
     shape = (len(annotators), len(values), len(values))  # [annotator, given, true]
-    votes = np.zeros((len(tasks), len(values)))
-    np.add.at(votes, (t, v), 1)
+    votes = np.bincount(t * len(values) + v, minlength=len(tasks) * len(values)).reshape(len(tasks), -1)
     probabilities = votes / votes.sum(axis=1, keepdims=True)
+    columns = (len(tasks), len(annotators) * len(values))
+    given = sparse.coo_array((np.ones(len(t)), (t, a * len(values) + v)), shape=columns).tocsr()
+    by_answer = given.T.tocsr()  # [annotators x given, tasks]
     iterations = 0
     while iterations < max_iterations:
         iterations += 1
-        prevalence, confusion = _maximise(probabilities, t, a, v, shape)
-        logs = np.tile(np.log(np.maximum(prevalence, SMALLEST)), (len(tasks), 1))
-        np.add.at(logs, t, np.log(confusion)[a, v])
-        before, probabilities = probabilities, softmax(logs, axis=1)
+        prevalence, confusion = _maximise(probabilities, by_answer, shape)
+        logs = np.log(np.maximum(prevalence, SMALLEST)) + given @ np.log(confusion).reshape(-1, len(values))
+        logs = np.exp(logs - logs.max(axis=1, keepdims=True))
+        before, probabilities = probabilities, logs / logs.sum(axis=1, keepdims=True)
         if np.abs(probabilities - before).max() < tolerance:
             break
-    prevalence, confusion = _maximise(probabilities, t, a, v, shape)
+    prevalence, confusion = _maximise(probabilities, by_answer, shape)
 
     def named(row: np.ndarray) -> dict[str, float]:
         return dict(zip(values.tolist(), row.tolist(), strict=True))
@@ -85,12 +87,10 @@ def dawid_skene(
 
 
 def _maximise(
-    probabilities: np.ndarray, t: np.ndarray, a: np.ndarray, v: np.ndarray, shape: tuple[int, int, int]
+    probabilities: np.ndarray, by_answer: sparse.csr_array, shape: tuple[int, int, int]
 ) -> tuple[np.ndarray, np.ndarray]:
     """The M-step: the labels' prevalence, and every annotator's P(given | true) [annotator, given, true]."""
-    counts = np.zeros(shape)
-    np.add.at(counts, (a, v), probabilities[t])
-    counts = np.maximum(counts, SMALLEST)
+    counts = np.maximum((by_answer @ probabilities).reshape(shape), SMALLEST)
     return probabilities.mean(axis=0), counts / counts.sum(axis=1, keepdims=True)
 
 

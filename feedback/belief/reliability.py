@@ -40,6 +40,7 @@ from scipy.optimize import minimize
 from scipy.special import expit
 
 from accord.records import Comparison
+from feedback.belief.information import observed_information
 from feedback.belief.likelihood import ComparisonBatch, GivenRanking, LinearChoices, PairPosterior
 from feedback.belief.rankings import same_responses
 
@@ -52,6 +53,8 @@ PRIOR_MEAN = np.array([1.0, 0.0, 0.0, -1.0])
 """Of beta, position, length and tie; each has the standard deviation 1, as has gamma around 0."""
 POINTS, FINAL_POINTS = 128, 512
 """Quasi-random points a comparison: while the parameters are sought, and for the probabilities."""
+PART = 2_000
+"""Comparisons whose final points are held at a time."""
 ROUNDS = 12
 """At most so many times are the points moved to where the posterior is; it takes 4 to 6."""
 SETTLED = 0.05
@@ -153,10 +156,11 @@ def fit_reliability(comparisons: Sequence[Comparison]) -> Reliability:
             converged = True
             break
     deviations = _deviations(theta, groups, beta_precision).reshape(-1, 4)
-    pairs = {}
+    pairs: dict[str, dict[tuple[int, int], PairPosterior]] = {}
     for group in groups:
-        group.spread(FINAL_POINTS)
-        pairs.update(group.pair_posteriors(theta))
+        for part in group.parts(PART):
+            part.spread(FINAL_POINTS)
+            pairs.update(part.pair_posteriors(theta))
     of_annotator = theta[:-1].reshape(-1, 4)
     return Reliability(
         annotators={
@@ -164,7 +168,7 @@ def fit_reliability(comparisons: Sequence[Comparison]) -> Reliability:
                 beta=float(value[0]), beta_deviation=float(deviation[0]),
                 position=float(value[1]), position_deviation=float(deviation[1]),
                 length=float(value[2]), length_deviation=float(deviation[2]),
-                tie=float(value[3]), rankings=sum(group.rankings.get(name, 0) for group in groups),
+                tie=float(value[3]), rankings=sum(group.rankings[name] for group in groups),
             )
             for name, value, deviation in zip(names, of_annotator, deviations, strict=True)
         },
@@ -205,15 +209,12 @@ def negative_log_posterior(
     return -float(value), -gradient
 
 
-def _deviations(
-    theta: np.ndarray, groups: "Sequence[ComparisonBatch]", beta_precision: float, step: float = 1e-3
-) -> np.ndarray:
-    """The posterior standard deviations of the annotators' parameters: the gradient's differences, inverted."""
-    here = negative_log_posterior(theta, groups, beta_precision)[1]
-    moves = step * np.eye(len(theta))
-    there = [negative_log_posterior(theta + move, groups, beta_precision)[1] for move in moves]
-    information = (np.array(there) - here) / step
-    covariance = np.linalg.pinv((information + information.T) / 2, hermitian=True)
+def _deviations(theta: np.ndarray, groups: "Sequence[ComparisonBatch]", beta_precision: float) -> np.ndarray:
+    """The posterior standard deviations of the annotators' parameters: the inverse of the posterior's curvature."""
+    known = np.diag(np.append(np.tile([beta_precision, 1.0, 1.0, 1.0], len(theta) // 4), 1.0))
+    for group in groups:
+        known += observed_information(group, theta)
+    covariance = np.linalg.pinv(known, hermitian=True)
     return np.sqrt(np.maximum(np.diag(covariance)[:-1], 0))
 
 

@@ -24,6 +24,11 @@ from feedback.utility import SIMULATED
 GOOD_AGREEMENT = 0.667
 """Krippendorff (2004, Content Analysis, p. 241) allows tentative conclusions from an alpha of at least this."""
 DISPUTED_SHOWN = 8
+IN_FULL = 24
+"""Up to so many annotators, and warnings, stand in one table and list; of more the first to look at do."""
+OUTSTANDING = 8
+"""So many of the least reliable, and of the most active, are among the first to look at."""
+KAPPAS_SHOWN = 50
 LONGEST_SHOWN = 2_000
 """Characters of a response in the page; the whole text is in the run's files."""
 FATES = {
@@ -67,6 +72,11 @@ def write_report(
     """
     names = displayed_names(agreement.annotators, show_names)
     verdict, because = believable(agreement)
+    rows = {name: _annotator_row(names[name], each) for name, each in agreement.annotators.items()}
+    first = first_to_look_at(agreement)
+    kappas = sorted(agreement.kappa.items(), key=_in_doubt_first)[:KAPPAS_SHOWN]
+    if len(agreement.kappa) <= KAPPAS_SHOWN:
+        kappas = list(agreement.kappa.items())
     values: dict[str, Any] = {
         "title": title,
         "headline": verdict,
@@ -77,8 +87,11 @@ def write_report(
         ],
         "agreement": agreement,
         "rows": _agreement_rows(agreement),
-        "kappas": [(names[a], names[b], kappa) for (a, b), kappa in agreement.kappa.items()],
-        "annotators": [_annotator_row(names[name], each) for name, each in agreement.annotators.items()],
+        "kappas": [(names[a], names[b], kappa) for (a, b), kappa in kappas],
+        "warnings_in_full": IN_FULL,
+        "annotators": [rows[name] for name in first],
+        "other_annotators": [row for name, row in rows.items() if name not in first],
+        "outstanding": OUTSTANDING,
         "disputed": _disputed(comparisons, reliability, names),
         "preferences": len(preferences),
         "weights": _weights(preferences),
@@ -185,6 +198,24 @@ def displayed_names(names: Iterable[str], show_names: bool) -> dict[str, str]:
         name: name if show_names or name.startswith(SIMULATED) else f"annotator {number}"
         for number, name in enumerate(sorted(names), start=1)
     }
+
+
+def first_to_look_at(agreement: Agreement) -> list[str]:
+    """The annotators that the page shows in its first table: all, or of more than `IN_FULL` those whom the warnings
+    name, the least reliable and the most active, in this order."""
+    figures = agreement.annotators
+    if len(figures) <= IN_FULL:
+        return list(figures)
+    fitted = [(each.reliability.accuracy, name) for name, each in figures.items() if each.reliability]
+    least_reliable = [name for _, name in sorted(fitted)[:OUTSTANDING]]
+    most_active = sorted(figures, key=lambda name: (-figures[name].submitted, name))[:OUTSTANDING]
+    named = [each.annotator for each in agreement.warnings]
+    return list(dict.fromkeys([*named, *least_reliable, *most_active]))
+
+
+def _in_doubt_first(each: tuple[tuple[str, str], Estimate]) -> tuple[bool, float]:
+    """By kappa, those with an interval first."""
+    return each[1].low is None, each[1].value
 
 
 # --- pieces of the page

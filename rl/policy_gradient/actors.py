@@ -6,25 +6,31 @@
     shared base   one frozen base, with an adapter each for policy, critic and reward model
 
 All of them read the same packed rows of token ids (`accord.packing`), so the reward model's tokenizer must be the
-policy's. Dropout is off everywhere: PPO's ratios compare one function with itself.
+policy's. Dropout is off everywhere: PPO's ratios compare one function with itself. Where several processes share the
+weights of each (`rl.policy_gradient.sharding`), a model's weights are read only within its `Whole`.
 """
 
 import contextlib
 import copy
 import dataclasses
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from accord import parallel
 from accord.errors import UsageError
 from accord.models.families import decoder_layers
 from accord.packing import body_of, compute_packed_rows, is_rounding, probe
 from reward.score import Ensemble
 from rl.maths.token_statistics import TokenStatistics, token_statistics
 from rl.policy_gradient.rows import Rows
+from rl.policy_gradient.sharding import Whole, gathered, local_device
+from rl.policy_gradient.skipping import frozen_layers, skipping
+
+T = TypeVar("T")
 
 
 class Actors:
@@ -38,21 +44,25 @@ class Actors:
         reference: Any | None = None,
         reward: Any | None = None,
         bfloat16: bool = False,
-        reward_heads: Float[Tensor, "heads size"] | None = None,
+        reward_head: nn.Linear | None = None,
         ensemble: Ensemble = "mean",
         longest: int = 64,
+        wholes: Mapping[str, Whole] | None = None,
+        hollow_policy: Any | None = None,
     ) -> None:
         """Args:
         policy: a causal language model, or one with PEFT adapters.
         critic: the critic's transformer without a head; the policy itself for a shared base.
-        critic_head: from a state to a value, trained; as it is now, it is the reward model's head, too.
+        critic_head: from a state to a value, trained.
         reference: None: the policy without its adapter.
         reward: the reward model's transformer; None: the critic without its adapter or, for a shared base, the
             policy with the adapter "reward".
         bfloat16: compute in it (autocast).
-        reward_heads: the weights of a reward model that is an ensemble.
+        reward_head: from a state to the scores of a reward model; None: what the critic's is now.
         ensemble: what the score of an ensemble is.
         longest: of the sequences that will be read, to try the models on.
+        wholes: for models in shards, by name: "policy", "critic" and, where there are such, "reference" and "reward".
+        hollow_policy: for models in shards, the first process's `hollow` copy of the policy.
 
         Raises:
             UsageError: the attention of a model does not work on packed rows.
@@ -62,13 +72,11 @@ class Actors:
                 pack(model, longest)
         self.policy, self.critic, self.critic_head = policy, critic, critic_head
         self.reference, self.reward = reference, reward
-        self.reward_head = copy.deepcopy(critic_head).requires_grad_(False)
-        if reward_heads is not None:
-            self.reward_head = nn.Linear(reward_heads.shape[1], len(reward_heads), bias=False)
-            self.reward_head.weight = nn.Parameter(reward_heads, requires_grad=False)
+        self.reward_head = reward_head or copy.deepcopy(critic_head).requires_grad_(False)
+        self._wholes, self._hollow_policy = wholes or {}, hollow_policy
         self.ensemble = ensemble
         self.bfloat16 = bfloat16
-        self.frozen_layers = {"policy": _frozen_layers(policy), "critic": _frozen_layers(critic)}
+        self.frozen_layers = {"policy": frozen_layers(policy), "critic": frozen_layers(critic)}
         """How many layers at the bottom have no trained weight, by the model of each name."""
         self.score_shift = 0.0
         """Subtracted from scores and values alike, so that the critic still starts where the scores are."""
@@ -82,8 +90,8 @@ class Actors:
 
     @property
     def device(self) -> torch.device:
-        """Where they are."""
-        return next(self.policy.parameters()).device
+        """Where they compute."""
+        return local_device() if self._wholes else next(self.policy.parameters()).device
 
     @property
     def has_shared_base(self) -> bool:
@@ -92,35 +100,42 @@ class Actors:
 
     def policy_statistics(self, rows: Rows, slots: int, temperature: float) -> TokenStatistics:
         """Log-probabilities and entropies [rows, slots] of the answers' tokens under the policy."""
-        return self._statistics(self.policy, rows, slots, temperature)
+        return self._whole("policy", lambda: self._statistics(self.policy, rows, slots, temperature))
 
     @torch.no_grad()
     def reference_statistics(self, rows: Rows, slots: int, temperature: float) -> TokenStatistics:
         """The same under the reference, without gradients."""
         if self.reference is not None:
-            return self._statistics(self.reference, rows, slots, temperature)
+            return self._whole(
+                "reference", lambda: self._statistics(self.reference, rows, slots, temperature)
+            )
         with self._without_adapter(self.policy):
-            return self._statistics(self.policy, rows, slots, temperature)
+            return self._whole("policy", lambda: self._statistics(self.policy, rows, slots, temperature))
 
     def values(self, rows: Rows, slots: int) -> Float[Tensor, "rows {slots}"]:
         """The critic's predictions, one slot more than tokens."""
         row, slot, position = rows.states(extra=1)
-        with self.adapter("critic"):
+
+        def compute() -> Tensor:
             states = self._states(self.critic, rows)[rows.packed.place(row, position)]
-        values = self.critic_head(states.float()).squeeze(-1) - self.score_shift
+            found: Tensor = self.critic_head(states.float())
+            return found
+
+        with self.adapter("critic"):
+            values = self._whole("critic", compute).squeeze(-1) - self.score_shift
         return _scatter(values, row, slot, (len(rows.prompt_lengths), slots))
 
     @torch.no_grad()
     def scores(self, rows: Rows) -> Float[Tensor, "rows heads"]:
         """The reward model's scores, read at each answer's last token, before the shift."""
         if self.reward is not None:
-            states = self._states(self.reward, rows)
+            states = self._whole("reward", lambda: self._states(self.reward, rows))
         elif self.has_shared_base:
             with self.adapter("reward"):
-                states = self._states(self.policy, rows)
+                states = self._whole("policy", lambda: self._states(self.policy, rows))
         else:
             with self._without_adapter(self.critic):
-                states = self._states(self.critic, rows)
+                states = self._whole("critic", lambda: self._states(self.critic, rows))
         last = rows.prompt_lengths + rows.response_lengths - 1
         last = rows.packed.place(torch.arange(len(last), device=last.device), last)
         found: Tensor = self.reward_head(states[last].float())
@@ -136,9 +151,7 @@ class Actors:
         for name, model in {"critic": self.critic, "policy": self.policy}.items():
             if self.frozen_layers[name]:
                 shared = self.has_shared_base and found
-                found[name] = (
-                    found["critic"] if shared else self._beneath(model, self.frozen_layers[name], rows)
-                )
+                found[name] = found["critic"] if shared else self._beneath(name, model, rows)
         return dataclasses.replace(rows, beneath=found)
 
     def check_parts(self, longest: int = 64) -> None:
@@ -149,14 +162,36 @@ class Actors:
         """
         sequences = probe(body_of(self.policy).config, longest)
         rows = Rows.of([ids[:1] for ids in sequences], [ids[1:] for ids in sequences], self.device)
+        models = {"critic": self.critic, "policy": self.policy}
+
+        def states(rows: Rows) -> list[Tensor]:
+            return [
+                self._whole(name, lambda model=model: self._states(model, rows))  # type: ignore[misc]
+                for name, model in models.items()
+                if self.frozen_layers[name]
+            ]
+
         with torch.no_grad():
-            in_parts = self.beneath(rows)
-            models = {"critic": self.critic, "policy": self.policy}
-            if not all(
-                is_rounding(self._states(models[name], in_parts), self._states(models[name], rows))
-                for name in in_parts.beneath
-            ):
-                self.frozen_layers = dict.fromkeys(self.frozen_layers, 0)
+            # whole models first: torch's engine learns at its first pass which layers there are
+            right, found = states(rows), states(self.beneath(rows))
+        if not parallel.broadcast(all(is_rounding(*both) for both in zip(found, right, strict=True))):
+            self.frozen_layers = dict.fromkeys(self.frozen_layers, 0)
+
+    @contextlib.contextmanager
+    def whole_policy(self) -> Iterator[Any]:
+        """The policy with all of its weights, in the first process at least; all processes take part."""
+        if not self._wholes:
+            yield self.policy
+            return
+        with gathered(self.policy, self._hollow_policy) as policy:
+            yield policy
+
+    def _whole(self, name: str, compute: Callable[[], T]) -> T:
+        """What `compute` returns, which reads the weights of the model of a name."""
+        if name not in self._wholes:
+            return compute()
+        found: T = self._wholes[name](compute)
+        return found
 
     def _statistics(self, model: Any, rows: Rows, slots: int, temperature: float) -> TokenStatistics:
         row, slot, position = rows.states(extra=0)
@@ -175,14 +210,14 @@ class Actors:
         body = body_of(model)
         if name is None or name not in rows.beneath:
             return self._run(body, rows)[0]
-        with _skipping(body, 0, self.frozen_layers[name], rows.beneath[name]):
+        with skipping(body, 0, self.frozen_layers[name], rows.beneath[name]):
             return self._run(body, rows)[0]
 
-    def _beneath(self, model: Any, frozen: int, rows: Rows) -> Float[Tensor, "1 tokens size"]:
-        """What comes out of the first `frozen` layers."""
+    def _beneath(self, name: str, model: Any, rows: Rows) -> Float[Tensor, "1 tokens size"]:
+        """What comes out of the first layers, those that are frozen."""
         body = body_of(model)
-        with _skipping(body, frozen, len(decoder_layers(body)[1])) as skipped:
-            self._run(body, rows)
+        with skipping(body, self.frozen_layers[name], len(decoder_layers(body)[1])) as skipped:
+            self._whole(name, lambda: self._run(body, rows))
         found: Tensor = skipped[0].given
         return found
 
@@ -236,54 +271,6 @@ def pack(model: Any, longest: int) -> None:
             "PPO packs sequences into rows without padding, and the attention of "
             f"{type(body_of(model)).__name__} does not work that way; use rl.algorithm=dpo for this model"
         )
-
-
-class _Skipped(nn.Module):
-    """Stands in a transformer for a layer that is not computed; all else about the layer is as it is."""
-
-    def __init__(self, layer: nn.Module, output: Tensor | None = None) -> None:
-        super().__init__()
-        self.__dict__["layer"] = layer  # no submodule: its parameters belong to the transformer only
-        self.__dict__["output"] = output
-        self.__dict__["given"] = None
-
-    def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
-        """What is to be the layer's output, or else what goes into it."""
-        self.__dict__["given"] = hidden_states
-        return hidden_states if self.output is None else self.output
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__["layer"], name)  # its kind of attention, which the transformer asks for
-
-
-@contextlib.contextmanager
-def _skipping(body: Any, first: int, after: int, output: Tensor | None = None) -> Iterator[list[_Skipped]]:
-    """A transformer without the layers from `first` up to `after`, the last of which has `output` as its own.
-
-    Every other layer keeps its number, by which transformers choose its mask and its rotation.
-    """
-    layers = decoder_layers(body)[1]
-    kept = list(layers)
-    skipped = [_Skipped(layer) for layer in kept[first:after]]
-    skipped[-1].__dict__["output"] = output
-    for number, each in enumerate(skipped, start=first):
-        layers[number] = each
-    try:
-        yield skipped
-    finally:
-        for number, layer in enumerate(kept):
-            layers[number] = layer
-
-
-def _frozen_layers(model: Any) -> int:
-    """How many layers at the bottom have neither an adapter nor a trained weight, nor has anything beneath them."""
-    body = body_of(model)
-    path, layers = decoder_layers(body)
-    for number, layer in enumerate(layers):
-        if any(p.requires_grad or "lora_" in name for name, p in layer.named_parameters()):
-            others = (name for name, p in body.named_parameters() if p.requires_grad or "lora_" in name)
-            return number if all(name.startswith(f"{path}.") for name in others) else 0
-    return 0
 
 
 def _trained(model: nn.Module, adapter: str | None) -> dict[str, nn.Parameter]:

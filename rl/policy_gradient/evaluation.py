@@ -21,7 +21,7 @@ from accord.errors import DataError
 from accord.records import Demonstration, read_jsonl
 from reward.score import combine
 from rl.policy_gradient.actors import Actors
-from rl.policy_gradient.rows import Rows, micro_batches
+from rl.policy_gradient.rows import Rows, micro_batches, share_passes
 from rl.policy_gradient.settings import Passes
 
 COEFFICIENT_WITHOUT_KL = 0.1
@@ -47,13 +47,14 @@ def preference_loss(
     answers = [pair[side] for pair in pairs for side in ("chosen_ids", "rejected_ids")]
     lengths = [len(p) + len(a) for p, a in zip(prompts, answers, strict=True)]
     log_ratios = torch.zeros(len(answers), device=actors.device)
-    for index in micro_batches(lengths, passes.tokens_per_pass, of=parallel.share(lengths)):
+    for index, counts in share_passes(lengths, passes.tokens_per_pass):
         rows = Rows.of([prompts[i] for i in index], [answers[i] for i in index], actors.device)
         rows = actors.beneath(rows)
         slots = max(len(answers[i]) for i in index)
         policy = actors.policy_statistics(rows, slots, passes.temperature).log_probabilities
         reference = actors.reference_statistics(rows, slots, passes.temperature).log_probabilities
-        log_ratios[index] = (policy - reference).sum(dim=1)
+        if counts:
+            log_ratios[index] = (policy - reference).sum(dim=1)
     parallel.sum_tensors([log_ratios])
     margins = (kl_coefficient or COEFFICIENT_WITHOUT_KL) * (log_ratios[::2] - log_ratios[1::2])
     return -torch.nn.functional.logsigmoid(margins).mean().item()

@@ -8,16 +8,18 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from accord import parallel
 from accord.config import LoraConfig
 from accord.errors import UsageError
 from accord.models.adapters import peft_config
 from accord.models.families import context_length
 from accord.models.loading import check_same_tokens, load_policy, load_reward_model
 from accord.models.references import Model
-from accord.packing import body_of, is_rounding
+from accord.packing import ATTENTION, body_of, is_rounding
 from reward.score import Ensemble, load_heads, reward_shift
-from rl.policy_gradient.actors import Actors
+from rl.policy_gradient.actors import Actors, pack
 from rl.policy_gradient.settings import Computation, Layout
+from rl.policy_gradient.sharding import Whole, hollow, local_device, shard
 
 
 def load_actors(
@@ -47,57 +49,110 @@ def load_actors(
             output layer's product.
     """
     check_same_tokens(tokenizer, policy, reward_model)
-    lora, base_dtype = layout.lora, computation.base_dtype
-    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    lora = layout.lora
+    dtype = computation.base_dtype if lora else torch.float32
+    is_sharded = parallel.is_sharded()
+    # The others are handed out their shards, so that a machine needs room for one whole model at a time.
+    has_weights = parallel.is_first() or not is_sharded
+    options: dict[str, Any] = {} if has_weights else {"device_map": "meta"}
+    wholes: dict[str, Whole] = {}
+
+    def place(names: tuple[str, ...], model: Any, *heads: nn.Module) -> Any:
+        """Put a model where it computes, before the next one is loaded."""
+        if has_weights:
+            pack(model, max_sequence_tokens)
+        else:
+            body_of(model).set_attn_implementation(ATTENTION)
+        for module in (model, *heads):
+            _prepare(module, computation.gradient_checkpointing)
+        if is_sharded:
+            check_can_be_sharded(model)
+            wholes.update(dict.fromkeys(names, shard(model, *heads)))
+        else:
+            for module in (model, *heads):
+                module.to(local_device())
+        return model
+
     torch.manual_seed(seed)
-    policy_model: Any = load_policy(policy, base_dtype if lora else torch.float32)
-    check_logits(policy_model)
-    scoring: Any = load_reward_model(reward_model, base_dtype if lora else torch.float32)
-    context = min(context_length(model.config) for model in (policy_model, scoring))
+    shapes: Any = load_reward_model(reward_model, dtype, device_map="meta")
+    critic_head = nn.Linear(shapes.score.in_features, 1, bias=shapes.score.bias is not None)
+    if layout.reward_adapter is not None:
+        _load_scoring(reward_model, dtype, critic_head, **options)
+    model: Any = load_policy(policy, dtype, **options)
+    if has_weights:
+        check_logits(model)
+    context = min(context_length(each.config) for each in (model, shapes))
     if max_sequence_tokens > context:
         raise UsageError(
             f"rl.max_sequence_tokens is {max_sequence_tokens}, and policy and reward model read at most {context} "
             "tokens; lower it"
         )
-    head, backbone = scoring.score, getattr(scoring, scoring.base_model_prefix)
-    critic_head = nn.Linear(head.in_features, 1, bias=head.bias is not None)
-    critic_head.load_state_dict({name: p.float() for name, p in head.state_dict().items()})
-    heads = load_heads(reward_model)
-    options: Any = {"bfloat16": computation.bfloat16, "reward_heads": heads, "ensemble": ensemble}
-    options["longest"] = max_sequence_tokens
-    actors: Actors
-    if lora is None:
-        reference, reward = copy.deepcopy(policy_model), copy.deepcopy(backbone)
-        for frozen in (reference, reward):
-            frozen.requires_grad_(False)
-        actors = Actors(policy_model, backbone, critic_head, reference, reward, **options)
-    elif layout.reward_adapter is not None:
-        model = _with_adapter(policy_model, policy, lora, "CAUSAL_LM")
+    if lora is not None:
+        model = _with_adapter(model, policy, lora, "CAUSAL_LM")
+    if layout.reward_adapter is not None:
         for name in ("critic", "reward"):
             _add_adapter(model, layout.reward_adapter, name)
         model.set_adapter("default")
-        actors = Actors(model, model, critic_head, **options)
+    hollow_policy = hollow(model) if is_sharded and has_weights else None
+    reference, reward = None, None
+    if layout.reward_adapter is not None:
+        reward_head = _reward_head(reward_model, critic_head)
+        critic = place(("policy", "critic"), model, critic_head)
     else:
-        actors = Actors(
-            _with_adapter(policy_model, policy, lora, "CAUSAL_LM"),
-            _with_adapter(backbone, reward_model, lora, "FEATURE_EXTRACTION"),
-            critic_head,
-            **options,
-        )
-    for module in (
-        actors.policy,
-        actors.critic,
-        actors.reference,
-        actors.reward,
-        critic_head,
-        actors.reward_head,
-    ):
-        if module is not None:
-            module.to(device)
-            _prepare(module, computation.gradient_checkpointing)
-    actors.score_shift = reward_shift(scoring)
+        place(("policy",), model)
+        critic = _load_scoring(reward_model, dtype, critic_head, **options)
+        reward_head = _reward_head(reward_model, critic_head)
+        if lora is not None:
+            critic = _with_adapter(critic, reward_model, lora, "FEATURE_EXTRACTION")
+        place(("critic",), critic, critic_head)
+        if lora is None:
+            reference = place(("reference",), load_policy(policy, dtype, **options).requires_grad_(False))
+            reward = place(("reward",), _load_scoring(reward_model, dtype, **options).requires_grad_(False))
+    actors = Actors(
+        model, critic, critic_head, reference, reward, computation.bfloat16, reward_head, ensemble,
+        max_sequence_tokens, wholes, hollow_policy,
+    )  # fmt: skip
+    actors.score_shift = reward_shift(shapes)
     actors.check_parts(max_sequence_tokens)
     return actors
+
+
+def _load_scoring(
+    reward_model: Model, dtype: torch.dtype, head: nn.Linear | None = None, **options: Any
+) -> Any:
+    """The reward model's transformer; what stands on it goes into `head`."""
+    scoring: Any = load_reward_model(reward_model, dtype, **options)
+    if head is not None:
+        weights = parallel.from_first(
+            lambda: {name: p.float() for name, p in scoring.score.state_dict().items()}
+        )
+        head.load_state_dict(weights)
+    return getattr(scoring, scoring.base_model_prefix)
+
+
+def check_can_be_sharded(model: Any) -> None:
+    """Whether torch's engine takes this model's weights apart rightly.
+
+    Raises:
+        UsageError: adapters of experts' stacked weights are put onto them in each pass, which it does not see.
+    """
+    if any(
+        getattr(config, "target_parameters", None) for config in getattr(model, "peft_config", {}).values()
+    ):
+        raise UsageError(
+            "adapters of a model with experts cannot be trained in shards; set compute.sharding to none, or train all "
+            "weights (without rl.lora)"
+        )
+
+
+def _reward_head(reward_model: Model, critic_head: nn.Linear) -> nn.Linear:
+    """The head that the critic starts with or, for an ensemble, all of its heads; frozen."""
+    head = copy.deepcopy(critic_head)
+    heads = load_heads(reward_model)
+    if heads is not None:
+        head = nn.Linear(heads.shape[1], len(heads), bias=False)
+        head.weight = nn.Parameter(heads)
+    return head.requires_grad_(False).to(local_device())
 
 
 @torch.no_grad()

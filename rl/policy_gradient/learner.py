@@ -5,7 +5,8 @@ changes the result by rounding only. Policy and critic share no weights and lear
 gradients of one exist at a time.
 
 Where several processes share the work (`accord.parallel`), each has some of the answers, the same ones in all epochs.
-Opinions, gradients and figures are summed over the processes, and then all take the same step.
+Opinions, gradients and figures are summed over the processes, and then all take the same step. Gradients of models in
+shards (`rl.policy_gradient.sharding`) are summed by the backward pass itself.
 """
 
 import math
@@ -15,6 +16,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from accord import parallel
 from accord.errors import AccordError
@@ -30,7 +32,7 @@ from rl.maths.losses import (
 from rl.policy_gradient.actors import Actors
 from rl.policy_gradient.kl import k1, k3
 from rl.policy_gradient.rollout import Rollout
-from rl.policy_gradient.rows import Rows, micro_batches
+from rl.policy_gradient.rows import Rows, share_passes
 from rl.policy_gradient.settings import Estimation, Objective, Passes, Steps
 
 
@@ -99,16 +101,17 @@ def hear(actors: Actors, rollout: Rollout, passes: Passes) -> Opinions:
     scores = torch.zeros(answers, actors.reward_head.out_features, device=device)
     beneath: list[dict[str, Tensor]] = [{} for _ in range(answers)]
     lengths = rollout.sequence_lengths
-    for index in micro_batches(lengths, passes.tokens_per_pass, of=parallel.share(lengths)):
+    for index, counts in share_passes(lengths, passes.tokens_per_pass):
         rows = actors.beneath(_rows(rollout, index, device))
         for name, states in rows.beneath.items():
             for answer, of_answer in zip(index, rows.split(states), strict=True):
                 beneath[answer][name] = of_answer
         policy = actors.policy_statistics(rows, slots, passes.temperature)
-        log_probabilities[index], entropies[index] = policy
-        reference[index] = actors.reference_statistics(rows, slots, passes.temperature).log_probabilities
-        values[index] = actors.values(rows, slots)
-        scores[index] = actors.scores(rows)
+        of_reference = actors.reference_statistics(rows, slots, passes.temperature).log_probabilities
+        of_critic, of_reward_model = actors.values(rows, slots), actors.scores(rows)
+        if counts:
+            log_probabilities[index], entropies[index] = policy
+            reference[index], values[index], scores[index] = of_reference, of_critic, of_reward_model
     parallel.sum_tensors([log_probabilities, entropies, reference, values, scores])
     for i, row in enumerate(rollout.sampler_log_probabilities):
         sampler[i, : len(row)] = torch.tensor(row)
@@ -227,23 +230,23 @@ def _backward_policy(
     tokens, slots = opinions.learned_tokens, opinions.values.shape[1]
     count = tokens[chosen].sum()
     loss, ratio, clipped, largest, deviation = torch.zeros(5, device=actors.device)
-    for index, rows in _minibatch(rollout, experience, chosen, passes.tokens_per_pass, actors.device):
+    for index, rows, counts in _minibatch(rollout, experience, chosen, passes.tokens_per_pass, actors.device):
+        mask = tokens[index] & counts
         statistics = actors.policy_statistics(rows, slots, passes.temperature)
         found = policy_loss(
             statistics.log_probabilities, opinions.log_probabilities[index], experience.advantages[index],
-            tokens[index], count, objective.clip, objective.dual_clip, experience.weights[index],
+            mask, count, objective.clip, objective.dual_clip, experience.weights[index],
         )  # fmt: skip
         total = found.loss
         if objective.entropy_coefficient:
-            total = total + objective.entropy_coefficient * entropy_loss(
-                statistics.entropies, tokens[index], count
-            )
+            total = total + objective.entropy_coefficient * entropy_loss(statistics.entropies, mask, count)
         total.backward()
         loss, ratio, clipped = loss + found.loss.detach(), ratio + found.ratio_sum, clipped + found.clipped
         largest = torch.maximum(largest, found.ratio_max)
         deviation = torch.maximum(deviation, found.ratio_deviation)
     sums, maxima = torch.stack([loss, ratio, clipped]), torch.stack([largest, deviation])
-    parallel.sum_gradients(actors.policy_parameters.values())
+    if not parallel.is_sharded():
+        parallel.sum_gradients(actors.policy_parameters.values())
     parallel.sum_tensors([sums])
     parallel.take_maximum(maxima)
     return {
@@ -260,19 +263,20 @@ def _backward_critic(
 ) -> dict[str, float]:  # fmt: skip
     """The critic's gradients for a minibatch, one micro-batch after the other; returns its loss."""
     opinions = experience.opinions
-    mask, slots = opinions.learned_slots, opinions.values.shape[1]
-    count = mask[chosen].sum()
+    learned, slots = opinions.learned_slots, opinions.values.shape[1]
+    count = learned[chosen].sum()
     loss, clipped = torch.zeros(2, device=actors.device)
-    for index, rows in _minibatch(rollout, experience, chosen, passes.tokens_per_pass, actors.device):
+    for index, rows, counts in _minibatch(rollout, experience, chosen, passes.tokens_per_pass, actors.device):
         with actors.adapter("critic"):
             found = value_loss(
-                actors.values(rows, slots), opinions.values[index], experience.returns[index], mask[index], count,
-                objective.value_clip,
+                actors.values(rows, slots), opinions.values[index], experience.returns[index],
+                learned[index] & counts, count, objective.value_clip,
             )  # fmt: skip
             (objective.value_coefficient * found.loss).backward()
         loss, clipped = loss + found.loss.detach(), clipped + found.clipped
     sums = torch.stack([loss, clipped])
-    parallel.sum_gradients(actors.critic_parameters.values())
+    if not parallel.is_sharded():
+        parallel.sum_gradients(actors.critic_parameters.values())
     parallel.sum_tensors([sums])
     return {"value_loss": float(sums[0]), "value_clip_fraction": float(sums[1] / count)}
 
@@ -283,7 +287,7 @@ def _step(
 ) -> None:  # fmt: skip
     """Cut the gradients of policy or critic, check all `figures` and step; what has no gradient stays as it is."""
     norm = nn.utils.clip_grad_norm_(list(parameters.values()), max_gradient_norm)
-    figures[f"{name}_gradient_norm"] = float(norm)
+    figures[f"{name}_gradient_norm"] = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
     for each, value in figures.items():
         if not math.isfinite(value):
             raise NotFiniteError(f"{each} became {value} in epoch {epoch + 1}")
@@ -293,18 +297,13 @@ def _step(
 
 def _minibatch(
     rollout: Rollout, experience: Experience, chosen: list[int], tokens_per_pass: int, device: torch.device
-) -> Iterator[tuple[list[int], Rows]]:
-    """The micro-batches of this process's share of a minibatch: which answers they hold, and their rows."""
-    lengths = rollout.sequence_lengths
-    mine = sorted(set(chosen).intersection(parallel.share(lengths)))
-    for index in micro_batches(lengths, tokens_per_pass, of=mine):
+) -> Iterator[tuple[list[int], Rows, bool]]:
+    """Micro-batches of this process's share of a minibatch: the answers they hold, their rows, and if they count."""
+    for index, counts in share_passes(rollout.sequence_lengths, tokens_per_pass, among=chosen):
         rows = _rows(rollout, index, device)
         beneath = [experience.opinions.beneath[i] for i in index]
-        names = beneath[0]
-        yield (
-            index,
-            replace(rows, beneath={name: rows.join([each[name] for each in beneath]) for name in names}),
-        )
+        found = {name: rows.join([each[name] for each in beneath]) for name in beneath[0]}
+        yield index, replace(rows, beneath=found), counts
 
 
 def _rows(rollout: Rollout, index: list[int], device: torch.device) -> Rows:

@@ -94,7 +94,7 @@ class Loop:
                     self._log(self.evaluate())
                     progress.stop_reason = progress.stop_reason or self._stop_reason(row)
                 is_due = evaluates or progress.update % schedule.checkpoint_every_updates == 0
-                if is_due and parallel.is_first():
+                if is_due:
                     save_checkpoint(self.log.folder / "checkpoints", self.trained)
                 bar.set_postfix_str(
                     f"score {row['score']:.2f}, KL {row['kl_k1_nats']:.2f} nats, {row['response_tokens']:.0f} tokens, "
@@ -148,8 +148,7 @@ class Loop:
                 "the reward model"
             ) from None
         clock.append(time.perf_counter())
-        if parallel.is_first():
-            sampler.sync()
+        sampler.sync()
         clock.append(time.perf_counter())
 
         scored = opinions.scored
@@ -246,9 +245,7 @@ class Loop:
     def _sample(self, prompts: Sequence[EncodedPrompt], seeds: Sequence[int]) -> Rollout:
         sampling, eos = self.settings.sampling, self.environment.tokenizer.eos_token_id
         sampler, ids = self.environment.sampler, [prompt.ids for prompt in prompts]
-        completions = parallel.from_first(
-            lambda: sampler.sample(ids, seeds, sampling.max_response_tokens, sampling.temperature)
-        )
+        completions = sampler.sample(ids, seeds, sampling.max_response_tokens, sampling.temperature)
         return make_rollout(ids, completions, int(str(eos)))
 
     def _stop_reason(self, row: dict[str, Any]) -> str | None:

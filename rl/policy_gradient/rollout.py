@@ -7,13 +7,15 @@ update alone: a run that continues needs no saved position in the data.
 import hashlib
 import logging
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from accord import parallel
 from accord.errors import SamplerGoneError, SyncError
 from accord.models.references import Model
 from accord.sampling.protocol import Completion, Sampler
@@ -85,23 +87,28 @@ def make_rollout(
 
 
 class PolicySampler:
-    """The round's sampler with the weights of a policy that is being trained."""
+    """The round's sampler, which the first process has, with the weights of a policy that is being trained.
+
+    All processes call it, for each may hold a part of the weights.
+    """
 
     def __init__(
         self,
         shared: SharedSampler,
         model: Model,
-        policy: Any,
+        whole_policy: Callable[[], AbstractContextManager[Any]],
         tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> None:
         """Args:
         shared: the round's.
-        model: what `policy` was loaded from.
-        policy: as it is trained.
+        model: what the policy was loaded from.
+        whole_policy: gives the policy as it is trained, in the first process with all of its weights.
         tokenizer: the model's, where it is loaded already.
         """
-        self._shared, self._model, self._policy, self._tokenizer = shared, model, policy, tokenizer
+        self._shared, self._model, self._whole_policy = shared, model, whole_policy
+        self._tokenizer = tokenizer
         self._sampler: Sampler | None = None
+        self._has_weights = False
         self.restarts = 0
         """How often the sampler's process had to be started again."""
 
@@ -116,12 +123,14 @@ class PolicySampler:
         Raises:
             SamplerGoneError: the sampler's process ended, and ended again after a restart.
         """
-        if self._sampler is None:
-            self._sampler = self._shared.use(self._model, self._tokenizer)
-        try:
-            self._sampler.sync(self._policy)
-        except SamplerGoneError:
-            self._restart()
+        with self._whole_policy() as policy:
+            if parallel.is_first():
+                self._sampler = self._sampler or self._shared.use(self._model, self._tokenizer)
+                try:
+                    self._sampler.sync(policy)
+                except SamplerGoneError:
+                    self._restart(policy)
+        self._has_weights = True
 
     def sample(
         self,
@@ -135,16 +144,28 @@ class PolicySampler:
         Raises:
             SamplerGoneError: it ended again.
         """
-        if self._sampler is None:
+        if not self._has_weights:
             self.sync()
-        assert self._sampler is not None
-        try:
-            return self._sampler.sample(prompts, seeds, max_response_tokens, temperature)
-        except SamplerGoneError:
-            self._restart()
+
+        def answers() -> list[Completion]:
+            assert self._sampler is not None
             return self._sampler.sample(prompts, seeds, max_response_tokens, temperature)
 
-    def _restart(self) -> None:
+        def answers_or_none() -> list[Completion] | None:
+            try:
+                return answers()
+            except SamplerGoneError:
+                return None
+
+        completions = parallel.from_first(answers_or_none)
+        if completions is None:
+            with self._whole_policy() as policy:
+                if parallel.is_first():
+                    self._restart(policy)
+            completions = parallel.from_first(answers)
+        return completions
+
+    def _restart(self, policy: Any) -> None:
         if self.restarts:
             raise SamplerGoneError(
                 "the sampler's process ended a second time; run the same command again to continue, with "
@@ -156,7 +177,7 @@ class PolicySampler:
         self._sampler = self._shared.use(
             self._model, self._tokenizer
         )  # verifies the weights that it starts with
-        self._sampler.sync(self._policy)
+        self._sampler.sync(policy)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from accord import parallel
 from accord.packing import Packed
 
 
@@ -77,3 +78,27 @@ def micro_batches(
             batches.append([index])
             room = tokens_per_pass - lengths[index]
     return batches
+
+
+def share_passes(
+    lengths: Sequence[int], tokens_per_pass: int, among: Sequence[int] | None = None
+) -> list[tuple[list[int], bool]]:
+    """Micro-batches of this process's share of sequences, and whether each counts.
+
+    Where models are in shards, every process must compute as often as the others. One that has fewer micro-batches
+    reads a short sequence of its share again (or, if it has none, the first of all), which then does not count.
+
+    Args:
+        lengths: of all sequences of which each process has a share.
+        tokens_per_pass: see `micro_batches`.
+        among: the indices of those that are to be read; all, if left out.
+    """
+    chosen = set(range(len(lengths)) if among is None else among)
+    shares = [parallel.share(lengths, process) for process in range(parallel.count())]
+    batches = [micro_batches(lengths, tokens_per_pass, of=sorted(chosen.intersection(s))) for s in shares]
+    mine, share = batches[parallel.rank()], shares[parallel.rank()] or [0]
+    again = max(map(len, batches)) - len(mine) if parallel.is_sharded() else 0
+    return [
+        *((index, True) for index in mine),
+        *[([min(share, key=lambda index: lengths[index])], False)] * again,
+    ]

@@ -212,6 +212,7 @@ def test_what_accord_ships_is_good(name: str, runs: Runs, bundled_model: Model) 
         ({"rl.demonstrations": "x.jsonl"}, "rl.demonstrations: x.jsonl: no such file"),
         ({"rl.report_to": ["tensorbord"]}, "rl.report_to: accelerate knows no tracker 'tensorbord'"),
         ({"rl.shared_base": True, "rl.lora": {}}, "rl.shared_base: needs a reward model that is trained with lora"),
+        ({"compute.sharding": "zero3"}, "compute.sharding: is zero3, and PPO shards by fsdp2 only"),
         ({"rl": {"algorithm": "grpo", "prompts": "{prompts}"}}, "rl.prompts: {prompts}: leaves 12 prompts, and an"),
         ({"rl": {"algorithm": "dpo", "trainer": {"beta": 1}}}, "rl.trainer.beta: accord sets this one"),
         ({"rl": {"algorithm": "rloo", "prompts": "{prompts}", "rows_per_update": 8, "trainer": {"x_y": 1}}},

@@ -2,18 +2,27 @@
 
 import json
 import shutil
-from collections.abc import Mapping
+import weakref
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from accord.config import Config
+from accord.data.quality.overlap import TrainingText
 from accord.errors import DataError
 from accord.models.references import Model
 from accord.records import write_jsonl
 from accord.runs import DataFile, Run, Runs, Source
-from eval.checks.contamination import Contamination, SuiteOverlap, blocks, contamination, training_data
+from eval.checks.contamination import (
+    Contamination,
+    SuiteOverlap,
+    blocks,
+    contamination,
+    overlap,
+    training_data,
+)
 
 ASKED = "How long should a loaf of rye bread cool before I cut it into slices?"
 ANSWERED = "Let it cool on a rack for at least two hours, and better still overnight."
@@ -229,3 +238,24 @@ def test_a_line_that_is_no_row_is_named(tmp_path: Path) -> None:
     candidate = Model(f"run:{dpo.id}", dpo.path / "model", dpo.digest, dpo.id)
     with pytest.raises(DataError, match=r"preferences.jsonl:1: is no demonstration"):
         contamination(candidate, runs, SUITES, files=[file])
+
+
+def test_no_row_is_kept_so_memory_does_not_grow_with_them() -> None:
+    alive: weakref.WeakSet[TrainingText] = weakref.WeakSet()
+    most = 0
+
+    def rows() -> Iterator[TrainingText]:
+        nonlocal most
+        for number in range(3_000):
+            said = (
+                ASKED if number % 5 == 0 else f"row {number} of many others, about nothing at all",
+                ANSWERED,
+            )
+            text = TrainingText(said, "rows.jsonl", number)
+            alive.add(text)
+            most = max(most, len(alive))
+            yield text
+
+    found = overlap(rows(), {"prompts": [("rye", ASKED), ("other", RANKED)]})
+    assert found.rows == 3_000 and found.suites[0].contaminated == ["rye"]
+    assert most <= 3

@@ -76,13 +76,15 @@ def test_accounts_are_made_once_with_roles_and_workspaces(server: Server, client
         me = http.get("me").json()
         assert me["role"] == ("admin" if name == "wim" else "annotator")
         workspaces[name] = {each["name"] for each in http.get("me/workspaces").json()["items"]}
-    assert workspaces == {"ute": {"accord"}, "vic": {"accord", "pilot"}, "wim": set()}
+    assert workspaces == {"ute": {"accord"}, "vic": {"accord", "pilot"}, "wim": {"accord"}}
 
     assert set_up_people(client, team_of(team, (), ["vic"]), is_assigned=True) == {}
     joined = {
         each["name"] for each in log_in(server.url, "vic", first["vic"]).get("me/workspaces").json()["items"]
     }
     assert joined == {"accord", "pilot", "accord-vic"}
+    admin = log_in(server.url, "wim", first["wim"]).get("me/workspaces").json()["items"]
+    assert {each["name"] for each in admin} == {"accord", "accord-ute", "accord-vic"}
 
     new = reset_password(client, "ute")
     assert log_in(server.url, "ute", new).get("me").json()["username"] == "ute"

@@ -1,6 +1,6 @@
 """Many annotators at once, and `kill -9` in the middle: no answer that was acknowledged is lost, none is doubled.
 
-Scaled down by default; ACCORD_LOAD_ANSWERS=3000 runs it at full size (some minutes on two cores).
+Scaled down by default; ACCORD_LOAD_ANSWERS=3000 ACCORD_LOAD_KILLS=10 runs it at full size (some minutes on two cores).
 """
 
 import os
@@ -25,6 +25,7 @@ pytestmark = pytest.mark.slow
 
 ANNOTATORS = 16
 ANSWERS = int(os.environ.get("ACCORD_LOAD_ANSWERS", "320"))
+KILLS = int(os.environ.get("ACCORD_LOAD_KILLS", "3"))
 ANSWERS_PER_RECORD = 2
 RECORDS = ANSWERS // ANSWERS_PER_RECORD
 MOST_SECONDS_WITHOUT_A_SERVER = 60.0
@@ -172,8 +173,8 @@ def test_nothing_acknowledged_is_lost_by_kill_9(server: Server) -> None:
     def kill_and_revive() -> None:
         nonlocal killed
         alive = server
-        for part in (0.25, 0.5, 0.75):  # of all answers
-            while sum(len(each.acknowledged) for each in annotators) < part * ANSWERS:
+        for number in range(1, KILLS + 1):
+            while sum(len(each.acknowledged) for each in annotators) < number * ANSWERS / (KILLS + 1):
                 if finished.wait(0.01):
                     return
             process = psutil.Process(alive.pid)
@@ -191,7 +192,7 @@ def test_nothing_acknowledged_is_lost_by_kill_9(server: Server) -> None:
         finally:
             finished.set()
         killing.result()
-    assert killed == 3
+    assert killed == KILLS
     assert sum(each.tries_again for each in annotators) > 0
     statuses = check(client, dataset_id, annotators)
     assert statuses == {"completed": RECORDS}

@@ -117,7 +117,7 @@ def test_an_error_of_the_first_process_ends_both_with_one_sentence(
 def test_the_command_under_accelerate_launch(
     tiny_model: Model, preferences: Path, prompts: Path, tmp_path: Path
 ) -> None:
-    """Both take part, and one of them prints."""
+    """Both take part, in shards or not, and one of them prints."""
     ppo = {"algorithm": "ppo", **CONFIG, "updates": 1, "prompts": str(prompts)}
     config = {
         "model": str(tiny_model.folder), "preferences": str(preferences), "rl": ppo,
@@ -130,19 +130,25 @@ def test_the_command_under_accelerate_launch(
     runs = Runs(tmp_path / "runs")
 
     run_round(load_config(file, RoundConfig), runs, until="reward")
-    done = launch(file, runs)
-    ppo_runs = [run for run in runs.all() if run.record.stage == "ppo"]
-    assert [run.record.status for run in ppo_runs] == ["done"]
-    assert done.stdout.count("ppo: update 1/1") == done.stdout.count(f"ppo: {ppo_runs[0].path}") == 1
+    for seed, engine in enumerate([["--multi_gpu"], ["--use_fsdp", "--fsdp_version", "2"]]):
+        done = launch(file, runs, engine, [f"rl.seed={seed}"])
+        (run,) = (
+            each for each in runs.all() if each.record.stage == "ppo" and each.record.config["seed"] == seed
+        )
+        assert run.record.status == "done"
+        assert run.record.hardware["sharding"] == ("fsdp2" if "--use_fsdp" in engine else "none")
+        assert done.stdout.count("ppo: update 1/1") == done.stdout.count(f"ppo: {run.path}") == 1
 
 
-def launch(file: Path, runs: Runs) -> subprocess.CompletedProcess[str]:
+def launch(
+    file: Path, runs: Runs, engine: list[str], settings: list[str]
+) -> subprocess.CompletedProcess[str]:
     """`accord ppo` in two processes."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     # --multi_gpu is accelerate's word for several processes of one machine, with GPUs or without
     command = [
-        str(Path(sys.executable).parent / "accelerate"), "launch", "--multi_gpu", "--num_processes", "2",
-        "--main_process_port", str(port), "-m", "accord", "--runs", str(runs.root), "ppo", str(file),
+        str(Path(sys.executable).parent / "accelerate"), "launch", *engine, "--num_processes", "2",
+        "--main_process_port", str(port), "-m", "accord", "--runs", str(runs.root), "ppo", str(file), *settings,
     ]  # fmt: skip
     return subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)

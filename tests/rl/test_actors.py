@@ -11,6 +11,7 @@ import torch
 from ppo_helpers import make_reward_model
 from training_helpers import run_stage
 
+from accord import parallel
 from accord.chat.tokens import encode_conversation
 from accord.config import LoraConfig
 from accord.errors import UsageError
@@ -21,7 +22,7 @@ from accord.runs import Runs
 from reward.score import combine, disagreement, save_heads, score, score_by_head
 from rl.policy_gradient.actors import Actors
 from rl.policy_gradient.layouts import load_actors
-from rl.policy_gradient.rows import Rows, micro_batches
+from rl.policy_gradient.rows import Rows, micro_batches, share_passes
 from rl.policy_gradient.settings import Computation, Layout
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -240,6 +241,26 @@ def test_micro_batches_hold_their_budget_and_every_sequence_once() -> None:
     batches = micro_batches(lengths, 16)
     assert batches == [[1, 3, 5], [0, 6], [2], [4]]  # 3 x 4, 2 x 8, 9, 30
     assert micro_batches(lengths, 10_000) == [[1, 3, 5, 0, 6, 2, 4]]
+
+
+def test_processes_in_shards_read_equally_often_and_every_answer_counts_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lengths = [9, 4, 12, 4, 7]
+    monkeypatch.setattr(parallel, "count", lambda: 6)
+    monkeypatch.setattr(parallel, "is_sharded", lambda: True)
+    for among in (None, [2, 4], [0]):
+        of_each = []
+        for rank in range(6):
+            monkeypatch.setattr(parallel, "rank", lambda rank=rank: rank)
+            of_each.append(share_passes(lengths, 10, among))
+        assert len({len(passes) for passes in of_each}) == 1
+        counted = [i for passes in of_each for index, counts in passes if counts for i in index]
+        assert sorted(counted) == (among or list(range(5)))
+        # one that has no answer at all reads the first, and every other one its own
+        assert of_each[5] == [([0], False)]
+        for rank, passes in enumerate(of_each[:5]):
+            assert {i for index, _ in passes for i in index} == set(parallel.share(lengths, rank))
 
 
 def test_another_tokenizer_is_refused(tiny_model: Model, reward_model: Model, tmp_path: Path) -> None:

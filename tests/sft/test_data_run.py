@@ -217,6 +217,20 @@ def test_replay_takes_rows_of_an_earlier_run(tiny_model: Model, runs: Runs, tmp_
         prepared(tiny_model, runs, **settings, replay={"source": f"run:{earlier.id}"})
 
 
+def test_rows_that_a_run_made_keep_it_among_the_parents(
+    tiny_model: Model, runs: Runs, tmp_path: Path
+) -> None:
+    with runs.begin("generate", SFTConfig(), {}) as made:
+        rows_in(made.path / "rows.jsonl", range(20))
+        made.finish({})
+    elsewhere = rows_in(tmp_path / "rows.jsonl", range(20, 30))
+    run = prepared(
+        tiny_model, runs, demonstrations=[{"path": str(made.path / "rows.jsonl")}, {"path": elsewhere}]
+    )
+    assert run.record.parents == {"demonstrations_0": made.id}
+    assert list(run.record.inputs) == ["demonstrations_1"]
+
+
 # --- documents
 
 
