@@ -80,11 +80,11 @@ def test_a_round_launches_ppo_and_goes_on_after_a_killed_process(
     caplog.set_level(logging.INFO, "accord")
     shutil.copytree(tmp_path / "runs", tmp_path / "alone")
     killer = kill_after_first_update(tmp_path / "runs")
-    two = run_round(load_config(written, RoundConfig, ["compute.devices=2"]), Runs(tmp_path / "runs"))
+    two = run_round(load_config(written, RoundConfig, ["compute.devices=2", "compute.sharding=fsdp2"]), Runs(tmp_path / "runs"))
     killer.join()
     said = [record.getMessage() for record in caplog.records if record.name == "accord.compute.launch"]
     assert said == [
-        "ppo: starts in 2 processes",
+        "ppo: starts in 2 processes, sharded by fsdp2",
         "ppo: a worker was lost (signal 9); starts again from its last checkpoint (1 of 3)",
     ]
     assert len(two.record.continued_at) == 1
