@@ -80,7 +80,8 @@ def test_a_round_launches_ppo_and_goes_on_after_a_killed_process(
     caplog.set_level(logging.INFO, "accord")
     shutil.copytree(tmp_path / "runs", tmp_path / "alone")
     killer = kill_after_first_update(tmp_path / "runs")
-    two = run_round(load_config(written, RoundConfig, ["compute.devices=2", "compute.sharding=fsdp2"]), Runs(tmp_path / "runs"))
+    shards = load_config(written, RoundConfig, ["compute.devices=2", "compute.sharding=fsdp2"])
+    two = run_round(shards, Runs(tmp_path / "runs"))
     killer.join()
     said = [record.getMessage() for record in caplog.records if record.name == "accord.compute.launch"]
     assert said == [
