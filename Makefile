@@ -3,10 +3,10 @@ PYTHON ?= python3
 RUN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types bench clean
+.PHONY: help setup demo test lint types bench gpu-check clean
 
 help: ## list the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 setup: ## build .venv and .venv-argilla for this machine (a second run has nothing to do)
 	@$(PYTHON) -m accord.bootstrap
@@ -41,6 +41,9 @@ bench: setup ## the performance claims, each against a named peer; one JSON line
 	@failed=; for script in $(BENCHMARKS); do \
 	  echo "$$script"; $(RUN)/python "$$script" || failed="$$failed $$script"; \
 	done; [ -z "$$failed" ] || { echo "did not finish:$$failed" >&2; exit 1; }
+
+gpu-check: setup ## what only GPUs can prove, in ten minutes: one line a check, fails on any difference
+	@$(RUN)/python tests/gpu_check.py
 
 clean: ## remove caches; keeps environments and runs
 	rm -rf .pytest_cache .mypy_cache .ruff_cache dist

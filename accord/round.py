@@ -6,11 +6,15 @@ Every stage is a run whose id follows from its configuration and inputs: what is
 killed continues, and while annotators are at work the command leaves with exit code 75 and may be repeated.
 """
 
-from collections.abc import Sequence
+import contextlib
+import logging
+import os
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 from accord.bundled import data_path
 from accord.chat.tokens import answer
+from accord.compute.launch import Launcher, machines_of
 from accord.data.rows import open_data
 from accord.models.base import prepare_base
 from accord.models.references import Model, resolve
@@ -27,8 +31,10 @@ from feedback.join import join_feedback
 from feedback.stage import gather_preferences
 from reward.score import score
 from reward.train import train_reward_model
-from rl.algorithms import Inputs, algorithm_named
+from rl.algorithms import ALGORITHMS, Inputs, algorithm_named
 from sft.train import fine_tune
+
+logger = logging.getLogger(__name__)
 
 
 def run_round(
@@ -48,13 +54,15 @@ def run_round(
         WaitingForAnnotatorsError: people have not ranked everything yet.
         AccordError: whatever else a stage finds wrong; what was finished stays.
     """
+    written = config
     config = open_data(config, runs, keep_fault=lambda *_: None)  # check_round says what is wrong
-    if not checked:
-        check_round(config, runs, until)
-    stages = stages_until(config, until)
     runs_made: list[Run] = []
+    sampler = SharedSampler(config.sampling, log=runs.root / "vllm.log")
+    with sampler, _launching(written, runs, sampler):
+        if not checked:
+            check_round(config, runs, until)
+        stages = stages_until(config, until)
 
-    with SharedSampler(config.sampling, log=runs.root / "vllm.log") as sampler:
         # The base model learns the form of good answers from demonstrations.
         before = policy = prepare_base(config.model, runs, config.chat_template)
         if config.sft and "sft" in stages:
@@ -102,6 +110,27 @@ def run_round(
                 )
             )
     return runs_made[-1]
+
+
+@contextlib.contextmanager
+def _launching(config: RoundConfig, runs: Runs, sampler: SharedSampler) -> Iterator[None]:
+    """Within it, training stages are started in as many processes as the configuration says.
+
+    Not where a launcher of the user's started this process; then it is one of several itself.
+    """
+    if config.compute.processes == 1 or "LOCAL_RANK" in os.environ:
+        yield
+        return
+    settings = {name: value for name, value in config.model_dump(mode="json").items() if value is not None}
+    stages = ("sft", "reward", *ALGORITHMS)
+    if config.rl and config.rl.algorithm not in ALGORITHMS:
+        logger.info("%s: an algorithm of your own runs in one process", config.rl.algorithm)
+    with machines_of(config.compute) as machines:
+        runs.launch = Launcher(config.compute, settings, runs.root, stages, sampler.close, machines).start
+        try:
+            yield
+        finally:
+            runs.launch = None
 
 
 def _preferences_given(config: RoundConfig, runs: Runs) -> Run | DataFile | None:

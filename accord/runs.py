@@ -23,7 +23,7 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -277,6 +277,8 @@ class Runs:
         """
         self.root = Path(root)
         self.only = only
+        self.launch: Callable[[str], bool] | None = None
+        """Asked by `begin` to do the work of a stage in processes of its own; returns whether it did."""
         self._checked: set[str] = set()
 
     def run_id_for(self, stage: str, config: Config, sources: Mapping[str, Source]) -> str:
@@ -318,6 +320,11 @@ class Runs:
         if parallel.count() > 1 and not shared and not self._is_done(path):
             raise UsageError(
                 f"the {stage} stage works in one process; run `{_command(stage)}` without `accelerate launch`"
+            )
+        if self.launch and not self._is_done(path) and self.launch(stage) and not self._is_done(path):
+            raise AccordError(
+                f"the processes that were started for {stage} did other work than {run_id}; did a file change "
+                "meanwhile? Run the same command again"
             )
         path.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path / ".lock")

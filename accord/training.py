@@ -65,8 +65,8 @@ def trainer_arguments(config: TrainingConfig, run: Run | None, evaluate: bool) -
     Raises:
         UsageError: `rows_per_update` is no multiple of `rows_per_pass` times the number of processes.
     """
-    rows_per_pass = min(config.rows_per_pass, config.rows_per_update)
     processes = int(transformers.TrainingArguments(output_dir="unused", report_to="none").world_size)
+    rows_per_pass = config.rows_at_a_time(processes)
     arguments: dict[str, Any] = {
         "output_dir": str(run.path / "checkpoints") if run else "unused",
         "num_train_epochs": config.epochs,

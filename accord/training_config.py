@@ -48,13 +48,17 @@ class TrainingConfig(Config):
     trainer: dict[str, Any] = Field(default_factory=dict)
     """Further arguments for TRL's trainer, checked against its fields."""
 
+    def rows_at_a_time(self, processes: int) -> int:
+        """How many rows each of several processes computes at a time: no more than its share of an update."""
+        return max(1, min(self.rows_per_pass, self.rows_per_update // processes))
+
     def passes_per_update(self, processes: int) -> int:
         """How many passes of each of several processes make an update.
 
         Raises:
             UsageError: they do not divide it evenly.
         """
-        rows_per_pass = min(self.rows_per_pass, self.rows_per_update)
+        rows_per_pass = self.rows_at_a_time(processes)
         passes, rest = divmod(self.rows_per_update, rows_per_pass * processes)
         if rest or passes == 0:
             raise UsageError(

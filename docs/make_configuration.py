@@ -10,6 +10,7 @@ from pathlib import Path
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
+from accord.compute.config import ComputeConfig
 from accord.config import LoraConfig, setting_docs
 from accord.data.config import DataConfig, GenerateConfig
 from accord.sampling.config import SamplingConfig
@@ -30,8 +31,8 @@ INTRODUCTION = """\
 One YAML file a round; `accord init` writes one to start from, [`configs/demo.yaml`](../configs/demo.yaml) is a whole
 one. Its top level holds `model` (a model reference), `chat_template` (for a base model without one:
 [bring-your-model.md](bring-your-model.md)), `data`,
-`sampling`, and a section for each stage that is to be run: `sft` (left out: the base model is aligned as it is),
-`feedback` or `preferences` (a file in its place), `reward`, `rl` and `eval`. On the command line a setting is
+`sampling`, `compute`, and a section for each stage that is to be run: `sft` (left out: the base model is aligned as it
+is), `feedback` or `preferences` (a file in its place), `reward`, `rl` and `eval`. On the command line a setting is
 `rl.learning_rate=1e-6`. A key that nothing reads, or that stands twice, is an error. `accord config check` says all
 that is wrong, `accord config show` all that is set. Data files inside the package
 are `bundled:demo/prompts.train.jsonl` and the like; other paths are relative to the working folder.
@@ -55,6 +56,12 @@ SECTIONS: list[tuple[str, type[BaseModel], str, set[str]]] = [
         set(),
     ),
     ("sampling", SamplingConfig, "The engine that samples answers, shared by all stages of a round.", set()),
+    (
+        "compute",
+        ComputeConfig,
+        "The devices of the training stages; see [scale.md](scale.md). No run's id depends on it.",
+        set(),
+    ),
     (
         "Settings of every training stage",
         TrainingConfig,

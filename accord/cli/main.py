@@ -15,8 +15,10 @@ from accord.cli.data import data
 from accord.cli.eval import evaluation, finish_with_verdict
 from accord.cli.feedback import feedback
 from accord.cli.keys import keys
+from accord.cli.launch import launch
 from accord.cli.reward import reward
 from accord.cli.shared import AS_JSON, CONFIG, OVERRIDES, RUN, Group, run_until, runs_of_command
+from accord.compute import worker
 from accord.errors import AccordError, WaitingForAnnotatorsError
 from accord.preload import restart_with_libraries
 from rl.algorithms import ALGORITHMS
@@ -35,7 +37,9 @@ class _Accord(Group):
             if ctx.params.get("traceback"):
                 raise
             label = "waiting" if isinstance(error, WaitingForAnnotatorsError) else "error"
-            if parallel.speaks():
+            if parallel.speaks() and worker.is_launched():
+                worker.tell(error)
+            elif parallel.speaks():
                 click.echo(f"{label}: {error}", err=True)
             ctx.exit(error.exit_code)
         except OSError as error:
@@ -70,6 +74,8 @@ def main(ctx: click.Context, runs_root: Path, traceback: bool) -> None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     if ctx.invoked_subcommand in COMPUTE:
         restart_with_libraries()
+        if worker.is_launched():
+            worker.end_with_launcher()
         parallel.join()
     logging.basicConfig(format="%(message)s", level=logging.ERROR)
     logging.getLogger("accord").setLevel(logging.INFO)
@@ -134,7 +140,7 @@ def _stage_command(stage: str, does: str, key: str = "") -> None:
     @OVERRIDES
     def command(config: Path, overrides: tuple[str, ...]) -> None:
         run = run_until(stage, config, overrides, alone=True)
-        if parallel.is_first():
+        if parallel.is_first() and not worker.is_launched():
             click.echo(f"{stage}: {run.path}\n{json.dumps(run.metrics, indent=2)}")
 
 
@@ -146,6 +152,7 @@ main.add_command(reward)
 for algorithm in ALGORITHMS.values():
     _stage_command(algorithm.name, algorithm.does, f" (rl.algorithm: {algorithm.name})")
 main.add_command(evaluation)
+main.add_command(launch)
 
 
 # --- gate and promotion

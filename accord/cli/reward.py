@@ -7,6 +7,7 @@ import click
 
 from accord import parallel
 from accord.cli.shared import AS_JSON, CONFIG, OVERRIDES, group_with_default, run_until, runs_of_command
+from accord.compute import worker
 
 
 @click.group(cls=group_with_default("train"), subcommand_metavar="CONFIG | COMMAND [ARGS]...")
@@ -23,7 +24,7 @@ def reward() -> None:
 def train(config: Path, overrides: tuple[str, ...]) -> None:
     """Train the reward model on the round's preferences. The stages it builds on must be finished."""
     run = run_until("reward", config, overrides, alone=True)
-    if parallel.is_first():
+    if parallel.is_first() and not worker.is_launched():
         click.echo(f"reward: {run.path}\n{json.dumps(run.metrics, indent=2)}")
 
 

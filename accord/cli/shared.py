@@ -1,6 +1,7 @@
 """What the commands of every group share: their arguments, and the way to a run."""
 
 import difflib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,17 +28,24 @@ def run_until(
     stage: str | None, config: Path, overrides: tuple[str, ...], wait: bool = False, alone: bool = False
 ) -> "Run":
     """Run or continue a round's stages up to `stage` (None: all); `alone` refuses to do the earlier ones' work."""
+    from accord.compute import worker
+    from accord.compute.launch import machine_rank, serve
     from accord.config import load_config
     from accord.round_config import RoundConfig
 
     round_config = load_config(config, RoundConfig, overrides)
-    from accord.preflight import check_round
-
     runs = runs_of_command(only=stage if alone else None)
-    check_round(round_config, runs, stage)
+    checked = worker.is_launched()  # whoever started this process has looked
+    if "LOCAL_RANK" not in os.environ and machine_rank(round_config.compute) > 0:
+        click.get_current_context().exit(serve(round_config.compute))
+    if not checked and round_config.compute.machines == 1:  # else the other machines hear what is wrong
+        from accord.preflight import check_round
+
+        check_round(round_config, runs, stage)
+        checked = True
     from accord.round import run_round  # takes seconds to import, which a mistake need not cost
 
-    return run_round(round_config, runs, stage, wait, checked=True)
+    return run_round(round_config, runs, stage, wait, checked)
 
 
 class Group(click.Group):

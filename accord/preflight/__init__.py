@@ -11,8 +11,10 @@ Only the data of the fine-tuning are prepared right away, as a run, since readin
 What only the doing of a stage needs, such as a server, is not asked for where a finished run has its settings.
 """
 
+import os
 from functools import partial
 
+from accord.compute.launch import check_devices
 from accord.data.rows import open_data
 from accord.models.base import look_at_base
 from accord.models.chat_templates import find_template
@@ -77,8 +79,12 @@ def check_round(config: RoundConfig, runs: Runs, until: StageName | None = None)
                 read_rows(config.reward.demonstrations, Demonstration)
     if "rl" in sections:
         look_at_algorithm(config, runs, faults)
+    processes = 1 if "LOCAL_RANK" in os.environ else config.compute.processes
+    if {"sft", "reward", "rl"} & set(sections) and processes > 1:
+        with faults.of("compute"):
+            check_devices(config.compute)
     for name in sections:
-        look_at_trainer(name, getattr(config, name), faults)
+        look_at_trainer(name, getattr(config, name), processes, faults)
     faults.report()
 
     tokenizer = look_at_weights(config, runs, sections, faults)

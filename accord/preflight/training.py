@@ -61,12 +61,12 @@ def look_at_algorithm(config: RoundConfig, runs: Runs, faults: Faults) -> None:
                 )
 
 
-def look_at_trainer(name: str, section: Any, faults: Faults) -> None:
-    """Whether a stage's rows divide evenly, and TRL takes what the user passes on to it."""
+def look_at_trainer(name: str, section: Any, processes: int, faults: Faults) -> None:
+    """Whether a stage's rows divide evenly over processes, and TRL takes what the user passes on to it."""
     if not isinstance(section, TrainingConfig):
         return
     with faults.of(f"{name}.rows_per_update"):
-        section.passes_per_update(processes=1)  # where there are several, these stages are finished
+        section.passes_per_update(processes)
         if section.trainer:  # the import takes seconds
             with faults.of(f"{name}.trainer"):
                 _check_trainer(name, section)
