@@ -11,7 +11,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from accord.compute.config import Sharding
 from accord.errors import AccordError, UsageError
@@ -23,6 +23,7 @@ PATIENCE = timedelta(days=7)
 """How long a process waits for another one that is alive; sampling may take hours."""
 BUCKET_NUMBERS = 2**25
 """How many numbers are summed at a time."""
+LOST = "another process of this run ended before its time; run the same command again to continue"
 
 T = TypeVar("T")
 
@@ -156,6 +157,21 @@ def take_maximum(tensor: "Tensor") -> None:
         torch.distributed.all_reduce(tensor, torch.distributed.ReduceOp.MAX)
 
 
+def gather(value: T) -> list[T]:
+    """The values of all processes, in all of them.
+
+    Raises:
+        ProcessLostError: another process ended.
+    """
+    found: list[Any] = [value] * count()
+    if count() > 1:
+        with _together():
+            import torch
+
+            torch.distributed.all_gather_object(found, value)
+    return found
+
+
 def speaks() -> bool:
     """Whether this process, which failed, says so: the first one to fail does, and the others, which follow, do not."""
     if count() == 1:
@@ -172,15 +188,30 @@ def speaks() -> bool:
 
 
 @contextlib.contextmanager
+def noticing_losses() -> Iterator[None]:
+    """Turns a connection that an engine lost, somewhere within a training step, into a sentence.
+
+    Raises:
+        ProcessLostError: another process ended.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        import torch
+
+        if not isinstance(error, torch.distributed.DistBackendError) and "gloo" not in str(error):
+            raise
+        raise ProcessLostError(LOST) from error
+
+
+@contextlib.contextmanager
 def _together() -> Iterator[None]:
     """Turns a lost connection into a sentence."""
     try:
         join()
         yield
     except RuntimeError as error:
-        raise ProcessLostError(
-            "another process of this run ended before its time; run the same command again to continue"
-        ) from error
+        raise ProcessLostError(LOST) from error
 
 
 def _buckets(tensors: Sequence["Tensor"]) -> Iterator[list["Tensor"]]:
