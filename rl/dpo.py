@@ -18,6 +18,7 @@ from trl import DPOTrainer
 
 from accord import parallel
 from accord.compute.passes import Passes
+from accord.compute.sharding import whole_on_device
 from accord.config import check_trainer_arguments
 from accord.data.rows import Judgements, open_judgements
 from accord.errors import DataError
@@ -146,10 +147,11 @@ class _Trainer(Passes, DPOTrainer):
             chosen, rejected = self.compute_ref_log_probs(self.model, batch)
             return chosen.tolist(), rejected.tolist()
 
-        found = reference_cache.kept_or_computed(
-            self._references, [self._made_by, self.ld_alpha], list(dataset), batch_size,
-            f"dpo: reference log-probabilities ({name})", compute,
-        )  # fmt: skip
+        with whole_on_device(self):
+            found = reference_cache.kept_or_computed(
+                self._references, [self._made_by, self.ld_alpha], list(dataset), batch_size,
+                f"dpo: reference log-probabilities ({name})", compute,
+            )  # fmt: skip
         chosen_column, rejected_column = (list(column) for column in zip(*found, strict=True))
         return dataset.add_column("ref_chosen_logps", chosen_column).add_column(
             "ref_rejected_logps", rejected_column

@@ -21,6 +21,7 @@ from trl import KTOTrainer
 from accord import parallel
 from accord.bundled import data_path
 from accord.compute.passes import Passes
+from accord.compute.sharding import whole_on_device
 from accord.config import check_trainer_arguments
 from accord.data.rows import Judgements, Rows, open_data, open_judgements
 from accord.errors import DataError, UsageError
@@ -192,10 +193,11 @@ class _Trainer(Passes, KTOTrainer):
             own, other = self.compute_ref_log_probs(self.model, batch)
             return own.tolist(), other.tolist()
 
-        found = reference_cache.kept_or_computed(
-            self._references, [self._made_by], list(dataset), batch_size,
-            f"kto: reference log-probabilities ({name})", compute,
-        )  # fmt: skip
+        with whole_on_device(self):
+            found = reference_cache.kept_or_computed(
+                self._references, [self._made_by], list(dataset), batch_size,
+                f"kto: reference log-probabilities ({name})", compute,
+            )  # fmt: skip
         own_column, other_column = (list(column) for column in zip(*found, strict=True))
         return dataset.add_column("ref_logps", own_column).add_column("ref_KL_logps", other_column)
 

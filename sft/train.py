@@ -13,6 +13,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 from trl import SFTConfig as TrlSFTConfig
 
 from accord import parallel
+from accord.compute.sharding import whole_on_device
 from accord.config import check_trainer_arguments
 from accord.data.config import DataConfig
 from accord.data.rows import Rows, open_data
@@ -125,7 +126,8 @@ def fine_tune(
             processing_class=tokenizer,
             callbacks=callbacks,
         )
-        retained_before = loss_on(trainer, retained) if retained else None
+        with whole_on_device(trainer):
+            retained_before = loss_on(trainer, retained) if retained else None
         start = weights_at_start(trainer) if config.interpolate else {}
 
         # loop

@@ -4,7 +4,7 @@ import contextlib
 import multiprocessing
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,6 +70,13 @@ def run_in_processes(
         timeout: in seconds.
     """
     root.mkdir(parents=True, exist_ok=True)
+    return start_processes(count, sharding, _run_stages, (list(stages), base, root, kill), timeout)
+
+
+def start_processes(
+    count: int, sharding: str, work: Callable[..., None], arguments: tuple[Any, ...], timeout: float = 240
+) -> list[int]:
+    """Let so many processes do the same work; returns their exit codes."""
     context = multiprocessing.get_context("forkserver")
     # imports torch and TRL once
     context.set_forkserver_preload([*STAGES, "trl.trainer.grpo_trainer", "trl.trainer.rloo_trainer"])
@@ -82,9 +89,7 @@ def run_in_processes(
             "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1,
             **(SHARDED if sharding == "fsdp2" else {}),
         }  # fmt: skip
-        at = kill[1] if kill and kill[0] == rank else None
-        arguments = (environment, list(stages), base, root, at)
-        processes.append(context.Process(target=_run_as_one_of_several, args=arguments))
+        processes.append(context.Process(target=_be_one_of_several, args=(environment, work, arguments)))
         processes[-1].start()
     for process in processes:
         process.join(timeout=timeout)
@@ -95,17 +100,20 @@ def run_in_processes(
     return [int(process.exitcode or 0) for process in processes]
 
 
-def _run_as_one_of_several(
-    environment: dict[str, Any], stages: Sequence[Stage], base: Model, root: Path, kill_at: str | None
+def _be_one_of_several(
+    environment: dict[str, Any], work: Callable[..., None], arguments: tuple[Any, ...]
 ) -> None:
     os.environ.update({name: str(value) for name, value in environment.items()})
     import torch
-    from accelerate.state import AcceleratorState, DistributedType, PartialState
 
     torch.set_num_threads(1)
-    import faulthandler
+    work(*arguments)
 
-    faulthandler.dump_traceback_later(200)
+
+def _run_stages(stages: Sequence[Stage], base: Model, root: Path, kill: tuple[int, str] | None) -> None:
+    from accelerate.state import AcceleratorState, DistributedType, PartialState
+
+    kill_at = kill[1] if kill and kill[0] == parallel.rank() else None
     if kill_at == "finish":
         Run.finish = kill_this_process  # type: ignore[method-assign]
     killing = every_trainer_calls(kill_at, kill_this_process) if kill_at else contextlib.nullcontext()

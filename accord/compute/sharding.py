@@ -1,7 +1,9 @@
 """Weights in shards, for trainers on accelerate: what is set before one is made, and whole weights after it."""
 
+import contextlib
 import importlib.util
 import os
+from collections.abc import Iterator
 from typing import Any
 
 from accord import parallel
@@ -33,6 +35,19 @@ def prepare() -> None:
             let_accelerate_shard()
     elif sharding != "none" and importlib.util.find_spec("deepspeed") is None:
         raise UsageError(f"compute.sharding: {sharding} needs deepspeed; pip install deepspeed, or set fsdp2")
+
+
+@contextlib.contextmanager
+def whole_on_device(trainer: Any) -> Iterator[None]:
+    """Lets the whole model compute before its weights are in shards; accelerate leaves it on the host until then."""
+    if parallel.sharding() == "none":
+        yield
+        return
+    trainer.model.to(trainer.accelerator.device)
+    try:
+        yield
+    finally:
+        trainer.model.to("cpu")
 
 
 def full(tensor: Any) -> Any:

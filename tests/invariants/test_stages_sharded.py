@@ -1,17 +1,15 @@
 """Stages on TRL's trainers give in several processes, with whole weights or with shards, what they give in one."""
 
-import os
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from ppo_helpers import make_prompts, make_reward_model
 from safetensors.torch import load_file
-from stages_helpers import Stage, run_in_processes
+from stages_helpers import Stage, run_in_processes, start_processes
 from training_helpers import assert_same, rows_without_times
 
 from accord.models.references import Model
@@ -180,32 +178,30 @@ def test_several_processes_equal_one(
             assert other.metrics[name] == pytest.approx(value, rel=1e-3, abs=1e-4), name
 
 
-def test_weights_are_in_shards_and_accelerate_alone_would_leave_them_whole(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ours", [True, False])
+def test_weights_are_in_shards_and_accelerate_alone_would_leave_them_whole(
+    tmp_path: Path, ours: bool
+) -> None:
     """The second half fails when accelerate shards on CPUs by itself; accord/compute/on_cpu.py can go then."""
-    program = tmp_path / "program.py"
-    program.write_text(
-        "import sys, torch, accelerate\n"
-        "if sys.argv[1] == 'ours':\n"
-        "    from accord.compute import sharding\n"
-        "    sharding.prepare()\n"
-        "accelerator = accelerate.Accelerator(cpu=True)\n"
-        "model = torch.nn.Linear(64, 64)\n"
-        "model, _ = accelerator.prepare(model, torch.optim.AdamW(model.parameters()))\n"
-        "held = sum(getattr(p, '_local_tensor', p).numel() for p in model.parameters())\n"
-        "if accelerator.is_main_process: print('held', held)\n"
-    )
-    held = {}
-    for whose in ("ours", "theirs"):
-        command = [
-            str(Path(sys.executable).parent / "accelerate"), "launch", "--num_processes", "2",
-            "--num_machines", "1", "--use_fsdp", "--fsdp_version", "2", "--main_process_port", "0", str(program), whose,
-        ]  # fmt: skip
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
-        assert done.returncode == 0, done.stderr[-2000:]
-        held[whose] = int(done.stdout.split()[-1])
+    start_processes(2, "fsdp2", _write_what_is_held, (tmp_path, ours))
     whole = 64 * 64 + 64
-    assert held == {"ours": whole // 2, "theirs": whole}
+    for rank in range(2):
+        assert int((tmp_path / str(rank)).read_text()) == (whole // 2 if ours else whole)
+
+
+def _write_what_is_held(folder: Path, ours: bool) -> None:
+    import accelerate
+
+    from accord import parallel
+    from accord.compute import sharding
+
+    if ours:
+        sharding.prepare()
+    accelerator = accelerate.Accelerator(cpu=True)
+    model: Any = torch.nn.Linear(64, 64)
+    model, _ = accelerator.prepare(model, torch.optim.AdamW(model.parameters()))
+    held = sum(getattr(p, "_local_tensor", p).numel() for p in model.parameters())
+    (folder / str(parallel.rank())).write_text(str(held))
 
 
 @pytest.mark.parametrize(
