@@ -15,7 +15,7 @@ import shutil
 import statistics
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import click
 import numpy as np
@@ -118,9 +118,9 @@ def train_best_of_n(
             )  # fmt: skip
 
         def answer(*what: Any, whole_only: bool) -> list[list[Answer]]:
-            return parallel.from_first(
-                lambda: answer_prompts(cast("Asking", asking), *what, whole_only=whole_only)
-            )
+            ask: Any = functools.partial(answer_prompts, asking, *what, whole_only)
+            found: list[list[Answer]] = parallel.from_first(ask)
+            return found
 
         def answer_heldout(model: Model, when: str) -> list[list[Answer]]:
             label = f"best_of_n: held out, {when}"

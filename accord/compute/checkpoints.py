@@ -15,6 +15,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
@@ -36,6 +37,15 @@ class Checkpoints(_Trainer):
 
     model: Any
     lr_scheduler: Any
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """As transformers does it; weights in shards compute in bfloat16, and losses and sums of gradients do not."""
+        super().create_accelerator_and_postprocess()
+        plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
+        if plugin is not None and self.args.bf16:
+            plugin.mixed_precision_policy = MixedPrecisionPolicy(
+                param_dtype=torch.bfloat16, reduce_dtype=torch.float32, output_dtype=torch.float32
+            )
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Nothing where there are shards: a checkpoint has them with the optimiser, and runs save whole models."""
