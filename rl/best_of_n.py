@@ -118,8 +118,8 @@ def train_best_of_n(
             )  # fmt: skip
 
         def answer(*what: Any, whole_only: bool) -> list[list[Answer]]:
-            ask: Any = functools.partial(answer_prompts, asking, *what, whole_only)
-            found: list[list[Answer]] = parallel.from_first(ask)
+            ask: Any = answer_prompts
+            found: list[list[Answer]] = parallel.from_first(lambda: ask(asking, *what, whole_only))
             return found
 
         def answer_heldout(model: Model, when: str) -> list[list[Answer]]:
