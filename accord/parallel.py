@@ -11,9 +11,8 @@ import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from accord.compute.config import Sharding
 from accord.errors import AccordError, UsageError
 
 if TYPE_CHECKING:
@@ -26,6 +25,9 @@ BUCKET_NUMBERS = 2**25
 LOST = "another process of this run ended before its time; run the same command again to continue"
 
 T = TypeVar("T")
+Sharding = Literal["none", "fsdp2", "zero2", "zero3"]
+"""How weights, gradients and the optimiser's state lie on devices: whole on each (with gradients summed), in shards by
+torch's `fully_shard`, or by DeepSpeed's ZeRO."""
 
 
 class ProcessLostError(AccordError):
@@ -170,6 +172,21 @@ def take_maximum(tensor: "Tensor") -> None:
 
     with _together():
         torch.distributed.all_reduce(tensor, torch.distributed.ReduceOp.MAX)
+
+
+def gather(value: T) -> list[T]:
+    """The values of all processes, in all of them.
+
+    Raises:
+        ProcessLostError: another process ended.
+    """
+    found: list[Any] = [value] * count()
+    if count() > 1:
+        with _together():
+            import torch
+
+            torch.distributed.all_gather_object(found, value)
+    return found
 
 
 def speaks() -> bool:

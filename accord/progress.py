@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from accord import parallel
+
 SECONDS_BEFORE_SHOWN = 2.0
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -30,7 +32,10 @@ class EveryFewSeconds:
 
 @contextmanager
 def progress(what: str, total: int) -> Iterator[Callable[[float], None]]:
-    """Show how far something is; yields a function to call, in any thread, with how much of `total` is done by now."""
+    """Show how far something is, in the first process.
+
+    Yields a function to call, in any thread, with how much of `total` is done by now.
+    """
     console = Console(stderr=True)
     bar = Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
@@ -44,7 +49,9 @@ def progress(what: str, total: int) -> Iterator[Callable[[float], None]]:
     def update(done: float) -> None:
         with one_at_a_time:
             bar.update(task, completed=int(done))
-            if bar.live.is_started or not lines.is_due():  # once started, the bar refreshes itself
+            if (
+                not parallel.is_first() or bar.live.is_started or not lines.is_due()
+            ):  # once started, the bar refreshes itself
                 return
             if console.is_terminal:
                 bar.start()

@@ -24,6 +24,9 @@ from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback, TrainerState
 
+from accord import parallel
+from accord.compute import sharding
+from accord.compute.checkpoints import has_shards
 from accord.config import LoraConfig
 from accord.errors import AccordError, UsageError
 from accord.models.adapters import fit_to_base, takes_from_base
@@ -63,16 +66,17 @@ def trainer_arguments(config: TrainingConfig, run: Run | None, evaluate: bool) -
         evaluate: whether there are held-out rows.
 
     Raises:
-        UsageError: `rows_per_update` is no multiple of `rows_per_pass` times the number of processes.
+        UsageError: `rows_per_update` is no multiple of `rows_per_pass` times the number of processes, or what shards
+            weights is not installed.
     """
-    processes = int(transformers.TrainingArguments(output_dir="unused", report_to="none").world_size)
-    rows_per_pass = config.rows_at_a_time(processes)
+    sharding.prepare()
+    rows_per_pass = config.rows_at_a_time(parallel.count())
     arguments: dict[str, Any] = {
         "output_dir": str(run.path / "checkpoints") if run else "unused",
         "num_train_epochs": config.epochs,
         "learning_rate": config.learning_rate,
         "warmup_steps": config.warmup_fraction,
-        "gradient_accumulation_steps": config.passes_per_update(processes),
+        "gradient_accumulation_steps": config.passes_per_update(parallel.count()),
         "per_device_train_batch_size": rows_per_pass,
         "per_device_eval_batch_size": rows_per_pass,
         "max_length": config.max_sequence_tokens,
@@ -90,6 +94,8 @@ def trainer_arguments(config: TrainingConfig, run: Run | None, evaluate: bool) -
         "report_to": "none",
         "dataloader_pin_memory": torch.cuda.is_available(),
     }
+    if parallel.count() > 1:
+        arguments["log_level_replica"] = "error"  # the others would say what the first one does not
     if evaluate:
         arguments["eval_strategy"] = "steps"
         # The trainer evaluates after the last update in any case.
@@ -181,23 +187,26 @@ def train_in_run(trainer: Trainer, run: Run, label: str, evaluate_first: bool = 
 
     Raises:
         AccordError: the loss became NaN or infinite.
+        ProcessLostError: another process of the run ended.
     """
     folder = run.path / "checkpoints"
-    checkpoint = last_whole_checkpoint(folder)
+    checkpoint = parallel.from_first(lambda: last_whole_checkpoint(folder))
     model: Any = trainer.model
     for weight in model.parameters():
         if weight.requires_grad:  # for QLoRA, TRL rounds even what is trained to bfloat16
             weight.data = weight.data.float()
-    if takes_from_base(model):
+    if takes_from_base(model) and parallel.is_first():
         model.save_pretrained(folder / START)
     run.record.hardware["training_precision"] = "bfloat16" if trainer.args.bf16 else "float32"
+    run.record.hardware |= {"processes": parallel.count(), "sharding": parallel.sharding()}
     # A continued run has this row already, from before the kill.
     trainer.args.eval_on_start = evaluate_first and checkpoint is None
     trainer.remove_callback(PrinterCallback)
     rows = _RunCallback(run, label)
     trainer.add_callback(rows)
     if checkpoint is not None:
-        click.echo(f"{label}: continues from {checkpoint.name}")
+        if parallel.is_first():
+            click.echo(f"{label}: continues from {checkpoint.name}")
         state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
         internals: Any = trainer
         internals._total_train_tokens = _tokens_seen(state)  # TRL counts from 0 after a restart
@@ -208,10 +217,14 @@ def train_in_run(trainer: Trainer, run: Run, label: str, evaluate_first: bool = 
             trainer.state = state
             rows.write(state.log_history, "w")
             return
+    if checkpoint is not None and parallel.sharding() == "fsdp2" and not has_shards(checkpoint):
+        trainer._load_from_checkpoint(str(checkpoint))
     try:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        with parallel.noticing_losses():
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except Exception:
-        last_whole_checkpoint(folder)  # removes what a full disk left half-written
+        if parallel.is_first():
+            last_whole_checkpoint(folder)  # removes what a full disk left half-written
         raise
 
 
@@ -239,6 +252,8 @@ def save_trained_model(
 ) -> None:
     """Write `model/`: whole weights with tokenizer, whatever was trained; and `adapter/`, in float32, for LoRA.
 
+    Where several processes share the run, all call it, and the first one writes.
+
     Args:
         trainer: the trainer after training.
         tokenizer: saved beside the weights.
@@ -247,7 +262,9 @@ def save_trained_model(
             rounded to bfloat16 or quantised to 4 bit); None for full fine-tuning.
         dtype: of the whole weights, from `save_dtype`.
     """
-    save_model(trainer.accelerator.unwrap_model(trainer.model), tokenizer, run, base, dtype)
+    model = sharding.whole_model(trainer)
+    if parallel.is_first():
+        save_model(model, tokenizer, run, base, dtype)
 
 
 def save_model(
@@ -302,6 +319,8 @@ class _RunCallback(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         # After a kill, rows beyond the checkpoint are made again: start from the rows the checkpoint knows.
         self.write(state.log_history, "w")
+        if parallel.rank():  # each process draws a dropout of its own
+            torch.manual_seed(args.seed + parallel.rank())
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         row = state.log_history[-1]
@@ -315,13 +334,15 @@ class _RunCallback(TrainerCallback):
                     f"(rows are in {self.run.path / 'metrics.jsonl'})"
                 )
         is_last = state.global_step == state.max_steps
-        if args.disable_tqdm and "loss" in row and self.lines.is_due(at_once=is_last):
+        if parallel.is_first() and args.disable_tqdm and "loss" in row and self.lines.is_due(at_once=is_last):
             figure = "reward" if "reward" in row else "loss"  # a loss of RLOO or GRPO says nothing
             click.echo(
                 f"{self.label}: update {state.global_step}/{state.max_steps}, {figure} {row[figure]:.3f}"
             )
 
     def write(self, rows: Sequence[Mapping[str, Any]], mode: str) -> None:
+        if not parallel.is_first():
+            return
         with (self.run.path / "metrics.jsonl").open(mode) as file:
             file.writelines(json.dumps(row) + "\n" for row in rows)
 

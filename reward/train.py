@@ -20,8 +20,10 @@ import torch
 from transformers import PreTrainedTokenizerBase
 from trl import RewardConfig as TrlRewardConfig
 
+from accord import parallel
 from accord.bundled import data_path
 from accord.chat.tokens import encode_conversation
+from accord.compute.sharding import full, whole_model
 from accord.config import check_trainer_arguments
 from accord.data.rows import Judgements, open_data, open_judgements
 from accord.errors import DataError
@@ -49,7 +51,7 @@ from accord.training import (
     quantization,
     quiet_libraries,
     save_dtype,
-    save_trained_model,
+    save_model,
     train_in_run,
     trainer_arguments,
 )
@@ -107,7 +109,7 @@ def train_reward_model(
         sources["previous"] = previous
     if config.demonstrations:
         sources["demonstrations"] = DataFile(data_path(config.demonstrations))
-    with runs.begin("reward", config, sources) as run, quiet_libraries():
+    with runs.begin("reward", config, sources, shared=True) as run, quiet_libraries():
         if run.is_done:
             return run
 
@@ -133,7 +135,8 @@ def train_reward_model(
         # build
         arguments = trainer_arguments(config, run, evaluate=True)
         model: Any = load_reward_model(base, base_dtype(config), new_head=True, **quantization(config.lora))
-        logger.info("reward: %s gets a new scalar head (score.weight)", base.reference)
+        if parallel.is_first():
+            logger.info("reward: %s gets a new scalar head (score.weight)", base.reference)
         set_heads(model, torch.zeros(config.heads, model.score.in_features))
         initialise_heads(model.score, config.seed)
         groups, heldout_groups = (
@@ -162,29 +165,30 @@ def train_reward_model(
         _save(trainer, tokenizer, run, base, config, demonstrations)
 
         # examine
-        pairs, scored = score_heldout(
-            Model("reward model", run.path / "model", ""),
-            tokenizer,
-            heldout,
-            compared_heldout,
-            previous,
-            runs,
-        )
-        card = report_card(
-            pairs, scored, longer_chosen_share(tokenizer, train), config.slices,
-            previous.reference if previous else None,
-        )  # fmt: skip
-        write_jsonl(run.path / "heldout.jsonl", pairs)
-        if scored:
-            write_jsonl(run.path / "heldout_comparisons.jsonl", scored)
-        write_atomically(
-            run.path / TRAINED_ON, json.dumps(sorted({conversation_id(g.prompt) for g in groups}))
-        )
-        write_atomically(run.path / "report_card.json", card.model_dump_json(indent=2) + "\n")
-        run.record.dropped = dropped  # which the page shows
-        write_report(run, runs)
-        run.finish(
-            {
+        metrics: dict[str, Any] = {}
+        if parallel.is_first():
+            pairs, scored = score_heldout(
+                Model("reward model", run.path / "model", ""),
+                tokenizer,
+                heldout,
+                compared_heldout,
+                previous,
+                runs,
+            )
+            card = report_card(
+                pairs, scored, longer_chosen_share(tokenizer, train), config.slices,
+                previous.reference if previous else None,
+            )  # fmt: skip
+            write_jsonl(run.path / "heldout.jsonl", pairs)
+            if scored:
+                write_jsonl(run.path / "heldout_comparisons.jsonl", scored)
+            write_atomically(
+                run.path / TRAINED_ON, json.dumps(sorted({conversation_id(g.prompt) for g in groups}))
+            )
+            write_atomically(run.path / "report_card.json", card.model_dump_json(indent=2) + "\n")
+            run.record.dropped = dropped  # which the page shows
+            write_report(run, runs)
+            metrics = {
                 "pairs": len(train),
                 "prompts": len({conversation_id(group.prompt) for group in groups}),
                 "contradictory_pairs": contradictory_pairs(kept)[0],
@@ -193,9 +197,8 @@ def train_reward_model(
                 "train_loss": mean_loss(trainer),
                 "heldout_loss": logged(trainer, "eval_loss"),
                 **card.metrics(),
-            },
-            dropped,
-        )
+            }
+        run.finish(metrics, dropped)
     return run
 
 
@@ -256,14 +259,17 @@ def _save(
     """Write `model/`, whose one output is the heads' mean, and `adapter/`; heads and shift go with the model."""
     head = trainer.accelerator.unwrap_model(trainer.model).score
     head = head.modules_to_save["default"] if hasattr(head, "modules_to_save") else head
-    heads = head.weight.detach().clone()
+    heads = full(head.weight.detach()).clone()
     if config.length == "residual":
         heads = _without_length(trainer, heads, config.rows_per_pass)
+    model = whole_model(trainer)
+    if not parallel.is_first():
+        return
     head.weight = torch.nn.Parameter(heads.mean(dim=0, keepdim=True))
     head.out_features = 1
     with quiet_libraries():  # the fresh head of the base is said to be untrained; the merge replaces it
-        save_trained_model(
-            trainer, tokenizer, run, load_reward_model(base, new_head=True) if config.lora else None,
+        save_model(
+            model, tokenizer, run, load_reward_model(base, new_head=True) if config.lora else None,
             save_dtype(config.save_dtype, base),
         )  # fmt: skip
     folder = run.path / "model"

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from trl import RewardTrainer
 
+from accord.compute.passes import Passes
 from accord.packing import Packed, compute_packed_rows
 from reward.loss import Choices, centering_penalty, choice_losses, choice_margins
 
@@ -29,7 +30,7 @@ def collate(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return batch
 
 
-class GroupRewardTrainer(RewardTrainer):
+class GroupRewardTrainer(Passes, RewardTrainer):
     """The loss is the mean over rows of the weighted sum of their choices' losses, and over the heads.
 
     `centering_coefficient` times the mean of `centering_penalty` is added. The model's `score` may have several

@@ -24,8 +24,10 @@ from transformers import PreTrainedTokenizerBase
 from trl import SFTConfig as TrlSFTConfig
 from trl import SFTTrainer
 
+from accord import parallel
 from accord.bundled import data_path
 from accord.chat.tokens import EncodedConversation
+from accord.compute.passes import Passes
 from accord.config import check_trainer_arguments
 from accord.data.rows import Judgements, Rows, open_data, open_judgements
 from accord.errors import DataError
@@ -90,7 +92,7 @@ def train_best_of_n(
     scorer = scorer_of(config.reward_function, runs) if config.reward_function else None
     sources = sources_of("best_of_n", policy, prompts_file, judged, scorer, reward_model)
     check_can_be_trained(policy)
-    with runs.begin("best_of_n", config, sources) as run, quiet_libraries():
+    with runs.begin("best_of_n", config, sources, shared=True) as run, quiet_libraries():
         if run.is_done:
             return run
 
@@ -102,21 +104,27 @@ def train_best_of_n(
         )  # fmt: skip
 
         # build
-        if scorer:
-            score = own_score(scorer, tokenizer)
-        else:
-            assert reward_model is not None
-            score = reward_model_score(tokenizer, policy, reward_model, config.max_sequence_tokens)
-        asking = Asking(
-            tokenizer, sampler, score, config.samples_per_prompt, config.max_response_tokens, config.temperature,
-            config.seed,
-        )  # fmt: skip
         kept = run.path / "checkpoints"
+        asking: Asking | None = None
+        if parallel.is_first():  # it samples and scores, and tells the others
+            if scorer:
+                score = own_score(scorer, tokenizer)
+            else:
+                assert reward_model is not None
+                score = reward_model_score(tokenizer, policy, reward_model, config.max_sequence_tokens)
+            asking = Asking(
+                tokenizer, sampler, score, config.samples_per_prompt, config.max_response_tokens, config.temperature,
+                config.seed,
+            )  # fmt: skip
+
+        def answer(*what: Any, whole_only: bool) -> list[list[Answer]]:
+            ask: Any = answer_prompts
+            found: list[list[Answer]] = parallel.from_first(lambda: ask(asking, *what, whole_only))
+            return found
 
         def answer_heldout(model: Model, when: str) -> list[list[Answer]]:
             label = f"best_of_n: held out, {when}"
-            folder = kept / f"heldout-{when}"
-            return answer_prompts(asking, model, data.heldout_prompts, 0, folder, label, whole_only=False)
+            return answer(model, data.heldout_prompts, 0, kept / f"heldout-{when}", label, whole_only=False)
 
         # loop
         before = answer_heldout(policy, "before")
@@ -126,9 +134,7 @@ def train_best_of_n(
         for number in range(1, config.rounds + 1):
             label = f"best_of_n: round {number}/{config.rounds}"
             part = Run(kept / f"round-{number}", run.record)
-            answers = answer_prompts(
-                asking, current, data.prompts, number, part.path / "samples", label, whole_only=True
-            )
+            answers = answer(current, data.prompts, number, part.path / "samples", label, whole_only=True)
             best, counts = choose_best(
                 answers, config.keep_fraction, config.least_gain, f"{config.seed}/{number}"
             )
@@ -136,49 +142,58 @@ def train_best_of_n(
             dropped.update(counts)
             rounds.append((answers, best))
             figures = _figures(answers, best)
-            click.echo(
+            _say(
                 f"{label}: {len(best)} of {len(answers)} prompts give a demonstration, which scores "
                 f"{figures['best_score']:.3f}, and an answer {figures['score']:.3f}"
             )
-            if not (part.path / DONE).exists():
+            if not parallel.from_first((part.path / DONE).exists):
                 learned = [_as_learned(data.prompts[each.prompt], each.answer) for each in best]
                 _learn(config, part, policy, number, tokenizer, learned, label)
             current = Model(f"{run.id}, round {number}", part.path / "model", f"{run.id}/{number}")
             steps = sum("loss" in row for row in rows)
             rows.append({"step": steps, "round": number, **figures, **counts})
             rows += [{**row, "step": row["step"] + steps, "round": number} for row in part.metric_rows()]
-            write_jsonl(run.path / "metrics.jsonl", rows)
+            if parallel.is_first():
+                write_jsonl(run.path / "metrics.jsonl", rows)
         after = answer_heldout(current, "after")
 
         # save
-        for name in ("model", "adapter"):
-            shutil.rmtree(run.path / name, ignore_errors=True)
-            if (part.path / name).exists():
-                shutil.copytree(part.path / name, run.path / name)
-        judge = scorer or reward_model
-        assert judge is not None
-        made_by = {
-            "run": run.id, "model": policy.reference, "n": config.samples_per_prompt, "scored_by": judge.reference,
-        }  # fmt: skip
-        write_samples(run, data.prompts, data.heldout_prompts, rounds, before, after, made_by)
-        losses = [row["loss"] for row in rows if "loss" in row]
-        answers, best = rounds[-1]
-        metrics = {
-            "prompts": len(data.prompts),
-            "heldout_prompts": len(data.heldout_prompts),
-            "rounds": config.rounds,
-            "updates": len(losses),
-            "demonstrations_kept": sum(len(each) for _, each in rounds),
-            "sampled_tokens": sum(len(a.token_ids) for group, _ in rounds for each in group for a in each),
-            "first_loss": losses[0],
-            "train_loss": statistics.fmean(losses),
-            "first_score": _figures(*rounds[0])["score"],
-            **_figures(answers, best),
-            **_heldout_figures(before, after),
-            "heldout_kl_nats": _kl(current, policy, data.heldout_prompts, after, config.temperature),
-        }
+        metrics: dict[str, Any] = {}
+        if parallel.is_first():
+            for name in ("model", "adapter"):
+                shutil.rmtree(run.path / name, ignore_errors=True)
+                if (part.path / name).exists():
+                    shutil.copytree(part.path / name, run.path / name)
+            judge = scorer or reward_model
+            assert judge is not None
+            made_by = {
+                "run": run.id, "model": policy.reference, "n": config.samples_per_prompt, "scored_by": judge.reference,
+            }  # fmt: skip
+            write_samples(run, data.prompts, data.heldout_prompts, rounds, before, after, made_by)
+            losses = [row["loss"] for row in rows if "loss" in row]
+            answers, best = rounds[-1]
+            metrics = {
+                "prompts": len(data.prompts),
+                "heldout_prompts": len(data.heldout_prompts),
+                "rounds": config.rounds,
+                "updates": len(losses),
+                "demonstrations_kept": sum(len(each) for _, each in rounds),
+                "sampled_tokens": sum(
+                    len(a.token_ids) for group, _ in rounds for each in group for a in each
+                ),
+                "first_loss": losses[0],
+                "train_loss": statistics.fmean(losses),
+                "first_score": _figures(*rounds[0])["score"],
+                **_figures(answers, best),
+                **_heldout_figures(before, after),
+                "heldout_kl_nats": _kl(current, policy, data.heldout_prompts, after, config.temperature),
+            }
         run.finish(metrics, {**data.dropped, **dropped})
     return run
+
+
+class _Trainer(Passes, SFTTrainer):
+    """In several processes, each has some of the passes."""
 
 
 def _learn(
@@ -196,7 +211,7 @@ def _learn(
     else:
         start = policy if number == 1 else Model(last.name, last / "model", last.name)
         base = load_policy(start, base_dtype(config), **quantization(config.lora))
-    trainer = SFTTrainer(
+    trainer = _Trainer(
         model=base,
         args=build_arguments("rl", TrlSFTConfig, trainer_arguments(config, part, evaluate=False)),
         train_dataset=as_dataset(rows),
@@ -205,9 +220,17 @@ def _learn(
     )
     train_in_run(trainer, part, label)
     dtype = save_dtype(config.save_dtype, policy) if number == config.rounds else torch.float32
-    save_trained_model(trainer, tokenizer, part, load_policy(policy) if config.lora else None, dtype)
-    write_atomically(part.path / DONE, "")
-    part.remove_checkpoints()
+    onto = load_policy(policy) if config.lora and parallel.is_first() else None
+    save_trained_model(trainer, tokenizer, part, onto, dtype)
+    if parallel.is_first():
+        write_atomically(part.path / DONE, "")
+        part.remove_checkpoints()
+    parallel.broadcast(None)  # the others read what it wrote
+
+
+def _say(line: str) -> None:
+    if parallel.is_first():
+        click.echo(line)
 
 
 def _as_learned(prompt: EncodedPrompt, chosen: Answer) -> EncodedConversation:

@@ -16,6 +16,9 @@ from datasets import Dataset
 from trl import DPOConfig as TrlDPOConfig
 from trl import DPOTrainer
 
+from accord import parallel
+from accord.compute.passes import Passes
+from accord.compute.sharding import whole_on_device
 from accord.config import check_trainer_arguments
 from accord.data.rows import Judgements, open_judgements
 from accord.errors import DataError
@@ -23,7 +26,7 @@ from accord.models.adapters import peft_config
 from accord.models.loading import check_can_be_trained, load_policy, load_tokenizer
 from accord.models.references import Model
 from accord.records import Preference, read_jsonl
-from accord.runs import Run, Runs, file_of
+from accord.runs import Run, Runs, Source, file_of
 from accord.training import (
     SET_BY_ACCORD,
     base_dtype,
@@ -58,7 +61,8 @@ def train_dpo(config: DPOConfig, runs: Runs, policy: Model, preferences: Judgeme
     """
     preferences = open_judgements(preferences, runs)
     check_can_be_trained(policy)
-    with runs.begin("dpo", config, {"policy": policy, "preferences": preferences}) as run, quiet_libraries():
+    sources: dict[str, Source] = {"policy": policy, "preferences": preferences}
+    with runs.begin("dpo", config, sources, shared=True) as run, quiet_libraries():
         if run.is_done:
             return run
 
@@ -98,7 +102,7 @@ def train_dpo(config: DPOConfig, runs: Runs, policy: Model, preferences: Judgeme
 
         # save
         save_trained_model(
-            trainer, tokenizer, run, load_policy(policy) if config.lora else None,
+            trainer, tokenizer, run, load_policy(policy) if config.lora and parallel.is_first() else None,
             save_dtype(config.save_dtype, policy),
         )  # fmt: skip
         metrics = {
@@ -121,7 +125,7 @@ def train_dpo(config: DPOConfig, runs: Runs, policy: Model, preferences: Judgeme
     return run
 
 
-class _Trainer(DPOTrainer):
+class _Trainer(Passes, DPOTrainer):
     """Takes rows that `accord.chat` encoded, and keeps the reference's log-probabilities where the next run finds them.
 
     TRL keeps them, too, but in a temporary folder, and its key leaves out the precision and `ld_alpha`.
@@ -143,10 +147,11 @@ class _Trainer(DPOTrainer):
             chosen, rejected = self.compute_ref_log_probs(self.model, batch)
             return chosen.tolist(), rejected.tolist()
 
-        found = reference_cache.kept_or_computed(
-            self._references, [self._made_by, self.ld_alpha], list(dataset), batch_size,
-            f"dpo: reference log-probabilities ({name})", compute,
-        )  # fmt: skip
+        with whole_on_device(self):
+            found = reference_cache.kept_or_computed(
+                self._references, [self._made_by, self.ld_alpha], list(dataset), batch_size,
+                f"dpo: reference log-probabilities ({name})", compute,
+            )  # fmt: skip
         chosen_column, rejected_column = (list(column) for column in zip(*found, strict=True))
         return dataset.add_column("ref_chosen_logps", chosen_column).add_column(
             "ref_rejected_logps", rejected_column

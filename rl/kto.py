@@ -18,7 +18,10 @@ from datasets import Dataset
 from trl import KTOConfig as TrlKTOConfig
 from trl import KTOTrainer
 
+from accord import parallel
 from accord.bundled import data_path
+from accord.compute.passes import Passes
+from accord.compute.sharding import whole_on_device
 from accord.config import check_trainer_arguments
 from accord.data.rows import Judgements, Rows, open_data, open_judgements
 from accord.errors import DataError, UsageError
@@ -50,6 +53,8 @@ OURS = (
     "sync_ref_model", "precompute_ref_log_probs", "precompute_ref_batch_size",
 )  # fmt: skip
 check_arguments = functools.partial(check_trainer_arguments, "rl.trainer", target=TrlKTOConfig, ours=OURS)
+ROWS = "rows"
+"""The numbers of desirable and undesirable rows in each pass, among TRL's figures."""
 BALANCE = (1.0, 4 / 3)
 """Of the weighted numbers of desirable and undesirable rows, as the paper advises."""
 
@@ -81,7 +86,7 @@ def train_kto(
     else:
         raise UsageError("kto needs answers to learn from; name a file in rl.feedback, or give preferences")
     check_can_be_trained(policy)
-    with runs.begin("kto", config, sources) as run, quiet_libraries():
+    with runs.begin("kto", config, sources, shared=True) as run, quiet_libraries():
         if run.is_done:
             return run
 
@@ -96,7 +101,8 @@ def train_kto(
                 f"{dropped['too_long']} were longer than max_sequence_tokens; collect more or raise it"
             )
         desirable = sum(row.label for row in train)
-        if advice := balance_advice(desirable, len(train) - desirable, config):
+        advice = balance_advice(desirable, len(train) - desirable, config)
+        if advice and parallel.is_first():
             click.echo(f"kto: {advice}")
 
         # build
@@ -127,7 +133,7 @@ def train_kto(
 
         # save
         save_trained_model(
-            trainer, tokenizer, run, load_policy(policy) if config.lora else None,
+            trainer, tokenizer, run, load_policy(policy) if config.lora and parallel.is_first() else None,
             save_dtype(config.save_dtype, policy),
         )  # fmt: skip
         last, first = functools.partial(logged, trainer), functools.partial(logged, trainer, first=True)
@@ -165,7 +171,7 @@ def balance_advice(desirable: int, undesirable: int, config: KTOConfig) -> str |
     )
 
 
-class _Trainer(KTOTrainer):
+class _Trainer(Passes, KTOTrainer):
     """Takes rows that `accord.chat` encoded, keeps the reference's log-probabilities, and counts rows, not batches.
 
     TRL's figures are means over batches, which differ in how many of their rows are desirable.
@@ -174,9 +180,6 @@ class _Trainer(KTOTrainer):
     def __init__(self, made_by: list[Any], references: Path, **arguments: Any):
         self._made_by = made_by  # reference and precision
         self._references = references
-        self._rows: dict[str, dict[str, list[int]]] = {
-            mode: {"chosen": [], "rejected": []} for mode in ("train", "eval")
-        }
         super().__init__(**arguments)
 
     def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
@@ -190,10 +193,11 @@ class _Trainer(KTOTrainer):
             own, other = self.compute_ref_log_probs(self.model, batch)
             return own.tolist(), other.tolist()
 
-        found = reference_cache.kept_or_computed(
-            self._references, [self._made_by], list(dataset), batch_size,
-            f"kto: reference log-probabilities ({name})", compute,
-        )  # fmt: skip
+        with whole_on_device(self):
+            found = reference_cache.kept_or_computed(
+                self._references, [self._made_by], list(dataset), batch_size,
+                f"kto: reference log-probabilities ({name})", compute,
+            )  # fmt: skip
         own_column, other_column = (list(column) for column in zip(*found, strict=True))
         return dataset.add_column("ref_logps", own_column).add_column("ref_KL_logps", other_column)
 
@@ -202,23 +206,23 @@ class _Trainer(KTOTrainer):
         return "train" if model.training else "eval"
 
     def _compute_loss(self, model: Any, inputs: Any, return_outputs: bool) -> Any:
-        rows = self._rows[self._mode()]
+        figures: Any = self._metrics[self._mode()]
         desirable = int(inputs["label"].sum())
         for kind, count in (("chosen", desirable), ("rejected", len(inputs["label"]) - desirable)):
             if count:  # as TRL adds its figures
-                rows[kind].append(count)
+                figures[f"{ROWS}/{kind}"].append(count)
         return super()._compute_loss(model, inputs, return_outputs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """As TRL does it, with means over rows."""
         mode = self._mode()
         figures: Any = self._metrics[mode]
-        for kind, counts in self._rows[mode].items():
+        for kind in ("chosen", "rejected"):
+            counts = figures.pop(f"{ROWS}/{kind}", [])
             for name in (f"rewards/{kind}", f"logps/{kind}"):
                 if figures[name]:
                     total = sum(count * value for count, value in zip(counts, figures[name], strict=True))
                     figures[name] = [total / sum(counts)]
-            counts.clear()
         if figures["rewards/chosen"] and figures["rewards/rejected"]:
             figures["rewards/margins"] = [figures["rewards/chosen"][0] - figures["rewards/rejected"][0]]
         for name in [name for name, values in figures.items() if not values]:

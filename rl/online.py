@@ -18,6 +18,7 @@ from datasets import Dataset
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 from trl import GRPOConfig, RLOOConfig
 
+from accord import parallel
 from accord.bundled import data_path
 from accord.config import check_trainer_arguments
 from accord.data.rows import Judgements, Rows, open_data, open_judgements
@@ -43,6 +44,7 @@ from rl.config import OnlineConfig
 from rl.data import EncodedPrompt, load_data
 from rl.own_reward import needed_columns, own_rewards
 from rl.rewards import reward_model_scores, sources_of
+from rl.together import Together, heldout_once
 
 OURS = (
     *SET_BY_ACCORD, "beta", "num_generations", "num_generations_eval", "max_completion_length", "temperature", "top_p",
@@ -87,7 +89,7 @@ def train_online(
     scorer = scorer_of(config.reward_function, runs) if config.reward_function else None
     sources = sources_of(config.algorithm, policy, prompts_file, judged, scorer, reward_model)
     check_can_be_trained(policy)
-    with runs.begin(config.algorithm, config, sources) as run, quiet_libraries():
+    with runs.begin(config.algorithm, config, sources, shared=True) as run, quiet_libraries():
         if run.is_done:
             return run
 
@@ -113,7 +115,8 @@ def train_online(
         from trl import GRPOTrainer, RLOOTrainer  # imports vLLM, where there is one, and warns of its version
 
         arguments_class: Any = RLOOConfig if config.algorithm == "rloo" else GRPOConfig
-        trainer_class: Any = RLOOTrainer if config.algorithm == "rloo" else GRPOTrainer
+        theirs: Any = RLOOTrainer if config.algorithm == "rloo" else GRPOTrainer
+        trainer_class: Any = type("_Trainer", (Together, theirs), {})
         rows = [*data.prompts, *data.heldout_prompts]
         reward: Callable[..., Any]
         if scorer:
@@ -127,7 +130,7 @@ def train_online(
             )
         trainer = trainer_class(
             model=model,
-            reward_funcs=reward,
+            reward_funcs=heldout_once(reward, len(data.prompts)),
             args=build_arguments("rl", arguments_class, arguments),
             train_dataset=_dataset(rows[: len(data.prompts)], 0),
             eval_dataset=_dataset(data.heldout_prompts, len(data.prompts)),
@@ -142,7 +145,7 @@ def train_online(
 
         # save
         save_trained_model(
-            trainer, tokenizer, run, load_policy(policy) if config.lora else None,
+            trainer, tokenizer, run, load_policy(policy) if config.lora and parallel.is_first() else None,
             save_dtype(config.save_dtype, policy),
         )  # fmt: skip
         last, first = functools.partial(logged, trainer), functools.partial(logged, trainer, first=True)

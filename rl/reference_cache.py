@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from accord import parallel
 from accord.progress import progress
 from accord.records import content_id, write_atomically
 
@@ -34,14 +35,22 @@ def kept_or_computed(
     """
     identity = content_id([*made_by, batch_size, rows], 64)
     path = folder / f"{identity[:12]}.json"
-    found = read(path, identity, len(rows))
+    found = parallel.from_first(lambda: read(path, identity, len(rows)))
     if found is None:
-        found = []
+        starts = range(0, len(rows), batch_size)
+        mine = []
         with progress(label, len(rows)) as update:
-            for start in range(0, len(rows), batch_size):
-                found += zip(*compute(rows[start : start + batch_size]), strict=True)
-                update(len(found))
-        write(path, identity, found)
+            for start in starts[parallel.rank() :: parallel.count()]:
+                mine.append(list(zip(*compute(rows[start : start + batch_size]), strict=True)))
+                update(min(start + batch_size, len(rows)))
+        of_all = parallel.gather(mine)
+        found = [
+            row
+            for number in range(len(starts))
+            for row in of_all[number % len(of_all)][number // len(of_all)]
+        ]
+        if parallel.is_first():
+            write(path, identity, found)
     return found
 
 

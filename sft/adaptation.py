@@ -3,6 +3,8 @@
 import fnmatch
 from typing import TYPE_CHECKING, Any
 
+from accord import parallel
+from accord.compute import sharding
 from accord.config import LoraConfig
 from accord.errors import UsageError
 from accord.models.adapters import peft_config
@@ -56,12 +58,17 @@ def save_adapted(
     dtype = save_dtype(config.save_dtype, base)
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
     if config.adapter and config.adapter.adds_tokens:
+        model = sharding.whole_model(trainer)
+        if not parallel.is_first():
+            return
         save_with_virtual_tokens(model, load_policy(base), tokenizer, run.path / "model", dtype)
         return
     whole = config.lora is None and config.adapter is None
     if whole:
         restore_dropout(model, base, dropout_options(base, config.dropout))
-    save_trained_model(trainer, tokenizer, run, None if whole else load_policy(base), dtype)
+    save_trained_model(
+        trainer, tokenizer, run, load_policy(base) if not whole and parallel.is_first() else None, dtype
+    )
 
 
 def adapter_config(base: Model, config: MethodConfig) -> Any:

@@ -6,6 +6,7 @@ import torch
 from accelerate.utils import convert_outputs_to_fp32
 from datasets import Dataset
 
+from accord.compute.sharding import shard_like
 from sft.trainer import Trainer
 
 
@@ -63,6 +64,7 @@ def keep_best(
     model: Any = trainer.model
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     tuned = {name: p.detach().clone() for name, p in trained.items()}
+    start = {name: shard_like(start[name], p) for name, p in tuned.items()}
 
     @torch.no_grad()
     def place(share: float) -> None:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 from transformers import EarlyStoppingCallback, TrainerCallback
 from trl import SFTConfig as TrlSFTConfig
 
+from accord import parallel
+from accord.compute.sharding import whole_on_device
 from accord.config import check_trainer_arguments
 from accord.data.config import DataConfig
 from accord.data.rows import Rows, open_data
@@ -92,7 +94,7 @@ def fine_tune(
     retention_run = prepare_retention(config, runs, tokenizer, read)
     if retention_run:
         sources["retention"] = retention_run
-    with runs.begin("sft", config, sources) as run, quiet_libraries():
+    with runs.begin("sft", config, sources, shared=True) as run, quiet_libraries():
         if run.is_done:
             return run
 
@@ -124,7 +126,8 @@ def fine_tune(
             processing_class=tokenizer,
             callbacks=callbacks,
         )
-        retained_before = loss_on(trainer, retained) if retained else None
+        with whole_on_device(trainer):
+            retained_before = loss_on(trainer, retained) if retained else None
         start = weights_at_start(trainer) if config.interpolate else {}
 
         # loop
@@ -148,8 +151,8 @@ def fine_tune(
         }
 
         # examine
-        if config.card:
-            del trainer  # its memory is the card's now
+        del trainer  # its memory is the card's now
+        if config.card and parallel.is_first():
             run.record.dropped = prepared.record.dropped  # which the page shows
             metrics |= write_card(config, run, runs, base, tokenizer, measured)
         run.finish(metrics | chosen, prepared.record.dropped)

@@ -16,10 +16,12 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import log_softmax
+from torch.nn.functional import linear, log_softmax
 from torch.utils.checkpoint import checkpoint
 from trl import SFTTrainer
 
+from accord import parallel
+from accord.compute.passes import Passes
 from accord.errors import UsageError
 from accord.packing import is_rounding
 
@@ -27,7 +29,7 @@ CHUNK = 128
 """Tokens whose logits are held at a time, for both models."""
 
 
-class Trainer(SFTTrainer):
+class Trainer(Passes, SFTTrainer):
     """SFTTrainer; what is held out is measured by the plain loss, whatever is trained on."""
 
     def __init__(
@@ -46,8 +48,14 @@ class Trainer(SFTTrainer):
             arguments: SFTTrainer's own.
 
         Raises:
-            UsageError: the KL is wanted, and the model's logits are not its output layer's product.
+            UsageError: the KL is wanted, and the model's logits are not its output layer's product; or the distance
+                is, and weights are in shards.
         """
+        if l2_to_start and parallel.sharding() != "none":
+            raise UsageError(
+                "sft.l2_to_start measures whole weights, and compute.sharding keeps them in shards; set one of them to "
+                "0 or none"
+            )
         super().__init__(**arguments)
         self._kl_to_base, self._l2_to_start = kl_to_base, l2_to_start
         self._arguments = arguments["args"]
@@ -82,7 +90,9 @@ class Trainer(SFTTrainer):
             whole = (
                 tokens if num_items_in_batch is None else num_items_in_batch
             )  # of all passes of the update
-            loss = loss + self._kl_to_base * kl / torch.as_tensor(whole).clamp(min=1)
+            # of all processes, over which gradients are averaged
+            processes = 1 if num_items_in_batch is None else parallel.count()
+            loss = loss + self._kl_to_base * processes * kl / torch.as_tensor(whole).clamp(min=1)
         if self._l2_to_start:
             distance = self._distance()
             self._metrics["train"]["squared_distance_from_start"].append(distance.item())
@@ -107,6 +117,7 @@ class KLToBase:
         self._whole = model.get_base_model() if hasattr(model, "get_base_model") else model
         self._base = base if base is not None else self._whole
         self._disables = base is None
+        self._looks = False
         self._states: Tensor | None = None
         self._base_states: Tensor | None = None
         check_logits(self._whole)
@@ -115,6 +126,8 @@ class KLToBase:
     def _keep(self, module: Any, arguments: Any, output: Any) -> None:
         if self._model.training:
             self._states = output.last_hidden_state
+        elif self._looks:
+            self._base_states = output.last_hidden_state
 
     @torch.no_grad()
     def look_at_base(self, inputs: Mapping[str, Any]) -> None:
@@ -125,11 +138,19 @@ class KLToBase:
         try:
             if self._disables:
                 with self._model.disable_adapter():
-                    self._base_states = self._base.base_model(**inputs).last_hidden_state
+                    self._look(inputs)
             else:
                 self._base_states = self._base.base_model(**inputs).last_hidden_state
         finally:
             self._model.train(was_training)
+
+    def _look(self, inputs: dict[str, Any]) -> None:
+        if parallel.sharding() == "none":
+            self._base_states = self._base.base_model(**inputs).last_hidden_state
+            return
+        self._looks = True  # weights in shards are gathered where a model is called by its root
+        self._model(**inputs, logits_to_keep=1)
+        self._looks = False
 
     def of_last_batch(self, labels: Tensor) -> tuple[Tensor, int]:
         """The sum over the learned tokens, in nats, and their number.
@@ -166,10 +187,18 @@ def kl_of_states(
     base_head: nn.Module,
 ) -> Float[Tensor, ""]:
     """KL(base || model) over the whole vocabulary, summed over the tokens, in nats."""
-    log_q = log_softmax(head(states).float(), dim=-1)
+    log_q = log_softmax(_logits(head, states).float(), dim=-1)
     with torch.no_grad():
-        log_p = log_softmax(base_head(base_states).float(), dim=-1)
+        log_p = log_softmax(_logits(base_head, base_states).float(), dim=-1)
     return (log_p.exp() * (log_p - log_q)).sum()
+
+
+def _logits(head: Any, states: Float[Tensor, "tokens width"]) -> Float[Tensor, "tokens vocabulary"]:
+    if parallel.sharding() == "none":
+        return head(states)
+    # Its weights are there since the model was called; a call of its own would be one to gather them, and the processes
+    # differ in how many chunks they have.
+    return linear(states, head.weight, head.bias)
 
 
 class SquaredDistance:

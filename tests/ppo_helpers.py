@@ -15,10 +15,10 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from accord import parallel
-from accord.compute.config import Sharding
 from accord.errors import AccordError, SamplerGoneError
 from accord.models.loading import load_reward_model, load_tokenizer
 from accord.models.references import Model, resolve
+from accord.parallel import Sharding
 from accord.records import Message, Prompt, write_jsonl
 from accord.runs import DataFile, Run, Runs
 from accord.sampling.config import SamplingConfig

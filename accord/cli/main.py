@@ -72,6 +72,10 @@ def main(ctx: click.Context, runs_root: Path, traceback: bool) -> None:
     """
     ctx.obj = runs_root
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    if parallel.count() > 1:
+        os.environ.setdefault(
+            "TORCH_CPP_LOG_LEVEL", "ERROR"
+        )  # warnings about lost connections, and of advice
     if ctx.invoked_subcommand in COMPUTE:
         restart_with_libraries()
         if worker.is_launched():

@@ -1,14 +1,9 @@
 """What a round may compute on. It decides how fast and in how much memory, never which run: ids do not depend on it."""
 
-from typing import Literal
-
 from pydantic import Field, model_validator
 
 from accord.config import Config
-
-Sharding = Literal["none", "fsdp2", "zero2", "zero3"]
-"""How weights, gradients and the optimiser's state lie on devices: whole on each (with gradients summed), in shards by
-torch's `fully_shard`, or by DeepSpeed's ZeRO."""
+from accord.parallel import Sharding
 
 
 class ComputeConfig(Config):

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from accord.compute.config import Sharding
 from accord.errors import UsageError
+from accord.parallel import Sharding
 
 Kind = Literal["sft", "reward", "dpo", "kto", "online", "best_of_n", "ppo"]
 MASTER = 4

@@ -15,10 +15,10 @@ from safetensors.torch import load_file
 from training_helpers import assert_same, rows_without_times, run_stage
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from accord.compute.config import Sharding
 from accord.errors import AccordError, UsageError
 from accord.models.loading import load_tokenizer
 from accord.models.references import Model, resolve
+from accord.parallel import Sharding
 from accord.records import Preference, write_jsonl
 from accord.runs import Run, Runs
 from rl.policy_gradient.checkpoints import load_checkpoint
