@@ -15,7 +15,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, cast
 
-import click
 import datasets
 import torch
 import transformers
@@ -35,6 +34,7 @@ from accord.models.references import Model
 from accord.models.saving import readable_as_neighbours, write_model
 from accord.progress import EveryFewSeconds
 from accord.runs import Run
+from accord.terminal import say
 from accord.training_config import SaveDtype, TrainingConfig
 
 if TYPE_CHECKING:
@@ -206,7 +206,7 @@ def train_in_run(trainer: Trainer, run: Run, label: str, evaluate_first: bool = 
     trainer.add_callback(rows)
     if checkpoint is not None:
         if parallel.is_first():
-            click.echo(f"{label}: continues from {checkpoint.name}")
+            say(f"{label}: continues from {checkpoint.name}")
         state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
         internals: Any = trainer
         internals._total_train_tokens = _tokens_seen(state)  # TRL counts from 0 after a restart
@@ -336,9 +336,7 @@ class _RunCallback(TrainerCallback):
         is_last = state.global_step == state.max_steps
         if parallel.is_first() and args.disable_tqdm and "loss" in row and self.lines.is_due(at_once=is_last):
             figure = "reward" if "reward" in row else "loss"  # a loss of RLOO or GRPO says nothing
-            click.echo(
-                f"{self.label}: update {state.global_step}/{state.max_steps}, {figure} {row[figure]:.3f}"
-            )
+            say(f"{self.label}: update {state.global_step}/{state.max_steps}, {figure} {row[figure]:.3f}")
 
     def write(self, rows: Sequence[Mapping[str, Any]], mode: str) -> None:
         if not parallel.is_first():

@@ -212,7 +212,7 @@ def measured(
     learns: dict[str, Any] = {"demonstrations": str(paths["domain"])}
     remedies = REMEDIES
     if documents:
-        learns = {"documents": documents, "heldout_fraction": 0.1, "packing": True, "epochs": 2}
+        learns = {"documents": documents, "heldout_fraction": 0.1, "packing": True, "epochs": 1}
         remedies = {name: REMEDIES[name] for name in ("none", "KL 0.5")}
     rows = {"retention": conversations(tokenizer, paths["retention"])}
     rows["heldout"] = (

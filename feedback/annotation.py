@@ -15,12 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import click
-
 from accord.bundled import data_path
 from accord.errors import WaitingForAnnotatorsError
 from accord.records import Comparison, Preference, read_jsonl, read_text, write_atomically, write_jsonl
 from accord.runs import DataFile, Run, Runs, Source
+from accord.terminal import say
 from feedback.argilla.access import end_unless_needed, open_argilla
 from feedback.argilla.client import Client
 from feedback.argilla.collect import changes, pull, push, status
@@ -176,7 +175,7 @@ class _Asking:
 
 def _show_passwords(passwords: Mapping[str, str]) -> None:
     for name, password in passwords.items():
-        click.echo(f"feedback:   user {name}   password {password}   (shown this once)")
+        say(f"feedback:   user {name}   password {password}   (shown this once)")
 
 
 def _annotated(
@@ -184,7 +183,7 @@ def _annotated(
 ) -> list[Comparison]:
     """The records with every answer, once everybody has answered, and with what adjudicators say to them."""
     path = run.path / "comparisons.jsonl"
-    click.echo(
+    say(
         f"feedback: {len(queue)} records to annotate, {len(queue[0].responses)} answers each, "
         f"{sum(each.is_probe for each in queue)} of them to check attention"
     )
@@ -210,7 +209,7 @@ def _annotated(
         if not contested:
             return annotated
         write_jsonl(path, contested)
-    click.echo(
+    say(
         f"feedback: annotators disagree on {len(contested)} records, which {' and '.join(adjudicators)} "
         f"{'settles' if len(adjudicators) == 1 else 'settle'}"
     )
@@ -246,7 +245,7 @@ def _answered(asking: _Asking, dataset_name: str, records: list[Comparison], pat
     answered = pull(client, dataset_name, before)
     write_jsonl(path, answered)
     found = changes(before, answered)
-    click.echo(
+    say(
         f"feedback: pulled {found.new} new answers, {found.edited} edited, {found.deleted} deleted, "
         f"{found.unchanged} as before"
     )
@@ -263,17 +262,17 @@ def _wait_for_people(client: Client, dataset_name: str, records: list[Comparison
     waiting = status(client, dataset_name, records).records_waiting
     if not waiting:
         return 0
-    click.echo(f"feedback: rank the answers in your browser at {client.url}")
+    say(f"feedback: rank the answers in your browser at {client.url}")
     try:
         while wait and waiting:
             began = time.monotonic()
             now = status(client, dataset_name, records)
             if now.records_waiting != waiting:
                 waiting = now.records_waiting
-                click.echo(f"feedback: {now.records - waiting} of {now.records} records are annotated")
+                say(f"feedback: {now.records - waiting} of {now.records} records are annotated")
             time.sleep(max(SECONDS_BETWEEN_LOOKS, 10 * (time.monotonic() - began)))
     except KeyboardInterrupt:
-        click.echo("")
+        say("")
     return waiting
 
 

@@ -21,8 +21,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import click
-
 from accord.bundled import data_path
 from accord.chat.tokens import decode_response, encode_prompt
 from accord.data.rows import Rows, open_data
@@ -31,6 +29,7 @@ from accord.models.references import Model
 from accord.records import Comparison, Prompt, Response, read_jsonl, write_jsonl
 from accord.runs import DataFile, Run, Runs, Source
 from accord.sampling.shared import SharedSampler
+from accord.terminal import say
 from feedback.annotation import files_of, have_annotated, planned
 from feedback.argilla.people import configured_team
 from feedback.asking.prompts import read_prompts
@@ -109,9 +108,7 @@ def _sampled(
         (id_, _seed(sampling.seed, id_, k)) for id_ in prompts for k in range(sampling.responses_per_prompt)
     ]
     encoded = {id_: encode_prompt(tokenizer, prompt.prompt) for id_, prompt in prompts.items()}
-    click.echo(
-        f"feedback: the policy answers {len(prompts)} prompts, {sampling.responses_per_prompt} times each"
-    )
+    say(f"feedback: the policy answers {len(prompts)} prompts, {sampling.responses_per_prompt} times each")
     completions = sampler.use(policy).sample(
         [encoded[id_] for id_, _ in wanted],
         [seed for _, seed in wanted],

@@ -5,7 +5,6 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import click
 from transformers import PreTrainedTokenizerBase
 
 from accord.chat.tokens import decode_response
@@ -13,6 +12,7 @@ from accord.models.references import Model
 from accord.progress import EveryFewSeconds
 from accord.records import write_jsonl
 from accord.sampling.shared import SharedSampler
+from accord.terminal import say
 from reward.scorers import Scorer
 from rl.data import EncodedPrompt
 from rl.own_reward import own_rewards
@@ -71,7 +71,7 @@ def answer_prompts(
             )
         found += [Answer(**json.loads(line)) for line in file.read_bytes().splitlines()]
         if lines.is_due(at_once=done == len(prompts)):
-            click.echo(f"{label}: {done} of {len(prompts)} prompts answered {count} times")
+            say(f"{label}: {done} of {len(prompts)} prompts answered {count} times")
     return [found[i : i + count] for i in range(0, len(found), count)]
 
 

@@ -17,7 +17,6 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-import click
 import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -39,6 +38,7 @@ from accord.runs import DataFile, Run, Runs, file_of
 from accord.sampling.log_probabilities import token_log_probabilities
 from accord.sampling.shared import SharedSampler
 from accord.statistics import Bootstrap, Estimate
+from accord.terminal import say
 from accord.training import (
     base_dtype,
     build_arguments,
@@ -230,7 +230,7 @@ def _learn(
 
 def _say(line: str) -> None:
     if parallel.is_first():
-        click.echo(line)
+        say(line)
 
 
 def _as_learned(prompt: EncodedPrompt, chosen: Answer) -> EncodedConversation:

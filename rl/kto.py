@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import click
 from datasets import Dataset
 from trl import KTOConfig as TrlKTOConfig
 from trl import KTOTrainer
@@ -30,6 +29,7 @@ from accord.models.loading import check_can_be_trained, load_policy, load_tokeni
 from accord.models.references import Model
 from accord.records import UnpairedFeedback
 from accord.runs import DataFile, Run, Runs, Source
+from accord.terminal import say
 from accord.training import (
     SET_BY_ACCORD,
     base_dtype,
@@ -103,7 +103,7 @@ def train_kto(
         desirable = sum(row.label for row in train)
         advice = balance_advice(desirable, len(train) - desirable, config)
         if advice and parallel.is_first():
-            click.echo(f"kto: {advice}")
+            say(f"kto: {advice}")
 
         # build
         arguments = trainer_arguments(config, run, evaluate=True) | {

@@ -11,10 +11,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-import click
 from filelock import FileLock
 
 from accord.errors import UsageError
+from accord.terminal import say
 
 PREFIX = "bundled:"
 MODEL = "bundled:smollm2-135m-instruct"
@@ -58,7 +58,7 @@ def smollm2_135m_instruct() -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):
         if not folder.exists():
-            click.echo("the bundled model is converted, once (about 40 s)", err=True)
+            say("the bundled model is converted, once (about 40 s)", err=True)
             temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
             try:
                 _convert(_gguf_file(), temporary)

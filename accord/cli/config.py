@@ -8,6 +8,7 @@ import yaml
 
 from accord.cli.shared import AS_JSON, CONFIG, OVERRIDES, Group, runs_of_command
 from accord.errors import AccordError, UsageError
+from accord.terminal import say
 
 PURPOSES = ("sft", "dpo", "kto", "reward", "round")
 """The configurations that `accord init` writes, each named as the command that runs it."""
@@ -42,9 +43,9 @@ def init(purpose: str, output: Path | None) -> None:
             f"{path}: cannot be written ({error.strerror}); name another with --output"
         ) from None
     write_atomically(path.parent / SCHEMA, json.dumps(round_schema(), indent=2) + "\n")
-    click.echo(f"written: {path}, and {path.parent / SCHEMA} for editors")
-    click.echo(f"check:   accord config check {path}")
-    click.echo(f"run:     accord {purpose} {path}")
+    say(f"written: {path}, and {path.parent / SCHEMA} for editors")
+    say(f"check:   accord config check {path}")
+    say(f"run:     accord {purpose} {path}")
 
 
 @click.group("config", cls=Group, short_help="Check and show configurations.")
@@ -71,16 +72,16 @@ def check(config: Path, overrides: tuple[str, ...], as_json: bool) -> None:
         if as_json:
             first, *lines = str(error).splitlines()
             wrong = [line.strip() for line in lines] or [first]
-            click.echo(json.dumps({"ok": False, "stages": [], "wrong": wrong}, indent=2))
+            say(json.dumps({"ok": False, "stages": [], "wrong": wrong}, indent=2))
         raise
     stages = [
         algorithm_named(settings.rl.algorithm).name if name == "rl" and settings.rl else name
         for name in stages_until(settings, None)
     ]
     if as_json:
-        click.echo(json.dumps({"ok": True, "stages": stages, "wrong": []}, indent=2))
+        say(json.dumps({"ok": True, "stages": stages, "wrong": []}, indent=2))
         return
-    click.echo(f"ok: {config} runs {', '.join(stages)}")
+    say(f"ok: {config} runs {', '.join(stages)}")
 
 
 @config_group.command(short_help="Print all settings of a configuration, defaults included.")
@@ -95,9 +96,9 @@ def show(config: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     values = load_config(config, RoundConfig, overrides).model_dump(mode="json")
     given = {name: value for name, value in values.items() if value is not None}
     if as_json:
-        click.echo(json.dumps(given, indent=2))
+        say(json.dumps(given, indent=2))
         return
-    click.echo(yaml.safe_dump(given, sort_keys=False, allow_unicode=True, width=120), nl=False)
+    say(yaml.safe_dump(given, sort_keys=False, allow_unicode=True, width=120), nl=False)
 
 
 @config_group.command(short_help="Print the JSON Schema of configurations.")
@@ -105,4 +106,4 @@ def schema() -> None:
     """Print the JSON Schema of a round's configuration, by which editors complete keys and mark slips."""
     from accord.round_schema import round_schema
 
-    click.echo(json.dumps(round_schema(), indent=2))
+    say(json.dumps(round_schema(), indent=2))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from accord.cli.shared import AS_JSON, CONFIG, OVERRIDES, Group, runs_of_command
+from accord.terminal import say
 
 if TYPE_CHECKING:
     from accord.data.check import Report
@@ -98,15 +99,15 @@ def check(
             good = Path(f"{file}.good.jsonl")
             written += [good, _write(reading, good)]
     if as_json:
-        click.echo(json.dumps([report.as_dict() for report in reports], indent=2, ensure_ascii=False))
+        say(json.dumps([report.as_dict() for report in reports], indent=2, ensure_ascii=False))
     else:
         for report in reports:
             _show(report)
         for path in filter(None, written):
-            click.echo(f"written: {path}")
+            say(f"written: {path}")
     if page:
         _write_page(reports, page)
-        click.echo(f"page: {page}", err=True)
+        say(f"page: {page}", err=True)
     if any(report.faults for report in reports) and not drop_faulty:
         click.get_current_context().exit(1)
 
@@ -139,10 +140,10 @@ def prepare(config: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     files = files_of(run)
     if as_json:
         found = {"run": run.id, **run.metrics, "dropped": run.record.dropped, "files": files}
-        click.echo(json.dumps(found, indent=2, ensure_ascii=False))
+        say(json.dumps(found, indent=2, ensure_ascii=False))
         return
     for each in files:
-        click.echo(
+        say(
             f"{each['file']}: {each['rows']:,} rows, {each['too_long']:,} too long, {each['heldout']:,} held out; an "
             f"epoch shows {each['trained']:,} of them {each['times_each']:.2f} times each, {each['tokens']:,} tokens"
         )
@@ -150,13 +151,13 @@ def prepare(config: Path, overrides: tuple[str, ...], as_json: bool) -> None:
         f"{count:,} {reason.replace('_', ' ')}" for reason, count in run.record.dropped.items()
     )
     reasons = ", ".join(f"{what} {count:,}" for what, count in run.metrics.get("filtered", {}).items())
-    click.echo(f"left out: {dropped}" + (f" ({reasons}; {run.path / 'dropped.jsonl'})" if reasons else ""))
-    click.echo(
+    say(f"left out: {dropped}" + (f" ({reasons}; {run.path / 'dropped.jsonl'})" if reasons else ""))
+    say(
         f"an epoch: {run.metrics['rows_an_epoch']:,} rows, {run.metrics['tokens_an_epoch']:,} tokens, of which "
         f"{run.metrics['learned_tokens_an_epoch']:,} are learned; {run.metrics['heldout_rows']:,} rows held out"
     )
-    click.echo(f"page: {run.path / 'report.html'}")
-    click.echo(f"run:{run.id}")
+    say(f"page: {run.path / 'report.html'}")
+    say(f"run:{run.id}")
 
 
 @data.command(short_help="Write a file's rows in accord's own form.")
@@ -205,18 +206,18 @@ def convert(
         reading.check()
     cleaned = clean(reading, wishes, _held_out(against))
     faulty = _write(reading, output)
-    click.echo(f"{output}: {len(reading.rows)} rows, from {reading.convention}")
+    say(f"{output}: {len(reading.rows)} rows, from {reading.convention}")
     if wishes.repair:
-        click.echo(f"{cleaned.repaired} of these rows were repaired")
+        say(f"{cleaned.repaired} of these rows were repaired")
     if wishes.redact:
-        click.echo(f"{cleaned.redacted} of these rows were redacted")
+        say(f"{cleaned.redacted} of these rows were redacted")
     if wishes.drop or cleaned.dropped:
         dropped = Path(f"{output}.dropped.jsonl")
         write_jsonl(dropped, cleaned.dropped)
         listed = ", ".join(f"{what} {count}" for what, count in cleaned.reasons.items())
-        click.echo(f"{dropped}: {len(cleaned.dropped)} rows" + (f" ({listed})" if listed else ""))
+        say(f"{dropped}: {len(cleaned.dropped)} rows" + (f" ({listed})" if listed else ""))
     if faulty:
-        click.echo(f"{faulty}: {len(reading.faulty)} rows that were left out")
+        say(f"{faulty}: {len(reading.faulty)} rows that were left out")
 
 
 @data.command(short_help="Add a model's loss and rewards to demonstrations, as columns.")
@@ -258,13 +259,13 @@ def score(
 
         write_atomically(output, (run.path / "rows.jsonl").read_bytes())
     if as_json:
-        click.echo(json.dumps({"run": run.id, **run.metrics}, indent=2))
+        say(json.dumps({"run": run.id, **run.metrics}, indent=2))
         return
-    click.echo(f"{output or run.path / 'rows.jsonl'}: {run.metrics['rows']} rows (run:{run.id})")
+    say(f"{output or run.path / 'rows.jsonl'}: {run.metrics['rows']} rows (run:{run.id})")
     for column, figures in run.metrics.items():
         if isinstance(figures, dict) and figures["rows"]:
             shown = ", ".join(f"{name} {figures[name]:.4g}" for name in ("mean", "10%", "50%", "90%"))
-            click.echo(f"  {column}: {shown}")
+            say(f"  {column}: {shown}")
 
 
 @data.command(short_help="Have a model write answers, paraphrases or prompts from seeds.")
@@ -289,20 +290,20 @@ def generate(config: Path, overrides: tuple[str, ...], as_json: bool) -> None:
         section = section.model_copy(update={"model": settings.model})
     run = generate(section, runs_of_command(), settings.sampling, settings.data)
     if as_json:
-        click.echo(json.dumps({"run": run.id, **run.metrics, "dropped": run.record.dropped}, indent=2))
+        say(json.dumps({"run": run.id, **run.metrics, "dropped": run.record.dropped}, indent=2))
         return
     figures = run.metrics
-    click.echo(
+    say(
         f"{run.path / 'rows.jsonl'}: {figures['kept']} {section.kind}, {figures['yield']:.0%} of {figures['asked']} "
         f"(run:{run.id})"
     )
     listed = ", ".join(f"{what} {count}" for what, count in run.record.dropped.items())
-    click.echo(
+    say(
         f"{run.path / 'dropped.jsonl'}: {sum(run.record.dropped.values())}"
         + (f" ({listed})" if listed else "")
     )
     price = f", price {figures['price']:.4g}" if figures["price"] is not None else ""
-    click.echo(
+    say(
         f"{figures['prompt_tokens']} tokens read, {figures['tokens']} written in {figures['seconds']:.0f} s{price}"
     )
 
@@ -367,38 +368,38 @@ def _show(report: "Report") -> None:
 
     held = report.contents
     encoding = f", {report.encoding}" if report.encoding else ""
-    click.echo(f"{report.name}: {held.rows} {report.kind} ({report.convention}{encoding})")
+    say(f"{report.name}: {held.rows} {report.kind} ({report.convention}{encoding})")
     if report.faults:
-        click.echo(f"  {report.faulty_rows} faulty rows, {len(report.faults)} kinds of faults:")
+        say(f"  {report.faulty_rows} faulty rows, {len(report.faults)} kinds of faults:")
         for each in report.faults:
             more = ", ..." if each.count > len(each.places) else ""
-            click.echo(f"  {each.count:>6}  {each.example}")
-            click.echo(f"          {', '.join(each.places)}{more}")
+            say(f"  {each.count:>6}  {each.example}")
+            say(f"          {', '.join(each.places)}{more}")
     else:
-        click.echo("  no faulty rows")
+        say("  no faulty rows")
     if held.roles:
-        click.echo(f"  turns: {', '.join(f'{count} {role}' for role, count in held.roles.items())}")
+        say(f"  turns: {', '.join(f'{count} {role}' for role, count in held.roles.items())}")
         by_turns = ", ".join(f"{turns}: {count}" for turns, count in held.turns.items())
-        click.echo(f"  rows by number of turns: {by_turns}")
+        say(f"  rows by number of turns: {by_turns}")
     if held.lengths:
         spread = ", ".join(f"{name} {value:,.0f}" for name, value in held.lengths.items())
-        click.echo(f"  {held.unit} a row: {spread}")
+        say(f"  {held.unit} a row: {spread}")
     for what, count in held.figures.items():
-        click.echo(f"  {count:>6}  {FIGURES[what]}")
+        say(f"  {count:>6}  {FIGURES[what]}")
         for where in [place for name, place, _ in report.examples if name == what][:3]:
-            click.echo(f"          {where}")
+            say(f"          {where}")
     if report.quality:
-        click.echo("  quality, each kind with its share and the 95% interval:")
+        say("  quality, each kind with its share and the 95% interval:")
         for kind in [kind for kind in report.quality.shares if kind.rows]:
-            click.echo(f"  {kind.rows:>6}  {kind.what}: {kind.label}{_percent(kind)}")
+            say(f"  {kind.rows:>6}  {kind.what}: {kind.label}{_percent(kind)}")
             for where, detail in kind.examples:
-                click.echo(f"          {where}: {detail}")
+                say(f"          {where}: {detail}")
         none = [kind.what for kind in report.quality.shares if not kind.rows]
-        click.echo(f"       0  {', '.join(none)}")
+        say(f"       0  {', '.join(none)}")
         spoken = [f"{name.label} {name.rows}{_percent(name)}" for name in report.quality.languages]
-        click.echo(f"  languages: {'; '.join(spoken) or 'none'}")
+        say(f"  languages: {'; '.join(spoken) or 'none'}")
     if held.columns:
-        click.echo(f"  columns that stay as they are: {', '.join(held.columns)}")
+        say(f"  columns that stay as they are: {', '.join(held.columns)}")
 
 
 def _percent(each: "Share") -> str:

@@ -8,6 +8,7 @@ import click
 
 from accord import parallel
 from accord.cli.shared import AS_JSON, CONFIG, OVERRIDES, group_with_default, run_until
+from accord.terminal import say
 
 if TYPE_CHECKING:
     from accord.runs import Run
@@ -28,7 +29,7 @@ def compare(config: Path, overrides: tuple[str, ...]) -> None:
     """Compare the new policy with the one before, and give a verdict. The stages it builds on must be finished."""
     run = run_until("eval", config, overrides, alone=True)
     if parallel.is_first():
-        click.echo(f"eval: {run.path}\n{json.dumps(run.metrics, indent=2)}")
+        say(f"eval: {run.path}\n{json.dumps(run.metrics, indent=2)}")
     finish_with_verdict(run)
 
 
@@ -38,9 +39,9 @@ def finish_with_verdict(run: "Run") -> None:
 
     verdict = read_verdict(run)
     next_command = f"accord promote {run.id}" if verdict.exit_code == 0 else f"accord runs lineage {run.id}"
-    click.echo(f"\nverdict: {verdict.outcome}: {verdict.reason()}")
-    click.echo(f"report:  {run.path / 'report.html'}")
-    click.echo(f"next:    {next_command}")
+    say(f"\nverdict: {verdict.outcome}: {verdict.reason()}")
+    say(f"report:  {run.path / 'report.html'}")
+    say(f"next:    {next_command}")
     click.get_current_context().exit(verdict.exit_code)
 
 
@@ -74,8 +75,8 @@ def suites(as_json: bool) -> None:
         for suite in found
     ]  # fmt: skip
     if as_json:
-        click.echo(json.dumps(rows, indent=2))
+        say(json.dumps(rows, indent=2))
         return
     for row in rows:
         missing = "" if row["installed"] else "  (not installed: accord eval install-suites)"
-        click.echo(f"{row['name']}  [{row['family']}]{missing}\n    {row['measures']}")
+        say(f"{row['name']}  [{row['family']}]{missing}\n    {row['measures']}")

@@ -17,6 +17,7 @@ from accord.cli.shared import (
     runs_of_command,
 )
 from accord.errors import UsageError, WaitingForAnnotatorsError
+from accord.terminal import say
 
 if TYPE_CHECKING:
     from accord.runs import Run
@@ -53,7 +54,7 @@ def serve(port: int, host: str, behind_proxy: str | None, proxy_address: str) ->
 
     exposure = Exposure(host, behind_proxy, proxy_address)
     if exposure.is_readable_on_the_way:
-        click.echo(
+        say(
             "warning: without TLS everybody on the way can read passwords; put a reverse proxy before it and name "
             "that with --behind-proxy https://...",
             err=True,
@@ -61,7 +62,7 @@ def serve(port: int, host: str, behind_proxy: str | None, proxy_address: str) ->
 
     def ready(server: Server) -> None:
         url = behind_proxy or server.url
-        click.echo(f"Argilla answers at {url}; the owner's login is in {server.home / 'secrets.json'}")
+        say(f"Argilla answers at {url}; the owner's login is in {server.home / 'secrets.json'}")
 
     home = argilla_home(runs_of_command().root)
     click.get_current_context().exit(run_in_foreground(home, port, ready, exposure))
@@ -75,7 +76,7 @@ def backup(file: Path) -> None:
     from feedback.argilla.server.backup import backup as write_backup
 
     write_backup(argilla_home(runs_of_command().root), file)
-    click.echo(f"{file} holds Argilla's database and secrets; keep it as private as they are")
+    say(f"{file} holds Argilla's database and secrets; keep it as private as they are")
 
 
 @feedback.command()
@@ -87,7 +88,7 @@ def restore(file: Path, force: bool) -> None:
     from feedback.argilla.server.backup import restore as read_backup
 
     read_backup(file, argilla_home(runs_of_command().root), force)
-    click.echo("restored; `accord feedback serve` or the next round starts it")
+    say("restored; `accord feedback serve` or the next round starts it")
 
 
 @feedback.command(short_help="End the embedded Argilla that a round left running.")
@@ -96,7 +97,7 @@ def stop() -> None:
     from feedback.argilla.access import argilla_home
     from feedback.argilla.server.process import stop as stop_server
 
-    click.echo("stopped" if stop_server(argilla_home(runs_of_command().root)) else "was not running")
+    say("stopped" if stop_server(argilla_home(runs_of_command().root)) else "was not running")
 
 
 @feedback.command(short_help="Make people's accounts; new passwords are printed, once.")
@@ -120,12 +121,12 @@ def users(config: Path, overrides: tuple[str, ...], reset: str | None, as_json: 
         page = client.url
     names = [person.name for person in team.people]
     if as_json:
-        click.echo(json.dumps({"page": page, "users": names, "passwords": passwords}, indent=2))
+        say(json.dumps({"page": page, "users": names, "passwords": passwords}, indent=2))
         return
-    click.echo(f"page: {page}")
+    say(f"page: {page}")
     for name in dict.fromkeys([*names, *passwords]):
         word = passwords.get(name, "(as before; --reset NAME makes a new one)")
-        click.echo(f"user {name}   password {word}")
+        say(f"user {name}   password {word}")
 
 
 @feedback.command(short_help="Sample answers and push them to Argilla for people.")
@@ -140,7 +141,7 @@ def push(config: Path, overrides: tuple[str, ...]) -> None:
     try:
         _feedback(config, overrides, wait=False)
     except WaitingForAnnotatorsError as waiting:
-        click.echo(f"pushed: {waiting}")
+        say(f"pushed: {waiting}")
 
 
 @feedback.command(short_help="Pull answers and make preferences of them.")
@@ -154,7 +155,7 @@ def pull(config: Path, overrides: tuple[str, ...], wait: bool) -> None:
 
 def _feedback(config: Path, overrides: tuple[str, ...], wait: bool) -> None:
     run = run_until("feedback", config, overrides, wait, alone=True)
-    click.echo(f"feedback: {run.path}\n{json.dumps(run.metrics, indent=2)}")
+    say(f"feedback: {run.path}\n{json.dumps(run.metrics, indent=2)}")
 
 
 @feedback.command(short_help="Have people compare an evaluation's answers, blind.")
@@ -190,7 +191,7 @@ def review(
         raise UsageError(describe(error)) from None
     runs = runs_of_command()
     run = have_reviewed(settings, runs, runs.load(evaluation), wait)
-    click.echo(f"review: {run.path}\n{json.dumps(run.metrics, indent=2)}")
+    say(f"review: {run.path}\n{json.dumps(run.metrics, indent=2)}")
 
 
 @feedback.command()
@@ -221,13 +222,13 @@ def status(run: str, as_json: bool) -> None:
             name: asdict(look(client, name, read_jsonl(path, Comparison))) for name, path in pushed.items()
         }
     if as_json:
-        click.echo(json.dumps({"run": found.id, "queues": states}, indent=2))
+        say(json.dumps({"run": found.id, "queues": states}, indent=2))
         return
     for name, state in states.items():
         annotated = state["records"] - state["records_waiting"]
-        click.echo(f"{name}: {annotated} of {state['records']} records annotated")
+        say(f"{name}: {annotated} of {state['records']} records annotated")
         for annotator, counts in state["answers"].items():
-            click.echo(f"  {annotator}: " + ", ".join(f"{count} {kind}" for kind, count in counts.items()))
+            say(f"  {annotator}: " + ", ".join(f"{count} {kind}" for kind, count in counts.items()))
 
 
 @feedback.command(short_help="Show how far annotators agree, attend and follow position.")
@@ -243,12 +244,12 @@ def agreement(run: str, as_json: bool) -> None:
         )
     figures = json.loads(path.read_text(encoding="utf-8"))
     if as_json:
-        click.echo(json.dumps(figures, indent=2))
+        say(json.dumps(figures, indent=2))
         return
     from feedback.page.report import summary
 
-    click.echo(summary(figures))
-    click.echo(f"report: {found.path / 'report.html'}")
+    say(summary(figures))
+    say(f"report: {found.path / 'report.html'}")
 
 
 @feedback.command(short_help="Write a finished feedback run as a data set with a card.")
@@ -264,8 +265,8 @@ def export(run: str, output: Path, names: bool) -> None:
     runs = runs_of_command()
     counts = export_data_set(_finished_feedback(run), runs, output, with_names=names)
     for name, rows in counts.items():
-        click.echo(f"{output / name}: {rows} rows")
-    click.echo(f"{output / 'README.md'}: the data card; read it before you publish")
+        say(f"{output / name}: {rows} rows")
+    say(f"{output / 'README.md'}: the data card; read it before you publish")
 
 
 def _finished_feedback(run: str) -> "Run":

@@ -6,6 +6,7 @@ from dataclasses import asdict
 import click
 
 from accord.cli.shared import AS_JSON, Group
+from accord.terminal import say
 
 
 @click.group(cls=Group, short_help="Show your signing key, and say whose signatures count.")
@@ -23,11 +24,11 @@ def show(as_json: bool) -> None:
     others = [each for each in trusted_keys() if each.public_key != own.public_key]
     if as_json:
         found = {"public_key": own.public_key, "fingerprint": own.fingerprint, "file": str(key_path())}
-        click.echo(json.dumps(found | {"trusted": [asdict(each) for each in others]}, indent=2))
+        say(json.dumps(found | {"trusted": [asdict(each) for each in others]}, indent=2))
         return
-    click.echo(f"your key:    {own.public_key}\nfingerprint: {own.fingerprint}\nfile:        {key_path()}")
+    say(f"your key:    {own.public_key}\nfingerprint: {own.fingerprint}\nfile:        {key_path()}")
     for each in others:
-        click.echo(f"trusted:     {each.fingerprint} {each.comment}".rstrip())
+        say(f"trusted:     {each.fingerprint} {each.comment}".rstrip())
 
 
 @keys.command(short_help="Trust someone's public key.")
@@ -38,6 +39,6 @@ def trust(file_or_key: str) -> None:
 
     new = add(file_or_key)
     for each in new:
-        click.echo(f"trusted: {each.fingerprint} {each.comment}".rstrip())
+        say(f"trusted: {each.fingerprint} {each.comment}".rstrip())
     if not new:
-        click.echo("trusted already")
+        say("trusted already")

@@ -8,6 +8,7 @@ import click
 
 from accord.cli.shared import AS_JSON, CONFIG, OVERRIDES, runs_of_command
 from accord.errors import UsageError
+from accord.terminal import say
 
 if TYPE_CHECKING:
     from accord.compute.planning import Memory, Work
@@ -38,9 +39,9 @@ def launch(config: Path, overrides: tuple[str, ...], what: str | None, plan: boo
     machines = ("compute.rendezvous=first:1",) if what else ()
     settings = load_config(config, RoundConfig, (*overrides, *machines))
     if what == "slurm":
-        click.echo(slurm_script(settings.compute, config, overrides, runs_of_command().root), nl=False)
+        say(slurm_script(settings.compute, config, overrides, runs_of_command().root), nl=False)
     elif what == "skypilot":
-        click.echo(skypilot_task(settings.compute, config, overrides), nl=False)
+        say(skypilot_task(settings.compute, config, overrides), nl=False)
     else:
         _show_plan(settings, as_json)
 
@@ -55,17 +56,17 @@ def _show_plan(config: "RoundConfig", as_json: bool) -> None:
     found = {name: estimate(shape, work, devices) for name, work in works_of(config).items()}
     if as_json:
         rows = {name: {**vars(memory), "total": memory.total} for name, memory in found.items()}
-        click.echo(json.dumps({"parameters": shape.parameters, "stages": rows}, indent=2))
+        say(json.dumps({"parameters": shape.parameters, "stages": rows}, indent=2))
         return
-    click.echo(
+    say(
         f"{config.model}: {shape.parameters / 1e9:.2f} billion weights, on {compute.processes} "
         f"{'devices' if compute.processes > 1 else 'device'}, sharding: {compute.sharding}"
     )
-    click.echo("GiB on each device; what torch and the allocator take comes on top (docs/scale.md)\n")
+    say("GiB on each device; what torch and the allocator take comes on top (docs/scale.md)\n")
     head = ("stage", "weights", "gradients", "optimiser", "gathered", "activations", "peak", "sent")
-    click.echo(f"{head[0]:<10}" + "".join(f"{word:>12}" for word in head[1:]))
+    say(f"{head[0]:<10}" + "".join(f"{word:>12}" for word in head[1:]))
     for name, memory in found.items():
-        click.echo(f"{name:<10}" + "".join(f"{number / 2**30:>12.2f}" for number in _columns(memory)))
+        say(f"{name:<10}" + "".join(f"{number / 2**30:>12.2f}" for number in _columns(memory)))
 
 
 def _columns(memory: "Memory") -> tuple[int, ...]:

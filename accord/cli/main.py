@@ -21,6 +21,7 @@ from accord.cli.shared import AS_JSON, CONFIG, OVERRIDES, RUN, Group, run_until,
 from accord.compute import worker
 from accord.errors import AccordError, WaitingForAnnotatorsError
 from accord.preload import restart_with_libraries
+from accord.terminal import PlainFormatter, printable, say
 from rl.algorithms import ALGORITHMS
 
 COMPUTE = ("demo", "round", "sft", "reward", *ALGORITHMS, "eval", "feedback", "gate")
@@ -29,6 +30,12 @@ COMPUTE = ("demo", "round", "sft", "reward", *ALGORITHMS, "eval", "feedback", "g
 
 class _Accord(Group):
     """Turns accord's errors, and those of a full disk, into one sentence and an exit code."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """As click does it, whose messages show words as they are; so words may hold no control characters."""
+        if strange := next((word for word in args if printable(word) != word), None):
+            ctx.fail(f"'{printable(strange)}' holds control characters, as no word of a command does")
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -40,18 +47,16 @@ class _Accord(Group):
             if parallel.speaks() and worker.is_launched():
                 worker.tell(error)
             elif parallel.speaks():
-                click.echo(f"{label}: {error}", err=True)
+                say(f"{label}: {error}", err=True)
             ctx.exit(error.exit_code)
         except OSError as error:
             if ctx.params.get("traceback") or error.errno != errno.ENOSPC:
                 raise
-            click.echo(
-                f"error: the disk is full ({error.filename}); free some space and run this again", err=True
-            )
+            say(f"error: the disk is full ({error.filename}); free some space and run this again", err=True)
             ctx.exit(1)
         except KeyboardInterrupt:
             if parallel.is_first():
-                click.echo("\ninterrupted; the same command continues from here", err=True)
+                say("\ninterrupted; the same command continues from here", err=True)
             ctx.exit(130)
 
 
@@ -81,7 +86,9 @@ def main(ctx: click.Context, runs_root: Path, traceback: bool) -> None:
         if worker.is_launched():
             worker.end_with_launcher()
         parallel.join()
-    logging.basicConfig(format="%(message)s", level=logging.ERROR)
+    lines = logging.StreamHandler()
+    lines.setFormatter(PlainFormatter("%(message)s"))
+    logging.basicConfig(handlers=[lines], level=logging.ERROR)
     logging.getLogger("accord").setLevel(logging.INFO)
 
 
@@ -127,8 +134,8 @@ def _round(config: Path, overrides: tuple[str, ...], wait: bool) -> None:
     if run.record.stage == "eval":
         finish_with_verdict(run)
     elif parallel.is_first():
-        click.echo(f"{run.record.stage}: {run.path}\n{json.dumps(run.metrics, indent=2)}")
-        click.echo(
+        say(f"{run.record.stage}: {run.path}\n{json.dumps(run.metrics, indent=2)}")
+        say(
             "\nthe round ends here: its configuration has no eval section, so there is no verdict, and nothing can be "
             "promoted"
         )
@@ -145,7 +152,7 @@ def _stage_command(stage: str, does: str, key: str = "") -> None:
     def command(config: Path, overrides: tuple[str, ...]) -> None:
         run = run_until(stage, config, overrides, alone=True)
         if parallel.is_first() and not worker.is_launched():
-            click.echo(f"{stage}: {run.path}\n{json.dumps(run.metrics, indent=2)}")
+            say(f"{stage}: {run.path}\n{json.dumps(run.metrics, indent=2)}")
 
 
 main.add_command(init)
@@ -213,10 +220,10 @@ def promote(run: str, override: str | None) -> None:
 
     runs = runs_of_command()
     promotion = let_replace(runs.load(run), runs, override)
-    click.echo(f"promoted: {promotion.model} (verdict {promotion.outcome} of {promotion.verdict})")
+    say(f"promoted: {promotion.model} (verdict {promotion.outcome} of {promotion.verdict})")
     if promotion.override is not None:
-        click.echo(f"override: {promotion.promoted_by} let it pass for this reason: {promotion.override}")
-    click.echo(f"card:     {card_path(promotion, runs)}")
+        say(f"override: {promotion.promoted_by} let it pass for this reason: {promotion.override}")
+    say(f"card:     {card_path(promotion, runs)}")
 
 
 main.add_command(keys)
@@ -230,7 +237,7 @@ def report(run: str, output: Path | None) -> None:
     from eval.page.report import rebuild
 
     runs = runs_of_command()
-    click.echo(rebuild(runs.load(run), runs, output))
+    say(rebuild(runs.load(run), runs, output))
 
 
 main.add_command(data)
@@ -252,13 +259,13 @@ def list_(as_json: bool) -> None:
 
     if as_json:
         records = [run.record.model_dump() for run in runs_of_command().all()]
-        click.echo(json.dumps(records, indent=2))
+        say(json.dumps(records, indent=2))
         return
     found = listed(runs_of_command().root)
     if found:
-        click.echo("\n".join(f"{run.id:<28} {run.status:<8} {run.started_at}" for run in found))
+        say("\n".join(f"{run.id:<28} {run.status:<8} {run.started_at}" for run in found))
     else:
-        click.echo("no runs yet; `accord demo` makes some")
+        say("no runs yet; `accord demo` makes some")
 
 
 @runs.command()
@@ -269,21 +276,21 @@ def show(run: str, as_json: bool) -> None:
     found = runs_of_command().load(run)
     metrics = found.metrics if found.is_done else {}
     if as_json:
-        click.echo(json.dumps({"record": found.record.model_dump(), "metrics": metrics}, indent=2))
+        say(json.dumps({"record": found.record.model_dump(), "metrics": metrics}, indent=2))
         return
     record = found.record
-    click.echo(f"{record.id}   {record.status}   {record.started_at} to {record.ended_at or 'now'}")
+    say(f"{record.id}   {record.status}   {record.started_at} to {record.ended_at or 'now'}")
     if record.error:
-        click.echo(f"error: {record.error}")
+        say(f"error: {record.error}")
     for title, values in (
         ("made from", record.parents | record.inputs),
         ("figures", metrics),
         ("dropped", record.dropped),
         ("files", {name: digest[:12] for name, digest in record.outputs.items()}),
     ):
-        click.echo(f"{title}:")
+        say(f"{title}:")
         for name, value in values.items():
-            click.echo(f"  {name}: {value if not isinstance(value, float) else round(value, 4)}")
+            say(f"  {name}: {value if not isinstance(value, float) else round(value, 4)}")
 
 
 @runs.command(short_help="Show everything a run descends from, with hashes.")
@@ -294,16 +301,16 @@ def lineage(run: str, as_json: bool) -> None:
     found = runs_of_command()
     records = [each.record for each in found.lineage(found.load(run))]
     if as_json:
-        click.echo(
+        say(
             json.dumps(
                 [r.model_dump(include={"id", "stage", "parents", "inputs"}) for r in records], indent=2
             )
         )
         return
     for record in records:
-        click.echo(record.id)
+        say(record.id)
         for role, source in (record.parents | record.inputs).items():
-            click.echo(f"  {role:<18} {source}")
+            say(f"  {role:<18} {source}")
 
 
 @runs.command(short_help="Compare files with their recorded hashes.")
@@ -327,16 +334,16 @@ def verify(run: str | None, as_json: bool) -> None:
             state = "TAMPERED" if isinstance(error, TamperedError) else "UNKNOWN KEY"
             problems[promotions.name] = str(error)
         if not as_json:
-            click.echo(f"{promotions.name:<28} {state}")
+            say(f"{promotions.name:<28} {state}")
     for each in chosen:
         try:
             each.check_outputs()
         except TamperedError as error:
             problems[each.id] = str(error)
         if not as_json:
-            click.echo(f"{each.id:<28} {'TAMPERED' if each.id in problems else 'ok'}")
+            say(f"{each.id:<28} {'TAMPERED' if each.id in problems else 'ok'}")
     if as_json:
-        click.echo(json.dumps({"checked": [each.id for each in chosen], "problems": problems}, indent=2))
+        say(json.dumps({"checked": [each.id for each in chosen], "problems": problems}, indent=2))
     if problems:
         raise TamperedError("; ".join(problems.values()))
 
@@ -351,7 +358,7 @@ def doctor(as_json: bool) -> None:
 
     checks = examine()
     if as_json:
-        click.echo(json.dumps([asdict(check) for check in checks], indent=2))
+        say(json.dumps([asdict(check) for check in checks], indent=2))
     else:
         render(checks)
     click.get_current_context().exit(exit_code(checks))

@@ -8,6 +8,7 @@ import click
 from accord import parallel
 from accord.cli.shared import AS_JSON, CONFIG, OVERRIDES, group_with_default, run_until, runs_of_command
 from accord.compute import worker
+from accord.terminal import say
 
 
 @click.group(cls=group_with_default("train"), subcommand_metavar="CONFIG | COMMAND [ARGS]...")
@@ -25,7 +26,7 @@ def train(config: Path, overrides: tuple[str, ...]) -> None:
     """Train the reward model on the round's preferences. The stages it builds on must be finished."""
     run = run_until("reward", config, overrides, alone=True)
     if parallel.is_first() and not worker.is_launched():
-        click.echo(f"reward: {run.path}\n{json.dumps(run.metrics, indent=2)}")
+        say(f"reward: {run.path}\n{json.dumps(run.metrics, indent=2)}")
 
 
 @reward.command()
@@ -67,13 +68,13 @@ def score(
     if output:
         write_jsonl(output, scored)
     if as_json:
-        click.echo(json.dumps(figures if output else figures | {"scored": scored}, indent=2))
+        say(json.dumps(figures if output else figures | {"scored": scored}, indent=2))
         return
     if not output:
         for row in scored:
-            click.echo(json.dumps(row, ensure_ascii=False))
+            say(json.dumps(row, ensure_ascii=False))
     for name, value in figures.items():
         shown = round(value, 4) if isinstance(value, float) else value
-        click.echo(f"{name}: {'none' if shown is None else shown}", err=True)
+        say(f"{name}: {'none' if shown is None else shown}", err=True)
     if output:
-        click.echo(f"scored rows: {output}", err=True)
+        say(f"scored rows: {output}", err=True)

@@ -30,6 +30,7 @@ from accord.compute.launcher import NO_RENDEZVOUS
 from accord.compute.machines import Launch, Machines
 from accord.compute.worker import REASON, SECONDS_TO_END
 from accord.errors import AccordError, UsageError
+from accord.terminal import say
 
 logger = logging.getLogger(__name__)
 
@@ -327,8 +328,7 @@ def run_launch(
 
 def _pass_through(output: IO[str]) -> None:
     for line in output:
-        sys.stderr.write(line)
-        sys.stderr.flush()
+        say(line, err=True, nl=False)
 
 
 def _accelerate_file(reason: Path) -> Path:

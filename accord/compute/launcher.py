@@ -10,6 +10,7 @@ import signal
 import sys
 
 from accord.compute.worker import LAUNCHER, end_with_parent
+from accord.terminal import say
 
 NO_RENDEZVOUS = 69
 """Exit code: the processes could not find together, most often because the port was taken."""
@@ -38,7 +39,7 @@ def main() -> None:
     except SignalException as error:
         os._exit(128 + error.sigval)
     except (OSError, RuntimeError) as error:
-        print(f"the processes did not find together: {error}", file=sys.stderr, flush=True)
+        say(f"the processes did not find together: {error}", err=True)
         os._exit(NO_RENDEZVOUS)
 
 

@@ -17,8 +17,6 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-import click
-
 from accord.bundled import data_path
 from accord.chat.tokens import answer
 from accord.data.config import DataConfig, GenerateConfig
@@ -41,6 +39,7 @@ from accord.records import (
 )
 from accord.runs import DataFile, Run, Runs
 from accord.sampling.config import SamplingConfig
+from accord.terminal import say
 
 INSTRUCTIONS = {
     "paraphrases": "Say the following request in other words. It must ask for exactly the same. Reply with the new "
@@ -136,7 +135,7 @@ def _replies(
 
     def show(done: int) -> None:
         if lines.is_due(at_once=done == len(requests)):
-            click.echo(f"generate: {done} of {len(requests)} requests answered")
+            say(f"generate: {done} of {len(requests)} requests answered")
 
     asked = config.max_response_tokens, config.temperature
     if isinstance(model, Served):

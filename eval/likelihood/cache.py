@@ -15,13 +15,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import click
 from pydantic import BaseModel, ConfigDict
 
 from accord.models.loading import load_policy, load_tokenizer
 from accord.models.references import WEIGHT_AND_TOKENIZER_FILES, Model
 from accord.records import content_id, write_atomically
 from accord.runs import file_digest
+from accord.terminal import say
 from eval.likelihood.log_likelihood import LIKELIHOOD_VERSION, Item, LogLikelihood, log_likelihoods
 
 if TYPE_CHECKING:
@@ -110,5 +110,5 @@ def _read(path: Path, made_from: dict[str, str], items: Sequence[Item]) -> list[
                 return kept
     except (OSError, ValueError):
         pass
-    click.echo(f"{path}: not the scores it is named for; they are computed again", err=True)
+    say(f"{path}: not the scores it is named for; they are computed again", err=True)
     return None

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import click
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -36,6 +35,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from accord.errors import AccordError, DataError, TamperedError, UsageError
 from accord.records import describe, write_atomically
+from accord.terminal import say
 
 OTHERS = "trusted_keys"
 
@@ -124,7 +124,7 @@ def _make_key(path: Path) -> None:
             Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()
         )
         write_atomically(path, private, mode=0o600)
-    click.echo(f"a key to sign verdicts with was made: {path} (keep it to yourself)", err=True)
+    say(f"a key to sign verdicts with was made: {path} (keep it to yourself)", err=True)
 
 
 def public_key(key: Ed25519PublicKey, comment: str = "") -> TrustedKey:

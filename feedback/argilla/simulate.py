@@ -24,11 +24,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-import click
 import httpx
 
 from accord.progress import progress
 from accord.records import Message
+from accord.terminal import say
 from feedback.argilla.client import WORKSPACE, Client, Json, RefusedError, log_in, request, workspace_of
 from feedback.argilla.tasks import PAIRWISE, RANKING, as_read
 from feedback.utility import utility
@@ -181,7 +181,7 @@ def answer_as_simulated(
             for _, session, _ in queues:
                 # a session is closed after its thread is done, which `must_stop` brings about
                 pool.submit(session.close)
-    click.echo(f"{what}: {answers} answers given")
+    say(f"{what}: {answers} answers given")
     return answers
 
 

@@ -17,7 +17,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import click
 import torch
 from torch import nn
 from torch.distributed import checkpoint as dcp
@@ -28,6 +27,7 @@ from accord import parallel
 from accord.errors import AccordError
 from accord.records import write_atomically
 from accord.sampling.protocol import Completion
+from accord.terminal import say
 from accord.training import last_whole_checkpoint
 from rl.policy_gradient.actors import Actors
 from rl.policy_gradient.watch import Evaluation
@@ -106,7 +106,7 @@ def load_checkpoint(folder: Path, actors: Actors, optimiser: torch.optim.Optimiz
             f"continue with that version, or delete {folder} to train from the beginning"
         )
     if parallel.is_first():
-        click.echo(f"ppo: continues from {checkpoint.name}")
+        say(f"ppo: continues from {checkpoint.name}")
     values = json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
     values["evaluations"] = [Evaluation(**each) for each in values["evaluations"]]
     if values["ahead"] is not None:

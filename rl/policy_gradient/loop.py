@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import click
 import torch
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
@@ -23,6 +22,7 @@ from accord.progress import EveryFewSeconds
 from accord.records import write_jsonl
 from accord.sampling.protocol import Completion
 from accord.sampling.verify import BFLOAT16_BOUND, TOKENS_PER_ANSWER, Bound
+from accord.terminal import say
 from reward.scorers import Scorer
 from rl.data import Data, EncodedPrompt
 from rl.maths.advantages import shape_scores
@@ -316,7 +316,7 @@ class Loop:
 
     def _say(self, line: str) -> None:
         if parallel.is_first():
-            click.echo(line)
+            say(line)
 
     def _keep(self, rollout: Rollout) -> Path:
         """Save a batch for inspection."""
