@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from accord.round_config import RoundConfig
 
 
-@click.command(short_help="Print what starts a round on a cluster, or the memory that it takes.")
+@click.command(short_help="Print what starts a round on a cluster, or its memory.")
 @CONFIG
 @OVERRIDES
 @click.option(
