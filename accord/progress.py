@@ -62,4 +62,5 @@ def progress(what: str, total: int) -> Iterator[Callable[[float], None]]:
     try:
         yield update
     finally:
-        bar.stop()
+        if bar.live.is_started:  # else it would print an empty line
+            bar.stop()
