@@ -215,7 +215,6 @@ def check_verdict(run: Run, runs: Runs, any_outcome: bool = False) -> Verdict:
     run = _evaluation_of(run, runs)
     again = f"restore it, or delete {run.path} and evaluate again"
     run.check_outputs()
-    run.check_record()
     verdict = read_signed_verdict(run)
     if verdict.run != run.id or verdict.outcome != decide(verdict.metrics):
         raise TamperedError(f"{run.path / 'verdict.json'} does not fit its own run or metrics; {again}")
@@ -225,6 +224,7 @@ def check_verdict(run: Run, runs: Runs, any_outcome: bool = False) -> Verdict:
         )
     if verdict.record != record_digest(run.record):
         raise TamperedError(f"run {run.id}: its record.json was changed after the verdict; {again}")
+    run.check_record()
     for name, digest in verdict.evidence.items():
         if file_digest(run.path / name) != digest:
             raise TamperedError(f"run {run.id}: the verdict was reached on another {name}; {again}")

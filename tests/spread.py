@@ -16,8 +16,8 @@ import pytest
 TOGETHER = {
     "argilla": [
         *(f"tests/feedback/test_{name}.py" for name in ("annotation_page", "argilla_server", "backup", "collect")),
-        *(f"tests/feedback/test_{name}.py" for name in ("people", "review", "search_engine", "server_use")),
-        *(f"tests/feedback/test_{name}.py" for name in ("simulate", "stage")),
+        *(f"tests/feedback/test_{name}.py" for name in ("people", "request_limits", "review", "search_engine")),
+        *(f"tests/feedback/test_{name}.py" for name in ("server_use", "simulate", "stage")),
     ],
     "vllm": [
         "tests/accord/test_sampling_vllm.py", "tests/accord/test_sampling_vllm_server.py",

@@ -1,6 +1,7 @@
 """The examples of docs/extend.md, run as they stand there."""
 
 import logging
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from accord.records import Demonstration, Prompt, read_jsonl
 from accord.round_config import RoundConfig
 from accord.runs import DataFile, Runs
 from eval.suites.kind import Reply
-from eval.suites.suite import find_suite, read_items
+from eval.suites.suite import _suite, find_suite, read_items
 from reward.function import load_reward_function
 from rl.algorithms import Inputs, algorithm_named
 from sft.config import SFTConfig
@@ -113,6 +114,7 @@ def test_all_of_them_can_be_forbidden(
         "reward function rewards.py:right_number: this code of yours runs now, with your rights"
     ]
     monkeypatch.setenv(user_code.FORBIDDEN, "1")
+    _suite.cache_clear()  # a kind that has run in this process already is not run again
     reader = settings("readers.py")
     for attempt in (
         lambda: find_suite("./valid_json"),
@@ -124,10 +126,11 @@ def test_all_of_them_can_be_forbidden(
             attempt()
 
 
-def test_a_round_refuses_code_before_anything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(user_code.FORBIDDEN, raising=False)
+def test_a_round_refuses_code_before_anything(tmp_path: Path) -> None:
     config = {"model": "bundled:smollm2-135m-instruct", "rl": {"algorithm": "imitation.py:IMITATION"}}
     (tmp_path / "round.yaml").write_text(yaml.safe_dump(config))
-    done = CliRunner().invoke(main, ["--runs", "runs", "round", "round.yaml", "--no-code"])
-    monkeypatch.delenv(user_code.FORBIDDEN, raising=False)
+    try:
+        done = CliRunner().invoke(main, ["--runs", "runs", "round", "round.yaml", "--no-code"])
+    finally:
+        del os.environ[user_code.FORBIDDEN]
     assert done.exit_code == 2 and "--no-code" in done.stderr and not Path("runs").exists()

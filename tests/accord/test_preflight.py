@@ -212,7 +212,6 @@ def test_what_accord_ships_is_good(name: str, runs: Runs, bundled_model: Model) 
         ({"rl.demonstrations": "x.jsonl"}, "rl.demonstrations: x.jsonl: no such file"),
         ({"rl.report_to": ["tensorbord"]}, "rl.report_to: accelerate knows no tracker 'tensorbord'"),
         ({"rl.shared_base": True, "rl.lora": {}}, "rl.shared_base: needs a reward model that is trained with lora"),
-        ({"compute.sharding": "zero3"}, "compute.sharding: is zero3, and PPO shards by fsdp2 only"),
         ({"rl": {"algorithm": "grpo", "prompts": "{prompts}"}}, "rl.prompts: {prompts}: leaves 12 prompts, and an"),
         ({"rl": {"algorithm": "dpo", "trainer": {"beta": 1}}}, "rl.trainer.beta: accord sets this one"),
         ({"rl": {"algorithm": "rloo", "prompts": "{prompts}", "rows_per_update": 8, "trainer": {"x_y": 1}}},
@@ -243,6 +242,14 @@ def test_each_key(
 
     (line,) = faults_of(changed(good, filled(changes)), runs)
     assert line.startswith(filled(says)), line
+
+
+def test_ppo_shards_by_fsdp2_only(runs: Runs, good: dict[str, Any]) -> None:
+    """Besides, DeepSpeed may not be installed."""
+    lines = faults_of(changed(good, {"compute": {"devices": 2, "sharding": "zero3"}}), runs)
+    assert [
+        line for line in lines if line.startswith("compute.sharding: is zero3, and PPO shards by fsdp2 only")
+    ]
 
 
 @pytest.mark.parametrize(

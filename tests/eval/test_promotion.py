@@ -373,7 +373,7 @@ def test_an_override_lets_other_verdicts_through_and_is_shown(
     assert "does **not** show" in card.text
 
 
-@pytest.mark.parametrize("reason", ["", "ok", "we want it", "\n \t x \x00 y"])
+@pytest.mark.parametrize("reason", ["", "ok", "we want it", "\n \t x y"])
 def test_an_override_needs_a_reason(passed: tuple[Run, Runs], reason: str) -> None:
     run, runs = passed
     assert "a reason that others can judge" in refusal(run, runs, "--override", reason, exit_code=2)

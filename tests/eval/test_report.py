@@ -344,8 +344,10 @@ def test_people_are_not_called_simulated(tmp_path: Path) -> None:
 def test_the_formula_of_programs_is_on_no_page_of_a_round_with_people(tmp_path: Path) -> None:
     run, runs = make_round(tmp_path, annotators="human", prompts=10)
     feedback = next(each for each in runs.all() if each.record.stage == "feedback")
+    recorded = (feedback.path / "metrics.json").read_text()
     (feedback.path / "metrics.json").write_text(json.dumps(feedback.metrics | {"mean_utility": 0.61}))
     text = page(run, runs)
+    (feedback.path / "metrics.json").write_text(recorded)
     assert "utility" not in text.lower()
     assert {metric.name for metric in read_verdict(run).metrics} == {
         "reward", "win_rate", "win_rate_length_controlled", "response_tokens", "eos_rate", "distinct_bigrams",
