@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from pydantic import TypeAdapter, ValidationError
 
+from accord.errors import TamperedError
 from accord.records import write_atomically
 from accord.runs import CLOCK_TICK_NS, read_record, run_folders
 
@@ -38,14 +39,11 @@ _ENTRIES = TypeAdapter(dict[str, _Entry])
 
 
 def listed(root: Path) -> list[ListedRun]:
-    """Every run below a folder, oldest first.
-
-    Raises:
-        TamperedError: a record is not one of ours.
-    """
+    """Every run below a folder, oldest first; behind them those whose record cannot be read, as `broken`."""
     known = _read(root / INDEX)
     found: dict[str, _Entry] = {}
     settled: dict[str, _Entry] = {}
+    broken: list[ListedRun] = []
     for folder in run_folders(root):
         try:
             status = (folder / "record.json").stat()
@@ -54,7 +52,11 @@ def listed(root: Path) -> list[ListedRun]:
         state = (status.st_size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns)
         entry = known.get(folder.name)
         if entry is None or entry.state != state:
-            record = read_record(folder)
+            try:
+                record = read_record(folder)
+            except TamperedError:
+                broken.append(ListedRun(folder.name, "broken", "`accord runs verify` says what is wrong"))
+                continue
             entry = _Entry(state, ListedRun(record.id, record.status, record.started_at))
         found[folder.name] = entry
         # two writes within a tick of the file system's clock may look the same
@@ -65,7 +67,7 @@ def listed(root: Path) -> list[ListedRun]:
             OSError
         ):  # a folder of somebody else's, or a full disk: a list needs no index
             write_atomically(root / INDEX, _ENTRIES.dump_json(settled))
-    return sorted((entry.run for entry in found.values()), key=lambda run: run.started_at)
+    return [*sorted((entry.run for entry in found.values()), key=lambda run: run.started_at), *broken]
 
 
 def _read(path: Path) -> dict[str, _Entry]:

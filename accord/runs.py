@@ -166,13 +166,33 @@ class Run:
 
     @property
     def metrics(self) -> dict[str, Any]:
-        """The final figures (metrics.json)."""
-        return dict(json.loads((self.path / "metrics.json").read_text()))
+        """The final figures (metrics.json).
+
+        Raises:
+            TamperedError: the file is gone or damaged.
+        """
+        try:
+            return dict(json.loads((self.path / "metrics.json").read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            raise self._damaged("metrics.json") from None
 
     def metric_rows(self) -> list[dict[str, Any]]:
-        """The rows of metrics.jsonl, one a logged step; empty where the stage logs none."""
+        """The rows of metrics.jsonl, one a logged step; empty where the stage logs none.
+
+        Raises:
+            TamperedError: the file is damaged.
+        """
         path = self.path / "metrics.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        try:
+            text = path.read_text(encoding="utf-8") if path.exists() else ""
+            return [json.loads(line) for line in text.splitlines()]
+        except ValueError:
+            raise self._damaged("metrics.jsonl") from None
+
+    def _damaged(self, name: str) -> TamperedError:
+        return TamperedError(
+            f"run {self.id}: the file {name} is gone or damaged; delete {self.path} and run the stage again"
+        )
 
     def output(self, name: str) -> Path:
         """The path of a file or folder this finished run made.
@@ -424,6 +444,17 @@ class Runs:
             if stage in (None, path.name.rpartition("-")[0]) and (path / "record.json").exists()
         ]
         return sorted(found, key=lambda run: run.record.started_at)
+
+    def readable(self) -> tuple[list[Run], dict[str, str]]:
+        """Every run whose record can be read, oldest first, and what is wrong with the others, by their folders."""
+        found, broken = [], {}
+        for path in run_folders(self.root):
+            if (path / "record.json").exists():
+                try:
+                    found.append(Run(path, read_record(path)))
+                except TamperedError as error:
+                    broken[path.name] = str(error)
+        return sorted(found, key=lambda run: run.record.started_at), broken
 
     def lineage(self, run: Run) -> list[Run]:
         """The run and everything it descends from, each once, parents before children."""

@@ -237,7 +237,10 @@ def report(run: str, output: Path | None) -> None:
     from eval.page.report import rebuild
 
     runs = runs_of_command()
-    say(rebuild(runs.load(run), runs, output))
+    found = runs.load(run)
+    if found.is_done:
+        found.check_outputs()
+    say(rebuild(found, runs, output))
 
 
 main.add_command(data)
@@ -258,8 +261,9 @@ def list_(as_json: bool) -> None:
     from accord.run_index import listed
 
     if as_json:
-        records = [run.record.model_dump() for run in runs_of_command().all()]
-        say(json.dumps(records, indent=2))
+        readable, broken = runs_of_command().readable()
+        records = [run.record.model_dump() for run in readable]
+        say(json.dumps([*records, *({"id": name, "status": "broken"} for name in broken)], indent=2))
         return
     found = listed(runs_of_command().root)
     if found:
@@ -321,8 +325,11 @@ def verify(run: str | None, as_json: bool) -> None:
     from accord.errors import TamperedError
 
     found = runs_of_command()
-    chosen = [each for each in (found.lineage(found.load(run)) if run else found.all()) if each.is_done]
-    problems = {}
+    looked_at, problems = (found.lineage(found.load(run)), {}) if run else found.readable()
+    chosen = [each for each in looked_at if each.is_done]
+    if not as_json:
+        for name in problems:
+            say(f"{name:<28} BROKEN")
     promotions = found.root / "promoted.json"
     if run is None and promotions.exists():
         from eval.promotion import read_entries

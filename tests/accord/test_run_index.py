@@ -145,11 +145,12 @@ def test_an_index_that_lies_deceives_nobody_but_a_list(tmp_path: Path) -> None:
     assert isinstance(checked.exception, TamperedError) or checked.exit_code != 0
 
 
-def test_a_record_that_is_not_ours_ends_the_list(tmp_path: Path) -> None:
-    write(tmp_path, 1)
-    (tmp_path / write(tmp_path, 2) / "record.json").write_text("{}")
-    with pytest.raises(TamperedError, match="cannot be trusted"):
-        listed(tmp_path)
+def test_a_record_that_is_not_ours_is_listed_last_as_broken(tmp_path: Path) -> None:
+    broken = write(tmp_path, 1)
+    sound = write(tmp_path, 2)
+    (tmp_path / broken / "record.json").write_text("{}")
+    for _ in range(2):
+        assert [(each.id, each.status) for each in listed(tmp_path)] == [(sound, "done"), (broken, "broken")]
 
 
 def test_a_folder_that_cannot_be_written_to_is_listed_all_the_same(
