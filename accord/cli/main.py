@@ -50,6 +50,13 @@ class _Accord(Group):
                 say(f"{label}: {error}", err=True)
             ctx.exit(error.exit_code)
         except OSError as error:
+            if not ctx.params.get("traceback") and _is_about_runs(error, ctx.obj):
+                say(
+                    f"error: {error.filename} cannot be written ({error.strerror}); name a folder for runs that can, "
+                    "with --runs or ACCORD_RUNS",
+                    err=True,
+                )
+                ctx.exit(1)
             if ctx.params.get("traceback") or error.errno != errno.ENOSPC:
                 raise
             say(f"error: the disk is full ({error.filename}); free some space and run this again", err=True)
@@ -58,6 +65,16 @@ class _Accord(Group):
             if parallel.is_first():
                 say("\ninterrupted; the same command continues from here", err=True)
             ctx.exit(130)
+
+
+def _is_about_runs(error: OSError, root: Path | None) -> bool:
+    """Whether the folder of runs cannot be one: it is a file, is read-only, or cannot be made."""
+    if not isinstance(error.filename, str | os.PathLike) or root is None:
+        return False
+    place, folder = Path(error.filename).absolute(), root.absolute()
+    if folder in place.parents:
+        return error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
+    return not folder.is_dir() and (place == folder or place in folder.parents)
 
 
 @click.group(cls=_Accord, context_settings={"help_option_names": ["-h", "--help"]})

@@ -9,6 +9,7 @@ from click.testing import CliRunner, Result
 from accord.cli.main import main
 from accord.config import Config
 from accord.errors import TamperedError
+from accord.models.references import Model
 from accord.runs import Run, Runs
 
 
@@ -80,3 +81,18 @@ def test_a_page_is_not_built_of_changed_files(made: tuple[list[Run], Runs]) -> N
     told = accord(runs, "report", run.id, "--output", str(page))
     assert told.exit_code == 1 and "metrics.jsonl was changed after it finished" in told.stderr
     assert not page.exists()
+
+
+@pytest.mark.parametrize("root", ["a-file", "a-file/below", "/proc/nothing", "/sys/nothing"])
+def test_a_folder_that_cannot_hold_runs(
+    tiny_model: Model, demonstrations: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, root: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a-file").write_text("")
+    sft = {"demonstrations": str(demonstrations), "epochs": 1, "max_sequence_tokens": 512}
+    Path("round.yaml").write_text(json.dumps({"model": str(tiny_model.folder), "sft": sft}))
+    told = CliRunner().invoke(main, ["--runs", root, "sft", "round.yaml"])
+    assert (
+        told.exit_code == 1 and "name a folder for runs that can, with --runs or ACCORD_RUNS" in told.stderr
+    ), told
+    assert "Traceback" not in told.output
