@@ -424,9 +424,7 @@ class Runs:
         matches = [
             path
             for path in run_folders(self.root)
-            if wanted
-            and (path.name.startswith(wanted) or path.name.split("-")[-1].startswith(wanted))
-            and (path / "record.json").exists()
+            if wanted and (path.name.startswith(wanted) or path.name.split("-")[-1].startswith(wanted))
         ]
         if not matches:
             raise UsageError(f"no run in {self.root} matches '{wanted}'; `accord runs list` shows them all")
@@ -441,7 +439,7 @@ class Runs:
         found = [
             Run(path, read_record(path))
             for path in run_folders(self.root)
-            if stage in (None, path.name.rpartition("-")[0]) and (path / "record.json").exists()
+            if stage in (None, path.name.rpartition("-")[0])
         ]
         return sorted(found, key=lambda run: run.record.started_at)
 
@@ -449,11 +447,10 @@ class Runs:
         """Every run whose record can be read, oldest first, and what is wrong with the others, by their folders."""
         found, broken = [], {}
         for path in run_folders(self.root):
-            if (path / "record.json").exists():
-                try:
-                    found.append(Run(path, read_record(path)))
-                except TamperedError as error:
-                    broken[path.name] = str(error)
+            try:
+                found.append(Run(path, read_record(path)))
+            except TamperedError as error:
+                broken[path.name] = str(error)
         return sorted(found, key=lambda run: run.record.started_at), broken
 
     def lineage(self, run: Run) -> list[Run]:
@@ -476,10 +473,11 @@ class Runs:
 
 
 def run_folders(root: Path) -> list[Path]:
-    """The folders below one that are named like runs, by name."""
+    """The folders below one that are named like runs and have a record, by name."""
     if not root.is_dir():
         return []
-    return sorted(path for path in root.iterdir() if RUN_ID.fullmatch(path.name))
+    named = (path for path in root.iterdir() if RUN_ID.fullmatch(path.name))
+    return sorted(path for path in named if (path / "record.json").exists())
 
 
 def file_digest(path: Path) -> str:
