@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
+    from accord.run_store import RunStore
     from accord.runs import Run, Runs
 
 CONFIG = click.argument("config", type=click.Path(path_type=Path))
@@ -21,7 +22,16 @@ def runs_of_command(only: str | None = None) -> "Runs":
     """The runs in the folder that the command line names; `only` is the one stage that may do new work."""
     from accord.runs import Runs
 
-    return Runs(click.get_current_context().find_root().obj, only)
+    root: click.Context = click.get_current_context().find_root()
+    return Runs(root.obj, only, store_of_command())
+
+
+def store_of_command() -> "RunStore | None":
+    """The store that the command line names."""
+    from accord.run_store import RunStore
+
+    url = click.get_current_context().find_root().params["store"]
+    return RunStore(url) if url else None
 
 
 def run_until(
