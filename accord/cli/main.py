@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from accord import __version__, parallel
+from accord.cli.compare import compare
 from accord.cli.config import config_group, init
 from accord.cli.data import data
 from accord.cli.eval import evaluation, finish_with_verdict
@@ -276,6 +277,7 @@ def report(run: str, output: Path | None) -> None:
     say(rebuild(found, runs, output))
 
 
+main.add_command(compare)
 main.add_command(data)
 
 
