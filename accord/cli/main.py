@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from accord import __version__, parallel
+from accord.cli.chat import chat
 from accord.cli.compare import compare
 from accord.cli.config import config_group, init
 from accord.cli.data import data
@@ -37,7 +38,7 @@ from rl.algorithms import ALGORITHMS
 if TYPE_CHECKING:
     from accord.run_store import RunStore
 
-COMPUTE = ("demo", "round", "sft", "reward", *ALGORITHMS, "eval", "feedback", "gate")
+COMPUTE = ("chat", "demo", "round", "sft", "reward", *ALGORITHMS, "eval", "feedback", "gate")
 """The commands that train or sample, and are worth a restart with faster libraries."""
 
 
@@ -277,6 +278,7 @@ def report(run: str, output: Path | None) -> None:
     say(rebuild(found, runs, output))
 
 
+main.add_command(chat)
 main.add_command(compare)
 main.add_command(data)
 
