@@ -259,7 +259,7 @@ def _save(
     """Write `model/`, whose one output is the heads' mean, and `adapter/`; heads and shift go with the model."""
     head = trainer.accelerator.unwrap_model(trainer.model).score
     head = head.modules_to_save["default"] if hasattr(head, "modules_to_save") else head
-    heads = full(head.weight.detach()).clone()
+    heads = full(head.weight).clone()
     if config.length == "residual":
         heads = _without_length(trainer, heads, config.rows_per_pass)
     model = whole_model(trainer)

@@ -26,6 +26,7 @@ from pathlib import Path
 
 import pytest
 import shapes  # noqa: F401  (what is imported after it has its shapes checked)
+from matrix import pytest_terminal_summary  # noqa: F401  (a hook)
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from spread import (  # noqa: F401  (hooks)

@@ -19,7 +19,8 @@ class ComputeConfig(Config):
     """With several machines: the first one's address and a free port of it, as in `node-1:29400`."""
 
     sharding: Sharding = "none"
-    """none: each process holds all weights. fsdp2: torch's fully_shard. zero2, zero3: DeepSpeed, if it is installed."""
+    """none: each process holds all weights. fsdp2: torch's fully_shard. zero2, zero3: DeepSpeed (`pip install
+    'accord[zero]'`), not for PPO."""
 
     offload: bool = False
     """With sharding: weights and the optimiser's state wait in the host's memory."""
