@@ -36,7 +36,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from accord import parallel
 from accord.config import Config
 from accord.errors import AccordError, DataError, TamperedError, UsageError, WaitingForAnnotatorsError
-from accord.records import ORIGIN, TEMPORARY, content_id, describe, write_atomically
+from accord.records import TEMPORARY, content_id, describe, read_origin, write_atomically
 from accord.tree import entries_below
 
 SCHEMA_VERSION = 1
@@ -83,8 +83,7 @@ class DataFile:
     @property
     def origin(self) -> dict[str, str]:
         """What the file was made from, if a reader made it: the `reader` and the `file`, each with its SHA-256."""
-        path = Path(f"{self.path}{ORIGIN}")
-        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+        return read_origin(self.path)
 
     @property
     def digest(self) -> str:
