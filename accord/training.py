@@ -32,6 +32,7 @@ from accord.models.adapters import fit_to_base, takes_from_base
 from accord.models.files import stored_dtype
 from accord.models.references import Model
 from accord.models.saving import readable_as_neighbours, write_model
+from accord.optimizers import check_optimizer
 from accord.progress import EveryFewSeconds
 from accord.runs import Run
 from accord.terminal import say
@@ -67,9 +68,10 @@ def trainer_arguments(config: TrainingConfig, run: Run | None, evaluate: bool) -
 
     Raises:
         UsageError: `rows_per_update` is no multiple of `rows_per_pass` times the number of processes, or what shards
-            weights is not installed.
+            weights or the optimiser is not installed.
     """
     sharding.prepare()
+    check_optimizer(config.optimizer)
     rows_per_pass = config.rows_at_a_time(parallel.count())
     arguments: dict[str, Any] = {
         "output_dir": str(run.path / "checkpoints") if run else "unused",
@@ -94,6 +96,8 @@ def trainer_arguments(config: TrainingConfig, run: Run | None, evaluate: bool) -
         "report_to": "none",
         "dataloader_pin_memory": torch.cuda.is_available(),
     }
+    if config.optimizer == "adamw_8bit":
+        arguments["optim"] = "adamw_bnb_8bit"
     if parallel.count() > 1:
         arguments["log_level_replica"] = "error"  # the others would say what the first one does not
     if evaluate:

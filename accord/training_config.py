@@ -6,6 +6,7 @@ from pydantic import Field
 
 from accord.config import Config, LoraConfig, Seed
 from accord.errors import UsageError
+from accord.optimizers import OptimizerName
 
 SaveDtype = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -34,6 +35,9 @@ class TrainingConfig(Config):
     precision: Literal["auto", "float32", "bfloat16"] = "float32"
     """What is computed in; weights that are trained stay float32. auto: bfloat16 on a GPU that
     has it and on CPUs with AMX, float32 elsewhere, where it is the faster one."""
+    optimizer: OptimizerName = "adamw"
+    """adamw_8bit keeps AdamW's two moments in 2 bytes a weight instead of 8 (bitsandbytes), for about a rounding more
+    noise in each step; it needs whole weights, so no `compute.sharding`, and is slow on a CPU."""
     save_dtype: SaveDtype = "auto"
     """Of the saved model's weights; auto: as the weights that it started from have on disk. Adapters are kept in
     float32 in any case. In bfloat16, what changed by less than a part in 256 of a weight may be lost."""

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from accord.config import Config, LoraConfig, Seed
 from accord.errors import DataError
+from accord.optimizers import OptimizerName
 from accord.records import Demonstration, Prompt, Row, UnpairedFeedback
 from accord.training_config import SaveDtype, TrainingConfig
 
@@ -200,6 +201,8 @@ class PPOConfig(AlgorithmConfig):
     """Stop after so many evaluations in a row with a higher held-out score and a worse held-out preference loss than
     the best one's: the sign that the policy exploits the reward model."""
     precision: Literal["auto", "float32", "bfloat16"] = "float32"
+    """As for the other training stages."""
+    optimizer: OptimizerName = "adamw"
     """As for the other training stages."""
     save_dtype: SaveDtype = "auto"
     """As for the other training stages."""

@@ -27,6 +27,7 @@ from accord.data.rows import Judgements, Rows, open_data, open_judgements
 from accord.errors import UsageError
 from accord.models.loading import check_can_be_trained, load_policy, load_tokenizer
 from accord.models.references import Model
+from accord.optimizers import build_optimizer, check_optimizer
 from accord.runs import DataFile, Run, Runs, Source, file_of
 from accord.sampling.shared import SharedSampler
 from accord.training import base_dtype, computes_in_bfloat16, quiet_libraries, save_dtype, save_model
@@ -81,13 +82,15 @@ def train_ppo(
 
     Raises:
         DataError: a bad file, or no prompt or no held-out pair is left.
-        UsageError: policy and reward model do not fit together, the reward function is none, or a tracker is missing.
+        UsageError: policy and reward model do not fit together, the reward function is none, or a tracker or the
+            optimiser is missing.
         AccordError: a score, a loss or a gradient became NaN or infinite; the batch is kept in the run.
         SyncError: the sampler's weights are not the trainer's.
     """
     check_trackers(config.report_to)
     if parallel.sharding() not in ("none", "fsdp2"):
         raise UsageError("PPO shards by fsdp2, not by DeepSpeed; set compute.sharding: fsdp2")
+    check_optimizer(config.optimizer)
     config, preferences = open_data(config, runs, prompts=prompts), open_judgements(preferences, runs)
     prompts_file = DataFile(data_path(config.prompts))
     sources: dict[str, Source] = {
@@ -129,8 +132,12 @@ def train_ppo(
             torch.nn.init.zeros_(actors.critic_head.weight)  # it knows nothing of this reward yet
             actors.score_shift = 0.0
         parameters = [*actors.policy_parameters.values(), *actors.critic_parameters.values()]
-        optimiser = torch.optim.AdamW(
-            parameters, lr=config.learning_rate, eps=OPTIMISER_EPSILON, weight_decay=0.0, fused=True
+        optimiser = build_optimizer(
+            config.optimizer,
+            parameters,
+            (actors.policy, actors.critic),
+            config.learning_rate,
+            OPTIMISER_EPSILON,
         )
         checkpoints = run.path / "checkpoints"
         progress = load_checkpoint(checkpoints, actors, optimiser)

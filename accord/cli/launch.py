@@ -100,6 +100,7 @@ def works_of(config: "RoundConfig") -> "dict[str, Work]":
             "top_layers": lora.top_layers if lora else None,
             "four_bit": bool(lora and lora.quantize_base),
             "bfloat16": section.precision != "float32",
+            "adamw_8bit": section.optimizer == "adamw_8bit",
         }
         if isinstance(section, PPOConfig):
             tokens = section.prompts_per_update * section.max_sequence_tokens

@@ -20,6 +20,8 @@ MASTER = 4
 """Bytes of a weight that is trained, and of its gradient."""
 MOMENTS = 8
 """Bytes of AdamW's state for such a weight."""
+MOMENTS_IN_8_BIT = 2 + 2 * 4 / 256
+"""With a scale for every 256 of them; embeddings keep theirs in float32."""
 LOGITS_PER_CHUNK = 256
 """Tokens of which PPO has logits at a time."""
 TILE = (4096, 32768)
@@ -142,6 +144,8 @@ class Work:
     bfloat16: bool = False
     """Computed in it; frozen weights are kept in it."""
     four_bit: bool = False
+    adamw_8bit: bool = False
+    """The optimiser's moments are in 8 bit."""
     checkpointing: bool = False
     """Activations are computed again in the backward pass."""
     tokens_per_pass: int = 1024
@@ -192,6 +196,9 @@ def estimate(shape: ModelShape, work: Work, devices: Devices = Devices()) -> Mem
     weights: float = MASTER * trained + whole * frozen
     gradients: float = MASTER * learned
     optimiser: float = MOMENTS * trained
+    if work.adamw_8bit:
+        embeddings = 0 if work.lora_rank else shape.embedding * (2 if work.kind == "ppo" else 1)
+        optimiser = MOMENTS * embeddings + MOMENTS_IN_8_BIT * (trained - embeddings)
     host = 0.0
     if shards_weights:
         weights /= n

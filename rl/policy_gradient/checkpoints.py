@@ -25,6 +25,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from accord import parallel
 from accord.errors import AccordError
+from accord.optimizers import make_room, moments, set_moments
 from accord.records import write_atomically
 from accord.sampling.protocol import Completion
 from accord.terminal import say
@@ -115,6 +116,9 @@ def load_checkpoint(folder: Path, actors: Actors, optimiser: torch.optim.Optimiz
     _make_room(checkpoint, trained)
     state = _state(trained)
     _read(checkpoint, state)
+    for name, p in _trained(actors).items():
+        if name in state["optimiser"]:
+            set_moments(optimiser, p, state["optimiser"][name])
     torch.set_rng_state(state["rng"])
     actors.score_shift = trained.progress.score_shift
     return trained.progress
@@ -128,11 +132,15 @@ def load_best(folder: Path, progress: Progress, actors: Actors) -> None:
 
 def _state(trained: Trained) -> dict[str, Any]:
     """All tensors of a checkpoint; those of weights and of the optimiser are the ones in use."""
-    moments = trained.optimiser.state
+    optimiser = trained.optimiser
     return {
         "policy": _weights(trained.actors.policy_parameters),
         "critic": _weights(trained.actors.critic_parameters),
-        "optimiser": {name: moments[p] for name, p in _trained(trained.actors).items() if p in moments},
+        "optimiser": {
+            name: moments(optimiser, p)
+            for name, p in _trained(trained.actors).items()
+            if p in optimiser.state
+        },
         "rng": torch.get_rng_state(),
     }
 
@@ -140,11 +148,8 @@ def _state(trained: Trained) -> dict[str, Any]:
 def _make_room(checkpoint: Path, trained: Trained) -> None:
     """Give the optimiser moments for what had some when the checkpoint was written."""
     written = dcp.FileSystemReader(checkpoint).read_metadata().state_dict_metadata
-    for name, p in _trained(trained.actors).items():
-        if f"optimiser.{name}.step" in written:
-            step = torch.zeros((), dtype=torch.float32, device=p.device)
-            moments = {key: torch.zeros_like(p) for key in ("exp_avg", "exp_avg_sq")}
-            trained.optimiser.state[p] = {"step": step, **moments}
+    had = [p for name, p in _trained(trained.actors).items() if f"optimiser.{name}.step" in written]
+    make_room(trained.optimiser, had)
 
 
 def _trained(actors: Actors) -> dict[str, nn.Parameter]:

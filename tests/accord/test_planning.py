@@ -59,6 +59,10 @@ def test_weights_gradients_and_optimiser_of_8b() -> None:
     assert [gib(each) for each in (full.weights, full.gradients, full.optimiser)] == [29.9, 29.9, 59.8]
     ppo = estimate(LLAMA_8B, Work("ppo"))
     assert [gib(each) for each in (ppo.weights, ppo.gradients, ppo.optimiser)] == [115.7, 29.9, 115.7]
+    eight_bit = estimate(LLAMA_8B, Work("sft", adamw_8bit=True))
+    others = LLAMA_8B.parameters - LLAMA_8B.embedding
+    assert eight_bit.optimiser == round(8 * LLAMA_8B.embedding + (2 + 8 / 256) * others)
+    assert gib(eight_bit.optimiser) == 18.1
     lora = estimate(LLAMA_8B, Work("ppo", lora_rank=16, bfloat16=True))
     assert gib(lora.weights) == gib(2 * (8_030_261_248 + LLAMA_8B.body) + 8 * LLAMA_8B.adapters(16))
     shared = estimate(LLAMA_8B, Work("ppo", lora_rank=16, bfloat16=True, shared_base=True))

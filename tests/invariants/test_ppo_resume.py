@@ -39,8 +39,12 @@ def prompts(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("more", "first_kill", "second_kill"),
     # 6: in the middle of the second update; 9 more: while the last one learns
-    [({}, "6", "9"), ({"lora": LORA, "checkpoint_every_updates": 3}, "10", "finish")],
-    ids=["full", "lora"],
+    [
+        ({}, "6", "9"),
+        ({"lora": LORA, "checkpoint_every_updates": 3}, "10", "finish"),
+        ({"optimizer": "adamw_8bit"}, "6", "9"),
+    ],
+    ids=["full", "lora", "moments in 8 bit"],
 )
 def test_killed_and_continued_equals_uninterrupted(
     tiny_model: Model, reward_model: Model, preferences: Path, prompts: Path, tmp_path: Path, more: dict[str, Any],

@@ -55,6 +55,7 @@ METHODS: dict[str, dict[str, Any]] = {
         "learning_rate": 1e-3, "kl_to_base": 0.5, "l2_to_start": 0.1, "interpolate": [0.5, 1.0],
         "packing": True, "rows_per_update": 1, "rows_per_pass": 1,
     },
+    "8 bit": {"optimizer": "adamw_8bit", "learning_rate": 1e-3},
     "dft": {"lora": LORA, "loss": "dft", "neftune_noise_alpha": 5, "learning_rate": 2e-3},
 }  # fmt: skip
 
