@@ -122,7 +122,7 @@ def build_arguments(section: str, target: type[ArgumentsT], arguments: Mapping[s
         for callback in get_reporting_integration_callbacks(built.report_to):
             callback()  # as the trainer will: it raises where the tracker's package is missing
     except (TypeError, ValueError, RuntimeError, ImportError) as error:
-        raise UsageError(f"{section}.trainer: {error}") from error
+        raise UsageError(f"{section}.trainer: {' '.join(str(error).split())[:300]}") from error
     sharding.take_models_for_whole()
     return cast("ArgumentsT", built)
 

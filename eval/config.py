@@ -104,17 +104,17 @@ class EvalConfig(Config):
     """Use only so many prompts, the first ones of the file."""
     prompt_group: str = "topic"
     """The column of the prompt file that groups prompts, for the differences by group; it may be missing."""
-    samples_per_prompt: int = Field(default=2, ge=1)
+    samples_per_prompt: int = Field(default=2, ge=1, le=10_000)
     """Answers of each model to each prompt; intervals are over prompts."""
-    max_response_tokens: int = Field(default=96, ge=1)
+    max_response_tokens: int = Field(default=96, ge=1, le=1_000_000)
     """Longer answers are cut off here, which lowers `eos_rate`."""
-    temperature: float = Field(default=1.0, gt=0)
+    temperature: float = Field(default=1.0, gt=0, le=100)
     """Of sampling; 1 is the model's own distribution."""
     seed: Seed = 0
     """Of the answers, the same for both models, and of the resampling."""
     confidence_level: float = Field(default=0.95, gt=0.5, lt=1)
     """Of every interval."""
-    bootstrap_resamples: int = Field(default=9_999, ge=999)
+    bootstrap_resamples: int = Field(default=9_999, ge=999, le=1_000_000)
     """Swaps behind the p-value of "nothing changed"; intervals are computed without resampling."""
     judge: str | None = None
     """Says which answers are better, independently of the reward model, which the candidate may have been optimised

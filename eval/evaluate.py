@@ -16,8 +16,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-import click
-
 from accord.bundled import data_path
 from accord.data.rows import Rows, open_data
 from accord.errors import UsageError
@@ -25,6 +23,7 @@ from accord.models.references import Model
 from accord.records import Row, read_jsonl, write_jsonl
 from accord.runs import DataFile, Run, Runs, Source
 from accord.sampling.shared import SharedSampler
+from accord.terminal import say
 from eval.conclude import Evidence, conclude
 from eval.config import EvalConfig, Sampling
 from eval.likelihood.cache import LIKELIHOODS
@@ -59,7 +58,7 @@ def evaluate(
     baseline: Model,
     candidate: Model,
     reward_model: Model | Scorer | None = None,
-    show: Callable[[str], None] = click.echo,
+    show: Callable[[str], None] = say,
     prompts: Rows | None = None,
 ) -> Run:
     """Compare `candidate` with `baseline`; returns the finished run, whose `verdict.json` holds the decision.

@@ -23,7 +23,7 @@ from accord.errors import UsageError
 from accord.page.words import label
 from accord.records import Comparison, Preference, read_jsonl, write_atomically, write_jsonl
 from accord.runs import Run, Runs
-from feedback.argilla.tasks import guidelines_of
+from feedback.argilla.tasks import guidelines_of, read_guidelines
 from feedback.page.report import summary
 from feedback.utility import SIMULATED
 
@@ -106,7 +106,7 @@ def data_card(run: Run, comparisons: list[Comparison], preferences: int, figures
     statuses = Counter(ranking.status for ranking in rankings)
     selection = config.get("selection", "review")
     guidelines = config["guidelines"]
-    text = data_path(guidelines).read_text(encoding="utf-8") if guidelines else None
+    text = read_guidelines(data_path(guidelines)) if guidelines else None
     people = "SIMULATED annotators (programs whose opinions are a formula)" if is_simulated else "people"
     return f"""---
 {yaml.safe_dump(front, sort_keys=False).strip()}

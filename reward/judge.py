@@ -25,9 +25,9 @@ from pathlib import Path
 from statistics import mean
 
 from accord.endpoint import KEY, Endpoint
-from accord.errors import AccordError, UsageError
+from accord.errors import AccordError, DataError, UsageError
 from accord.models.references import Model, resolve
-from accord.records import Message, content_id
+from accord.records import Message, content_id, read_text
 from accord.runs import Runs
 from reward.judge_models import LabelShares, LocalModel, ServedModel
 
@@ -256,9 +256,9 @@ def _mark(texts: Sequence[str]) -> str:
 
 def _read_rubric(path: Path) -> str:
     try:
-        rubric = path.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"the rubric {path} cannot be read as UTF-8 text ({error})") from None
+        rubric = read_text(path).strip()
+    except DataError as error:
+        raise UsageError(f"the rubric {error}") from None
     if not rubric:
         raise UsageError(f"the rubric {path} is empty; write what makes an answer good")
     return rubric

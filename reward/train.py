@@ -214,6 +214,11 @@ def check_enough(name: str, train: list[Preference], heldout: list[Preference], 
             f"{name}: leaves {len(train)} pairs to train on and {len(heldout)} held out; at least "
             f"{config.minimum_pairs} and 1 are needed, so collect at least {enough} in all. {_intervals(config)}"
         )
+    if all(row.weight == 0 for row in train):
+        raise DataError(
+            f"{name}: all {len(train)} pairs to train on have weight 0, so nothing can be learned; give some another "
+            "weight"
+        )
     if all(row.chosen == train[0].chosen and row.rejected == train[0].rejected for row in train):
         raise DataError(
             f"{name}: all {len(train)} pairs to train on choose the same answer over the same other one, which teaches "

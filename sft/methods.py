@@ -21,7 +21,7 @@ class AdapterConfig(Config):
     https://arxiv.org/abs/2101.00190). prompt: embeddings before every sequence (Lester et al. 2021,
     https://arxiv.org/abs/2104.08691). These two cannot be merged, so no later stage trains the model on, and
     transformers samples it."""
-    virtual_tokens: int | None = Field(default=None, ge=1)
+    virtual_tokens: int | None = Field(default=None, ge=1, le=100_000)
     """For prefix and prompt: how many positions come before every sequence; 20 if left out."""
 
     @property

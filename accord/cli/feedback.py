@@ -16,7 +16,7 @@ from accord.cli.shared import (
     run_until,
     runs_of_command,
 )
-from accord.errors import UsageError, WaitingForAnnotatorsError
+from accord.errors import DataError, UsageError, WaitingForAnnotatorsError
 from accord.terminal import say
 
 if TYPE_CHECKING:
@@ -242,7 +242,12 @@ def agreement(run: str, as_json: bool) -> None:
         raise UsageError(
             f"{found.id} has no answers of annotators; `accord feedback pull` fetches a feedback run's"
         )
-    figures = json.loads(path.read_text(encoding="utf-8"))
+    if found.is_done:
+        found.check_outputs()
+    try:
+        figures = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        raise DataError(f"{path}: is damaged; `accord feedback pull` makes it anew") from None
     if as_json:
         say(json.dumps(figures, indent=2))
         return

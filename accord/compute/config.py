@@ -9,10 +9,10 @@ from accord.parallel import Sharding
 class ComputeConfig(Config):
     """The devices of a round's training stages; with one, nothing is launched."""
 
-    devices: int = Field(1, ge=1)
+    devices: int = Field(1, ge=1, le=1024)
     """Processes on each machine, each of which has a GPU or, where there is none, a share of the cores."""
 
-    machines: int = Field(1, ge=1)
+    machines: int = Field(1, ge=1, le=10_000)
     """That share a folder of runs; the same command is run on each of them."""
 
     rendezvous: str | None = Field(None, pattern=r"^[^\s:/]+:\d{1,5}$")
@@ -25,7 +25,7 @@ class ComputeConfig(Config):
     offload: bool = False
     """With sharding: weights and the optimiser's state wait in the host's memory."""
 
-    restarts: int = Field(3, ge=0)
+    restarts: int = Field(3, ge=0, le=1000)
     """How often a stage is started again by itself after one of its processes was lost."""
 
     @model_validator(mode="after")
