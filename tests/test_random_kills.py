@@ -1,23 +1,22 @@
-"""tests/random_kills.py, cut down to one stage; and what it takes for a difference."""
+"""What tests/random_kills.py runs, and what it takes for a difference."""
 
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from random_kills import kill_at_random, run
-from undisturbed import differing
+from undisturbed import STAGES, differing, write_config
 
+from accord.config import load_config
+from accord.round_config import RoundConfig
 from accord.runs import RunRecord
 
 
-@pytest.mark.slow
-def test_a_fine_tuning_that_is_killed_at_random_moments(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    found = run(tmp_path, kill_at_random, ["sft"], kills=2, seed=1)
-    assert [kill["differ"] for kill in found["sft"]] == [[], []]
-    assert "sft            2  same" in capsys.readouterr().out
+@pytest.mark.parametrize("name", STAGES)
+def test_the_configurations_are_whole(tmp_path: Path, name: str) -> None:
+    config = load_config(write_config(tmp_path, name, 6900), RoundConfig)
+    sections = {"data": "sft", "sft": "sft", "feedback": "feedback", "reward": "reward", "eval": "eval"}
+    assert getattr(config, sections.get(name, "rl")) is not None
 
 
 def write_run(
