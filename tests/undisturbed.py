@@ -3,6 +3,7 @@
 Used by random_kills.py.
 """
 
+import contextlib
 import functools
 import json
 import multiprocessing
@@ -198,7 +199,8 @@ def ended(process: BaseProcess) -> int:
 def kill(process: BaseProcess) -> None:
     """SIGKILL for the process and all of its group."""
     assert process.pid
-    os.killpg(process.pid, signal.SIGKILL)
+    with contextlib.suppress(ProcessLookupError):  # it noticed that another one was gone, and has ended
+        os.killpg(process.pid, signal.SIGKILL)
     process.join()
 
 
