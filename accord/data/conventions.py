@@ -68,8 +68,8 @@ def prompt_of(columns: Columns, column: str, system: str | None, extra: str | No
         if extra and (more := columns.get(extra)):
             words += f"\n{text_of(more, extra)}"
         turns = from_text(words) or [{"role": "user", "content": words}]
-    if system and (words := columns.get(system)):
-        turns = [{"role": "system", "content": text_of(words, system)}, *turns]
+    if system and (said := columns.get(system)):
+        turns = [{"role": "system", "content": text_of(said, system)}, *turns]
     return turns
 
 
