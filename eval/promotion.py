@@ -21,7 +21,8 @@ from accord.records import content_id, describe, write_atomically
 from accord.runs import Run, Runs, file_digest
 from eval.config import LmEval
 from eval.measuring import lm_eval
-from eval.page.model_card import model_card, one_line
+from eval.page.markdown import one_line
+from eval.page.model_card import model_card
 from eval.rows import SUITE
 from eval.suites.suite import suite_files
 from eval.verdict.gate import (
@@ -216,7 +217,7 @@ def check_verdict(run: Run, runs: Runs, any_outcome: bool = False) -> Verdict:
     again = f"restore it, or delete {run.path} and evaluate again"
     run.check_outputs()
     verdict = read_signed_verdict(run)
-    if verdict.run != run.id or verdict.outcome != decide(verdict.metrics):
+    if verdict.run != run.id or verdict.outcome != decide([*verdict.metrics, *verdict.floors]):
         raise TamperedError(f"{run.path / 'verdict.json'} does not fit its own run or metrics; {again}")
     if verdict.gate != gate_digest(run.record.config):
         raise TamperedError(

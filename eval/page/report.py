@@ -19,15 +19,17 @@ from accord.runs import Run, Runs
 from eval.checks.contamination import PROMPTS
 from eval.measuring.annotators import FORMULA, annotators_behind
 from eval.page.answers import measures_of, sample_views
+from eval.page.coverage import coverage, notices
 from eval.page.drift import chain
 from eval.page.drift_page import drift_view
+from eval.page.floors import explain_floor, floor_rows
 from eval.page.metrics import Axis, explain, families, gated_rows, scale, too_small
 from eval.page.suites import GroupRow, suite_views
 from eval.rows import Sample, SuiteItem
 from eval.suites.metrics import METRICS
 from eval.verdict.gate import SIGNATURE, Subject, read_verdict
 from eval.verdict.margins import SMALLEST_SLICE
-from eval.verdict.rule import MetricResult, Outcome
+from eval.verdict.rule import Outcome, Result
 from eval.verdict.signing import read_signature
 from reward.page.report import page as page_of_reward
 from sft.page.data import page as data_page
@@ -116,9 +118,18 @@ def page(run: Run, runs: Runs) -> str:
     feedback = by_stage.get("feedback")
     reward = by_stage.get("reward")
     gated = [metric for metric in verdict.metrics if metric.verdict]
-    nearest = sorted(verdict.deciding, key=lambda metric: -metric.worsening[2] / scale(metric))
-    # For a PASS every metric decides; the one that came closest to its margin tells most.
-    decisive = nearest[:1] if verdict.outcome == "PASS" else nearest
+    nearest = sorted(
+        (metric for metric in gated if metric.verdict == verdict.outcome),
+        key=lambda metric: -metric.worsening[2] / scale(metric),
+    )
+    floors = sorted(
+        (floor for floor in verdict.floors if floor.verdict == verdict.outcome),
+        key=lambda floor: -(floor.p_within or 0.0),
+    )
+    # For a PASS all of them decide; the one that came closest to its margin, or its floor, tells most.
+    at_most = 1 if verdict.outcome == "PASS" else None
+    because = [explain_floor(floor, verdict.confidence_level) for floor in floors[:at_most]]
+    because += [explain(metric, verdict.confidence_level) for metric in nearest[:at_most]]
     axis = Axis.around(gated)
     rows, without_margin = gated_rows(gated, axis), families(verdict, axis)
     views = sample_views(samples)
@@ -132,7 +143,10 @@ def page(run: Run, runs: Runs) -> str:
         "signed_by": read_signature(run.path / SIGNATURE).fingerprint,
         "headline": HEADLINES[verdict.outcome],
         "names": {"baseline": _name(verdict.baseline), "candidate": _name(verdict.candidate)},
-        "because": [explain(metric, verdict.confidence_level) for metric in decisive],
+        "because": because,
+        "notices": notices(verdict),
+        "coverage": coverage(verdict),
+        "floors": floor_rows(verdict.floors),
         "confidence": f"{100 * verdict.confidence_level:g}%",
         "prompts": len({sample.id for sample in samples}),
         "samples_per_prompt": run.record.config["samples_per_prompt"],
@@ -140,12 +154,12 @@ def page(run: Run, runs: Runs) -> str:
         "axis": axis,
         "gated": rows,
         "everything": [*(each.row for each in rows), *(each.row for family in without_margin for each in family.rows)],
-        "counts": Counter(metric.verdict for metric in gated),
+        "counts": Counter(each.verdict for each in (*gated, *verdict.floors)),
         "ungated": without_margin,
         "slices": [GroupRow.of(each) for each in of_answers if each.low is not None],
         "too_small": too_small(of_answers),
         "smallest_slice": SMALLEST_SLICE,
-        "corrected": _corrected(gated),
+        "corrected": _corrected([*gated, *verdict.floors]),
         "suites": suite_views(verdict, items, axis),
         "titles": {PROMPTS: "Held-out prompts"} | {suite.name: suite.title for suite in verdict.suites},
         "drift": drift_view(chain(run, runs)),
@@ -175,8 +189,8 @@ def page(run: Run, runs: Runs) -> str:
     return render(folder, "report.html.jinja", values, (folder / "report.js").read_text(encoding="utf-8"))
 
 
-def _corrected(gated: Sequence[MetricResult]) -> list[str]:
-    """The families in which more than one metric is gated, so that their p-values were corrected."""
+def _corrected(gated: Sequence[Result]) -> list[str]:
+    """The families in which more than one metric or floor decides, so that their p-values were corrected."""
     names = [metric.family for metric in gated if metric.family]
     return [name for name in dict.fromkeys(names) if names.count(name) > 1]
 

@@ -23,7 +23,8 @@ from accord.records import read_jsonl
 from accord.runs import DataFile, Run, Runs, file_digest
 from eval.conclude import Evidence, conclude
 from eval.config import EvalConfig
-from eval.page.model_card import code, file_name, one_line, table
+from eval.page.markdown import code, one_line, table
+from eval.page.model_card import file_name
 from eval.promotion import (
     PromotionRefusedError,
     _check_subject,
