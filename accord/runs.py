@@ -283,6 +283,18 @@ class Run:
                 )
 
 
+class Store(Protocol):
+    """Where finished runs are, besides the folder (`accord.run_store`)."""
+
+    def push(self, run: Run) -> bool:
+        """Give it a finished run."""
+        ...
+
+    def pull(self, run_id: str, root: Path) -> Run | None:
+        """Fetch a run into a folder of runs, if there is such a run."""
+        ...
+
+
 PREPARES = ("base", "data")
 """Stages that belong to whichever one needs what they make."""
 
@@ -290,16 +302,19 @@ PREPARES = ("base", "data")
 class Runs:
     """All runs below one folder."""
 
-    def __init__(self, root: Path | str = "runs", only: str | None = None):
+    def __init__(self, root: Path | str = "runs", only: str | None = None, store: "Store | None" = None):
         """Args: root: the folder. only: the one stage that may do work; the others must be finished already.
 
-        The preparation of a base model (`accord.models.base`) and of data belongs to each of them.
+        The preparation of a base model (`accord.models.base`) and of data belongs to each of them. What the `store` has
+        is fetched instead of made or missed, and it gets what is finished.
         """
         self.root = Path(root)
         self.only = only
+        self.store = store
         self.launch: Callable[[str], bool] | None = None
         """Asked by `begin` to do the work of a stage in processes of its own; returns whether it did."""
         self._checked: set[str] = set()
+        self._given: set[str] = set()
 
     def run_id_for(self, stage: str, config: Config, sources: Mapping[str, Source]) -> str:
         """The id that the work has, whether or not it was done yet."""
@@ -332,6 +347,7 @@ class Runs:
         parents, inputs = _split(sources)
         run_id = self.run_id_for(stage, config, sources)
         path = self.root / run_id
+        self._fetch(run_id)
         if self.only not in (None, stage) and stage not in PREPARES and not self._is_done(path):
             raise UsageError(
                 f"the {stage} stage that this builds on is not finished; run `{_command(stage)}` first, or all stages "
@@ -367,6 +383,7 @@ class Runs:
                     self.check(run)
                     run.remove_checkpoints()
                     parallel.broadcast(run.record)
+                    self._give(run)
                     yield run
                     return
                 for leftover in path.rglob(f".*{TEMPORARY}"):
@@ -403,6 +420,7 @@ class Runs:
                 raise
             if not run.is_done:
                 raise RuntimeError(f"stage {stage} left its run without finishing it")
+            self._give(run)
         finally:
             lock.release()
 
@@ -419,6 +437,7 @@ class Runs:
             UsageError: none or several match.
         """
         wanted = reference.removeprefix("run:")
+        self._fetch(wanted)
         if RUN_ID.fullmatch(wanted) and (self.root / wanted / "record.json").exists():
             return Run(self.root / wanted, read_record(self.root / wanted))
         matches = [
@@ -467,6 +486,16 @@ class Runs:
                 loaded = self.load(parent)
                 open_runs.append((loaded, iter(loaded.record.parents.values())))
         return list(ordered.values())
+
+    def _fetch(self, run_id: str) -> None:
+        """Get a run from the store, if it has it and the folder has not."""
+        if self.store and not (self.root / run_id / "record.json").exists():
+            self.store.pull(run_id, self.root)
+
+    def _give(self, run: Run) -> None:
+        if self.store and run.id not in self._given:
+            self.store.push(run)
+            self._given.add(run.id)
 
     def _is_done(self, path: Path) -> bool:
         return (path / "record.json").exists() and read_record(path).status == "done"

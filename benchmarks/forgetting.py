@@ -9,8 +9,8 @@ and against the base, with 95% intervals by bootstrap over rows, the same rows f
 replay mixes in, and must not hold the retention's rows. Without files, the domain is a made-up product's support desk,
 and the rest is the demo's demonstrations. With `--documents`, the domain is raw text, a tenth of which is held out
 (`python` stands for 300 kB of the manual that comes with Python); the table then has its perplexity, as a share of that
-before. `--out` gets `forgetting.json` and `forgetting.svg`. `--smoke` takes a tiny random model that has learned the
-general rows first, and less of everything.
+before. `--out` gets `forgetting.json`, `forgetting.svg` and the runs, which a second start continues. `--smoke` takes
+a tiny random model that has learned the general rows first, and less of everything.
 
 The last line is one JSON object, whose `ratio` is the forgetting with the best remedy over that without any, where the
 best is the one that forgets least of those that keep at least half of the gain.
@@ -282,6 +282,9 @@ def main() -> None:
     restart_with_libraries()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        if options.out:  # so that a run that was ended goes on where it was
+            folder = options.out
+            folder.mkdir(parents=True, exist_ok=True)
         runs, paths = Runs(folder / "runs"), files(options, folder)
         base = (
             tiny_base(runs, folder / "tiny", paths["general"])
@@ -293,7 +296,6 @@ def main() -> None:
             documents = str(python_reference(folder / "reference.jsonl"))
         table = measured(base, runs, paths, options.smoke, documents)
     if options.out:
-        options.out.mkdir(parents=True, exist_ok=True)
         (options.out / "forgetting.json").write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
         (options.out / "forgetting.svg").write_text(picture(table), encoding="utf-8")
     plain, *others = table

@@ -5,11 +5,13 @@ import json
 import logging
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from accord import __version__, parallel
+from accord.cli.chat import chat
+from accord.cli.compare import compare
 from accord.cli.config import config_group, init
 from accord.cli.data import data
 from accord.cli.eval import evaluation, finish_with_verdict
@@ -17,14 +19,26 @@ from accord.cli.feedback import feedback
 from accord.cli.keys import keys
 from accord.cli.launch import launch
 from accord.cli.reward import reward
-from accord.cli.shared import AS_JSON, CONFIG, OVERRIDES, RUN, Group, run_until, runs_of_command
+from accord.cli.shared import (
+    AS_JSON,
+    CONFIG,
+    OVERRIDES,
+    RUN,
+    Group,
+    run_until,
+    runs_of_command,
+    store_of_command,
+)
 from accord.compute import worker
 from accord.errors import AccordError, WaitingForAnnotatorsError
 from accord.preload import restart_with_libraries
 from accord.terminal import PlainFormatter, printable, say
 from rl.algorithms import ALGORITHMS
 
-COMPUTE = ("demo", "round", "sft", "reward", *ALGORITHMS, "eval", "feedback", "gate")
+if TYPE_CHECKING:
+    from accord.run_store import RunStore
+
+COMPUTE = ("chat", "demo", "round", "sft", "reward", *ALGORITHMS, "eval", "feedback", "gate")
 """The commands that train or sample, and are worth a restart with faster libraries."""
 
 
@@ -83,9 +97,13 @@ def _is_about_runs(error: OSError, root: Path | None) -> bool:
     "--runs", "runs_root", type=click.Path(path_type=Path), default=Path("runs"), envvar="ACCORD_RUNS",
     show_default=True, help="Folder that holds the runs.",
 )  # fmt: skip
+@click.option(
+    "--store", metavar="URL", envvar="ACCORD_STORE",
+    help="Fetch finished runs from here, and bring new ones: s3://bucket/folder, or whatever fsspec knows.",
+)  # fmt: skip
 @click.option("--traceback", is_flag=True, help="Show where an error came from.")
 @click.pass_context
-def main(ctx: click.Context, runs_root: Path, traceback: bool) -> None:
+def main(ctx: click.Context, runs_root: Path, store: str | None, traceback: bool) -> None:
     """Align a language model: fine-tune, collect preferences, train a reward model, optimise, and judge.
 
     \b
@@ -260,6 +278,8 @@ def report(run: str, output: Path | None) -> None:
     say(rebuild(found, runs, output))
 
 
+main.add_command(chat)
+main.add_command(compare)
 main.add_command(data)
 
 
@@ -370,6 +390,37 @@ def verify(run: str | None, as_json: bool) -> None:
         say(json.dumps({"checked": [each.id for each in chosen], "problems": problems}, indent=2))
     if problems:
         raise TamperedError("; ".join(problems.values()))
+
+
+@runs.command(short_help="Bring finished runs to the store.")
+@click.argument("run", required=False)
+def push(run: str | None) -> None:
+    """Bring a finished run and everything it descends from to the store (--store); without RUN, all finished runs."""
+    store, found = _store(), runs_of_command()
+    chosen = found.lineage(found.load(run)) if run else [each for each in found.all() if each.is_done]
+    for each in chosen:
+        say(f"{each.id:<28} {'brought' if store.push(each) else 'is there'}")
+
+
+@runs.command(short_help="Fetch finished runs from the store.")
+@click.argument("run", required=False)
+def pull(run: str | None) -> None:
+    """Fetch a run and everything it descends from from the store (--store); without RUN, all runs that are there."""
+    from accord.runs import run_folders
+
+    store, found = _store(), runs_of_command()
+    here = {path.name for path in run_folders(found.root)}
+    for wanted in [run] if run else store.ids():
+        for each in found.lineage(found.load(wanted)):
+            if each.id not in here:
+                here.add(each.id)
+                say(f"{each.id:<28} fetched")
+
+
+def _store() -> "RunStore":
+    if store := store_of_command():
+        return store
+    raise click.UsageError("say with --store or ACCORD_STORE which store")
 
 
 @main.command(short_help="Show what is installed and works here, with remedies.")

@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING
 
 import click
 
+from accord.errors import UsageError
+
 if TYPE_CHECKING:
+    from accord.run_store import RunStore
     from accord.runs import Run, Runs
 
 CONFIG = click.argument("config", type=click.Path(path_type=Path))
@@ -21,7 +24,34 @@ def runs_of_command(only: str | None = None) -> "Runs":
     """The runs in the folder that the command line names; `only` is the one stage that may do new work."""
     from accord.runs import Runs
 
-    return Runs(click.get_current_context().find_root().obj, only)
+    root: click.Context = click.get_current_context().find_root()
+    return Runs(root.obj, only, store_of_command())
+
+
+def reference_of(model: str, runs: "Runs") -> str:
+    """A model as references have it, from one as people write it: also a run's id alone, or `promoted`.
+
+    Raises:
+        UsageError: no model was promoted yet, or there is no such run.
+        TamperedError: the list of promotions was changed.
+    """
+    if model == "promoted":
+        from eval.promotion import read_entries
+
+        if not (entries := read_entries(runs)):
+            raise UsageError(f"no model was promoted in {runs.root} yet; `accord promote RUN` does it")
+        return entries[-1].promotion.model
+    if ":" in model or "/" in model or Path(model).exists():
+        return model
+    return f"run:{runs.load(model).id}"
+
+
+def store_of_command() -> "RunStore | None":
+    """The store that the command line names."""
+    from accord.run_store import RunStore
+
+    url = click.get_current_context().find_root().params["store"]
+    return RunStore(url) if url else None
 
 
 def run_until(

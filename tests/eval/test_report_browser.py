@@ -14,6 +14,8 @@ from accord.page.render import run_page
 from accord.records import read_jsonl, write_jsonl
 from accord.runs import Run, Runs
 from eval.page.report import page
+from eval.page.side_by_side import page as page_of_both
+from eval.page.side_by_side import side_by_side
 from eval.rows import Sample
 from eval.verdict.gate import read_verdict
 
@@ -216,11 +218,13 @@ def test_axe_finds_nothing(
     reward.save()
     linked = tmp_path / "linked.html"
     linked.write_text(page(passed, runs))
+    beside = tmp_path / "beside.html"
+    beside.write_text(page_of_both(side_by_side([passed, second], runs)))
     pages = [run.path / "report.html" for run in (failed_round[0], undecided[0], passed, third)]
     assert [read_verdict(run).outcome for run in (failed_round[0], undecided[0], passed)] == [
         "FAIL", "INCONCLUSIVE", "PASS",
     ]  # fmt: skip
-    for file in [*pages, plain, linked]:
+    for file in [*pages, plain, linked, beside]:
         open_offline(chromium, file)
         assert axe_violations(chromium) == [], file
 
