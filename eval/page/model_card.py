@@ -14,17 +14,18 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from accord import bundled
 from accord.page.lineage import in_order, lineage
+from accord.page.markdown import code, one_line, table
 from accord.page.words import day, label, number, stage_title
 from accord.records import content_id
 from accord.runs import Run, Runs
 from eval.page.coverage import coverage, notices
 from eval.page.floors import interval_text, required
-from eval.page.markdown import code, one_line, table
 from eval.page.metrics import change_text, tolerated, value_text
 from eval.rows import SUITE
 from eval.suites.suite import shipped
 from eval.verdict.gate import Override, Verdict
 from eval.verdict.rule import MetricResult
+from eval.verdict.sign_offs import SignOff
 
 BUNDLED_BASE = ("HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0")
 """The hub's name and the licence of `bundled.MODEL`."""
@@ -41,8 +42,9 @@ SETTINGS = (
 
 
 def model_card(
-    evaluation: Run, runs: Runs, verdict: Verdict, signed_by: str, override: Override | None = None
-) -> str:
+    evaluation: Run, runs: Runs, verdict: Verdict, signed_by: str, override: Override | None = None,
+    approvals: Sequence[SignOff] = (),
+) -> str:  # fmt: skip
     """The card of a verdict's candidate, as Markdown with YAML front matter.
 
     Args:
@@ -51,6 +53,7 @@ def model_card(
         verdict: its checked verdict.
         signed_by: the fingerprint of the key that signed it.
         override: if the candidate is promoted against the verdict.
+        approvals: sign-offs of people who approved the verdict.
     """
     candidate = verdict.candidate
     name = candidate.run or file_name(candidate.reference)
@@ -91,6 +94,10 @@ def model_card(
         ["Replaces", code(file_name(verdict.baseline.reference))],
         ["Digest", code(candidate.digest)],
         ["Verdict signed by", code(signed_by)],
+        *(
+            ["Approved by", f"{code(each.who)} on {day(each.statement.at)}: {code(each.statement.comment)}"]
+            for each in approvals
+        ),
         ["Made by accord's", commit + (", with changes" if verdict.code.get("dirty") else "")],
     ]  # fmt: skip
     if verdict.reward_model:

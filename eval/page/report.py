@@ -15,7 +15,7 @@ from accord.page.plots import training_curves
 from accord.page.render import render, run_page
 from accord.page.words import stage_title
 from accord.records import read_jsonl, write_atomically
-from accord.runs import Run, Runs
+from accord.runs import SIGNED_PAGE, Run, Runs
 from eval.checks.contamination import PROMPTS
 from eval.measuring.annotators import FORMULA, annotators_behind
 from eval.page.answers import measures_of, sample_views
@@ -30,6 +30,7 @@ from eval.suites.metrics import METRICS
 from eval.verdict.gate import SIGNATURE, Subject, read_verdict
 from eval.verdict.margins import SMALLEST_SLICE
 from eval.verdict.rule import Outcome, Result
+from eval.verdict.sign_offs import SignOff, read_sign_offs, standing
 from eval.verdict.signing import read_signature
 from reward.page.report import page as page_of_reward
 from sft.page.data import page as data_page
@@ -66,7 +67,7 @@ def rebuild(run: Run, runs: Runs, output: Path | None = None) -> Path:
         output: where to write the page. By default a run's own page stays, and is only compared.
 
     Returns:
-        Where the page is.
+        Where the page is. An evaluation that reviewers signed off has one more, which shows that, beside its own.
 
     Raises:
         AccordError: the run is not finished, or its page was built by other versions and differs.
@@ -77,7 +78,7 @@ def rebuild(run: Run, runs: Runs, output: Path | None = None) -> Path:
         )
     has_own = True
     if run.record.stage == "eval":
-        text = page(run, runs)
+        text = page(run, runs, read_sign_offs(run) if output else ())
     elif run.record.stage == "reward" and "report_card.json" in run.record.outputs:
         text = page_of_reward(run, runs)
     elif run.record.stage == "sft" and "report_card.json" in run.record.outputs:
@@ -91,7 +92,12 @@ def rebuild(run: Run, runs: Runs, output: Path | None = None) -> Path:
         if not has_own:
             raise AccordError(f"run {run.id} keeps no page of its own; say where to write one with --output")
         if own.read_text(encoding="utf-8") == text:
-            return own
+            sign_offs = read_sign_offs(run) if run.record.stage == "eval" else []
+            if not sign_offs:
+                return own
+            signed = run.path / SIGNED_PAGE
+            write_atomically(signed, page(run, runs, sign_offs))
+            return signed
         raise AccordError(
             f"the page of {run.id} differs from what this version of accord builds, and is kept as it was hashed; "
             "write the new one elsewhere with --output"
@@ -100,8 +106,8 @@ def rebuild(run: Run, runs: Runs, output: Path | None = None) -> Path:
     return output
 
 
-def page(run: Run, runs: Runs) -> str:
-    """The page as text."""
+def page(run: Run, runs: Runs, sign_offs: Sequence[SignOff] = ()) -> str:
+    """The page as text, with what reviewers signed since the evaluation was finished."""
     verdict = read_verdict(run)
     samples = read_jsonl(run.path / "samples.jsonl", Sample)
     items = read_jsonl(run.path / "suites.jsonl", SuiteItem) if verdict.suites else []
@@ -145,6 +151,9 @@ def page(run: Run, runs: Runs) -> str:
         "names": {"baseline": _name(verdict.baseline), "candidate": _name(verdict.candidate)},
         "because": because,
         "notices": notices(verdict),
+        "sign_offs": sign_offs,
+        "blocks": standing(sign_offs, "block"),
+        "approvals_needed": run.record.config.get("approvals") or 0,
         "coverage": coverage(verdict),
         "floors": floor_rows(verdict.floors),
         "confidence": f"{100 * verdict.confidence_level:g}%",
