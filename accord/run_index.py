@@ -15,9 +15,11 @@ from typing import NamedTuple
 
 from pydantic import TypeAdapter, ValidationError
 
+from accord.digests import CLOCK_TICK_NS
 from accord.errors import TamperedError
 from accord.records import write_atomically
-from accord.runs import CLOCK_TICK_NS, read_record, run_folders
+from accord.run_record import read_record
+from accord.runs import run_folders
 
 INDEX = ".index.json"
 

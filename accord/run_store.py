@@ -21,7 +21,8 @@ from typing import Any
 
 from accord.errors import AccordError, TamperedError, UsageError
 from accord.progress import progress
-from accord.runs import RUN_ID, Run, read_record
+from accord.run_record import read_record
+from accord.runs import RUN_ID, Run
 
 RECORD = "record.json"
 

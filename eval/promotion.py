@@ -19,11 +19,12 @@ from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from accord.bundled import data_path
+from accord.digests import file_digest
 from accord.errors import AccordError, TamperedError, UsageError
 from accord.models.references import Model, resolve
 from accord.page.markdown import one_line
 from accord.records import content_id, describe, write_atomically
-from accord.runs import SIGN_OFFS, Run, Runs, file_digest
+from accord.runs import SIGN_OFFS, Run, Runs
 from eval.config import LmEval
 from eval.measuring import lm_eval
 from eval.page.model_card import model_card

@@ -29,6 +29,7 @@ from accord.config import Config
 from accord.data.config import DataConfig
 from accord.data.files import chunks
 from accord.data.reading import OWN, Reading, RowReader
+from accord.digests import file_digest
 from accord.errors import AccordError, DataError, UsageError
 from accord.records import (
     ORIGIN,
@@ -42,7 +43,7 @@ from accord.records import (
     jsonl,
     write_atomically,
 )
-from accord.runs import DataFile, Run, Runs, file_digest
+from accord.runs import DataFile, Run, Runs
 from accord.user_code import load, locate
 
 logger = logging.getLogger("accord.data")

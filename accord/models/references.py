@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from accord import bundled
+from accord.digests import file_digest
 from accord.errors import UsageError
 from accord.models.files import (
     ADAPTER,
@@ -20,7 +21,7 @@ from accord.models.files import (
     weights_folder,
 )
 from accord.records import content_id
-from accord.runs import Run, Runs, file_digest
+from accord.runs import Run, Runs
 from accord.tree import files_of_model
 
 WEIGHTS = ["*.safetensors"]

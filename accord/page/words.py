@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from accord.runs import RunRecord
+from accord.run_record import RunRecord
 from accord.statistics import Estimate
 
 STAGES = {

@@ -10,12 +10,12 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from accord.chat.tokens import encode_prompt
+from accord.digests import file_digest
 from accord.errors import SyncError, UsageError
 from accord.models.files import ADAPTER_WEIGHTS, has_virtual_tokens
 from accord.models.loading import load_policy, load_tokenizer
 from accord.models.references import Model
 from accord.records import Message
-from accord.runs import file_digest
 from accord.sampling.config import SamplingConfig
 from accord.sampling.protocol import Sampler
 from accord.sampling.replicas import Replicas

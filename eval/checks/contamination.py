@@ -25,9 +25,10 @@ from pydantic import BaseModel, ConfigDict
 
 from accord.bundled import data_path
 from accord.data.quality.overlap import How, TrainingText, find_overlaps, rank
+from accord.digests import file_digest
 from accord.errors import AccordError, DataError, TamperedError
 from accord.models.references import Model
-from accord.runs import Run, Runs, file_digest
+from accord.runs import Run, Runs
 from eval.rows import Sample, SuiteItem
 from sft.data import all_rows, sources_of
 

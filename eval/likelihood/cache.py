@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
 
+from accord.digests import file_digest
 from accord.models.loading import load_policy, load_tokenizer
 from accord.models.references import WEIGHT_AND_TOKENIZER_FILES, Model
 from accord.records import content_id, write_atomically
-from accord.runs import file_digest
 from accord.terminal import say
 from eval.likelihood.log_likelihood import LIKELIHOOD_VERSION, Item, LogLikelihood, log_likelihoods
 

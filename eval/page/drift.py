@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from accord.errors import AccordError
-from accord.runs import Run, RunRecord, Runs
+from accord.run_record import RunRecord
+from accord.runs import Run, Runs
 from eval.rows import SUITE
 from eval.suites.metrics import METRICS, Direction
 from eval.verdict.gate import Subject, Verdict, read_verdict

@@ -20,10 +20,12 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from accord.digests import file_digest
 from accord.errors import AccordError, TamperedError, UsageError
 from accord.models.references import Model
 from accord.records import content_id, describe, write_atomically
-from accord.runs import Run, RunRecord, Runs, file_digest
+from accord.run_record import RunRecord
+from accord.runs import Run, Runs
 from accord.tree import files_of_model
 from eval.checks.audit import Audit
 from eval.checks.contamination import Contamination

@@ -17,10 +17,11 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from accord.digests import file_digest
 from accord.errors import TamperedError, UsageError
 from accord.page.markdown import one_line
 from accord.records import content_id, describe
-from accord.runs import SIGN_OFFS, Run, file_digest
+from accord.runs import SIGN_OFFS, Run
 from eval.verdict.gate import read_verdict
 from eval.verdict.signing import (
     Signature,

@@ -175,7 +175,7 @@ def test_a_good_configuration_is_good_and_weights_are_hashed_once(
         return real(file, algorithm)
 
     monkeypatch.setattr("hashlib.file_digest", counting)
-    monkeypatch.setattr("accord.runs._digests", {})
+    monkeypatch.setattr("accord.digests._digests", {})
     check_round(changed(good, {}), runs)
     resolve(good["model"], runs)
     assert hashed.count("model.safetensors") == 1

@@ -13,7 +13,8 @@ from click.testing import CliRunner
 from accord.cli.main import main
 from accord.errors import TamperedError, UsageError
 from accord.run_index import INDEX, listed
-from accord.runs import RunRecord, Runs
+from accord.run_record import RunRecord
+from accord.runs import Runs
 
 MANY = 5_000
 

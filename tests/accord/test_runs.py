@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from accord.config import Config
+from accord.digests import file_digest
 from accord.errors import AccordError, DataError, TamperedError, UsageError, WaitingForAnnotatorsError
 from accord.models.references import resolve
-from accord.runs import DataFile, Run, Runs, Source, file_digest
+from accord.runs import DataFile, Run, Runs, Source
 
 ROOT = Path(__file__).parents[2]
 
@@ -395,7 +396,7 @@ def test_a_repository_around_an_installed_accord_is_not_accord_s(tmp_path: Path)
     }
     for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "somebody's own work"]):
         subprocess.run(["git", *command], cwd=tmp_path, check=True, env=os.environ | ours)
-    code = "import json; from accord.runs import _code_version; print(json.dumps(_code_version()))"
+    code = "import json; from accord.run_record import code_version; print(json.dumps(code_version()))"
     environment = os.environ | {"PYTHONPATH": str(installed)}
     found = subprocess.run(
         [sys.executable, "-c", code],

@@ -142,7 +142,7 @@ def test_what_was_never_evaluated_is_refused(passed_round: tuple[Run, Runs]) -> 
 
 def rewrite(run: Run, name: str, old: str, new: str, fix_record: bool) -> None:
     """Change a file of a finished run and, as a clever forger would, its hash in the record."""
-    from accord.runs import file_digest
+    from accord.digests import file_digest
 
     path = run.path / name
     text = path.read_text()

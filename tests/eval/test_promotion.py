@@ -16,12 +16,13 @@ from markdown_it import MarkdownIt
 from synthetic_round import make_round, model
 
 from accord.cli.main import main
+from accord.digests import file_digest
 from accord.errors import AccordError, TamperedError, UsageError
 from accord.models.references import Model, resolve
 from accord.page.markdown import code, one_line, table
 from accord.page.words import number, percent
 from accord.records import read_jsonl
-from accord.runs import DataFile, Run, Runs, file_digest
+from accord.runs import DataFile, Run, Runs
 from eval.conclude import Evidence, conclude
 from eval.config import EvalConfig
 from eval.page.model_card import file_name

@@ -12,8 +12,9 @@ from markdown_it import MarkdownIt
 from synthetic_round import make_round
 
 from accord.cli.main import main
+from accord.digests import file_digest
 from accord.errors import TamperedError, UsageError
-from accord.runs import SIGN_OFFS, Run, Runs, file_digest
+from accord.runs import SIGN_OFFS, Run, Runs
 from eval.page.report import rebuild
 from eval.promotion import read_entries
 from eval.verdict.gate import SIGNATURE, read_verdict
