@@ -67,7 +67,7 @@ PROFILES: dict[ProfileName, Profile] = {
         approvals=1,
     ),
     "classifier": Profile(
-        "a model that answers with one of a few labels, measured on suites of your own",
+        "a model that answers with one of a few labels",
         suites=(),
         gate={},
         of_labelled={

@@ -6,7 +6,7 @@
 - Other means: Student's with the corrections of eval/statistics/means.py, as for differences.
 
 Wilson's interval is shorter, but one of its limits misses rare values too often: a single yes in 80 has a lower limit
-of 0.2%, and where that is the truth, one evaluation in seven finds a yes. benchmarks/gate_simulation.py counts.
+of 0.2%, and where that is the truth, one evaluation in six finds a yes. benchmarks/gate_simulation.py counts.
 """
 
 import math
