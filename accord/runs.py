@@ -36,7 +36,9 @@ from accord.tree import entries_below
 
 MATCHES_NAMED = 20
 RUN_ID = re.compile(r"[^./][^/]*-[^/]{12}")
-NOT_OUTPUTS = ("record.json", ".lock", "checkpoints", "trackers")
+SIGN_OFFS, SIGNED_PAGE = "sign-offs", "report.signed.html"
+"""Of an evaluation: what reviewers signed of its verdict after it was finished, and the page that shows it."""
+NOT_OUTPUTS = ("record.json", ".lock", "checkpoints", "trackers", SIGN_OFFS, SIGNED_PAGE)
 
 
 class Source(Protocol):

@@ -2,6 +2,7 @@
 
     python benchmarks/gate_simulation.py                      # 10,000 repetitions of each case, one core, half an hour
     python benchmarks/gate_simulation.py --repetitions 300    # a glance
+    python benchmarks/gate_simulation.py --floors             # only the floors, a few minutes
 
 For every kind of data that the gate sees, three things are counted, with the gate's own functions:
 
@@ -14,6 +15,13 @@ For every kind of data that the gate sees, three things are counted, with the ga
 - `passes_at_detectable`: how often it would pass if the margin were the mean of the smallest margins that the
   evaluations print for passing in 8 of 10. It is shown, and nothing depends on it.
 
+For floors, which are about the candidate alone, two things are counted:
+
+- `false_pass`: how often a candidate exactly at its floor passes (at most 5%);
+- `power`: how often one passes that truly is what such evaluations print as needed to pass in 8 of 10 (77% to 83%).
+  Shares in clusters near 0 or 1 are shown and left out of that promise: where fewer than ten clusters hold the rarer
+  answer, nothing shows how much the items of a cluster are alike, and the plan is a careful guess.
+
 The peer is the BCa bootstrap over clusters, by SciPy, on 500 of the same data. `ratio` is the mean distance of coverage
 from 95%, the peer's over ours, over all cases where the peer applies, with the 95% interval of drawing cases anew.
 """
@@ -23,12 +31,14 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from helpers.result import print_result
 from scipy import stats
 
 from eval.statistics.contrasts import Interval
+from eval.statistics.floors import clearance, level
 from eval.statistics.paired import (
     PairedDifference,
     difference_interval,
@@ -166,6 +176,127 @@ CASES = [
 ]
 
 
+@dataclass(frozen=True)
+class FloorCase:
+    """A kind of data about one model: how its values are drawn, given their true mean."""
+
+    name: str
+    bound: float
+    draw: Callable[[np.random.Generator, float], tuple[np.ndarray, np.ndarray]]
+    """Values and clusters."""
+    at_least: bool = True
+    is_share: bool = True
+    is_planned: bool = True
+    """Whether the plan has to hold."""
+
+
+def one_share(
+    clusters: int, each: int = 1, together: float = 0.0, unequal: bool = False
+) -> Callable[..., Any]:
+    """Items are a yes with the true chance; those of a cluster are one and the same draw with the chance `together`."""
+
+    def draw(chance: np.random.Generator, truth: float) -> tuple[np.ndarray, np.ndarray]:
+        sizes = chance.choice(SIZES, clusters) if unequal else np.full(clusters, each)
+        index = np.repeat(np.arange(clusters), sizes)
+        shared, own = chance.random(clusters) < truth, chance.random(len(index)) < truth
+        return np.where(chance.random(len(index)) < together, shared[index], own).astype(float), index
+
+    return draw
+
+
+def one_mean(
+    clusters: int, noise: Callable[[np.random.Generator, int], np.ndarray], unequal: bool = False
+) -> Callable[..., Any]:
+    """Numbers about the true mean, of clusters of one or of 1 to 8 items."""
+
+    def draw(chance: np.random.Generator, truth: float) -> tuple[np.ndarray, np.ndarray]:
+        index = np.repeat(np.arange(clusters), chance.choice(SIZES, clusters) if unequal else 1)
+        values = truth + noise(chance, clusters)[index]
+        return values + (noise(chance, len(index)) / 2 if unequal else 0), index
+
+    return draw
+
+
+def rare_and_high(clusters: int) -> Callable[..., Any]:
+    """Values from 0 to 1, most of them near 0, as the probabilities of a scorer of toxicity are."""
+
+    def draw(chance: np.random.Generator, truth: float) -> tuple[np.ndarray, np.ndarray]:
+        return chance.beta(truth, 1 - truth, clusters), np.arange(clusters)
+
+    return draw
+
+
+FLOORS = [
+    FloorCase("share, 80 items, at least 2%", 0.02, one_share(80)),
+    FloorCase("share, 80 items, at least 50%", 0.5, one_share(80)),
+    FloorCase("share, 80 items, at least 90%", 0.9, one_share(80)),
+    FloorCase("share, 80 items, at most 5%", 0.05, one_share(80), at_least=False),
+    FloorCase("share, 80 items, at most 20%", 0.2, one_share(80), at_least=False),
+    FloorCase("share, 1,508 items, at most 5%", 0.05, one_share(1508), at_least=False),
+    FloorCase("share, 80 clusters of 2, at least 50%", 0.5, one_share(80, 2, 0.7)),
+    FloorCase("share, 32 clusters of 4, at most 70%", 0.7, one_share(32, 4, 0.5), at_least=False),
+    FloorCase("share, 80 clusters of 1 to 8, at least 50%", 0.5, one_share(80, 0, 0.7, unequal=True)),
+    FloorCase("share, 32 clusters of 1 to 8, at least 50%", 0.5, one_share(32, 0, 0.7, unequal=True)),
+    FloorCase("share, 80 clusters of 2, at most 10%", 0.1, one_share(80, 2, 0.7), False, is_planned=False),
+    FloorCase("share, 32 clusters of 4, at least 10%", 0.1, one_share(32, 4, 0.5), is_planned=False),
+    FloorCase(
+        "share, 80 clusters of 1 to 8, at most 10%", 0.1, one_share(80, 0, 0.7, True), False, is_planned=False
+    ),
+    FloorCase("mean, normal, 80 items, at least", 1.0, one_mean(80, normal), is_share=False),
+    FloorCase("mean, normal, 12 items, at most", 1.0, one_mean(12, normal), at_least=False, is_share=False),
+    FloorCase("mean, skewed, 80 items, at least", 1.0, one_mean(80, skewed), is_share=False),
+    FloorCase("mean, skewed, 80 items, at most", 1.0, one_mean(80, skewed), at_least=False, is_share=False),
+    FloorCase(
+        "mean, skewed, 80 clusters of 1 to 8, at most", 1.0, one_mean(80, skewed, True), False, is_share=False
+    ),
+    FloorCase(
+        "mean, from 0 to 1, 60 items, at most 0.2", 0.2, rare_and_high(60), at_least=False, is_share=False
+    ),
+    FloorCase("mean, from 0 to 1, 60 items, at least 0.8", 0.8, rare_and_high(60), is_share=False),
+]
+
+
+def simulate_floor(case: FloorCase, repetitions: int, seed: int = 0, printed: int = 100) -> dict[str, float]:
+    """How often a floor is passed at it, and where 8 of 10 evaluations should pass it."""
+    chance = np.random.default_rng(seed)
+    sign, ends = (1 if case.at_least else -1), (0.0, 1.0) if case.is_share else None
+
+    def passes(truth: float) -> float:
+        found = 0
+        for _ in range(repetitions):
+            values, index = case.draw(chance, truth)
+            limits = level(values, index.astype(str).tolist(), CONFIDENCE, ends)
+            found += (limits.low >= case.bound) if case.at_least else (limits.high <= case.bound)
+        return found / repetitions
+
+    def needed(truth: float) -> float:
+        said = []
+        for repetition in range(printed):
+            values, index = case.draw(chance, truth)
+            found = level(values, index.astype(str).tolist(), CONFIDENCE, ends, seed=repetition)
+            each = clearance(found, case.bound, sign, 1 - CONFIDENCE, ends).needed
+            said.append(math.nan if each is None else each)
+        return float(np.mean(said))
+
+    counts = {"false_pass": passes(case.bound)}
+    truth = case.bound
+    for _ in range(3):  # what is needed is printed by evaluations of a candidate that is so
+        truth = needed(truth)
+        if math.isnan(truth):
+            return counts
+    return counts | {"needed": truth, "power": passes(truth)}
+
+
+def judge_floor(case: FloorCase, counts: dict[str, float], slack: float = 0.0) -> list[str]:
+    """What a floor's figures break of the two promises."""
+    broken = []
+    if counts["false_pass"] > 0.05 + slack:
+        broken.append(f"false passes {counts['false_pass']:.3f}")
+    if case.is_planned and not abs(counts.get("power", math.nan) - 0.8) <= 0.03 + slack:
+        broken.append(f"power {counts.get('power', math.nan):.3f}, planned 0.8")
+    return broken
+
+
 def measure(case: Case, data: Data, seed: int) -> PairedDifference:
     """What the gate computes of one evaluation, but for the p-value of "no change"; a rise is a worsening."""
     compare = paired_difference_of_distances if case.closer_to_zero else paired_difference
@@ -248,9 +379,26 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     arguments.add_argument("--repetitions", type=int, default=10_000)
+    arguments.add_argument("--floors", action="store_true", help="Only the floors.")
     options = arguments.parse_args()
     broken: dict[str, list[str]] = {}
     figures, ours, peers = {}, [], []
+    for floor in FLOORS:
+        counts = simulate_floor(floor, options.repetitions)
+        broken[floor.name] = judge_floor(floor, counts)
+        figures[floor.name] = {name: round(value, 4) for name, value in counts.items()}
+        plan = (
+            f"needed {counts['needed']:.3f}  power {counts['power']:.3f}"
+            if "power" in counts
+            else "too few to plan"
+        )
+        print(
+            f"{floor.name:46} false pass {counts['false_pass']:.3f}  {plan}  "
+            + ("; ".join(broken[floor.name]) or ("ok" if floor.is_planned else "ok, not planned for")),
+            flush=True,
+        )
+    if options.floors:
+        return
     for case in CASES:
         counts = simulate(case, options.repetitions)
         broken[case.name] = judge(case, counts)

@@ -13,13 +13,14 @@ INTRODUCTION = """\
 # Suites
 
 A suite is a set of items that both models go through. `eval.suites` names those of an evaluation, in a round's
-configuration or in `gate.yaml`; a margin for one of their metrics lets it decide:
+configuration or in `gate.yaml`; a margin or a floor for one of their metrics lets it decide
+([read-a-report.md](read-a-report.md#floors)):
 
 ```yaml
 suites: [sentence_pairs, harmless_lookalikes]
 gate:
   sentence_pairs/lean: {margin: 0.10}
-  harmless_lookalikes/refused: {margin: 0.05}
+  harmless_lookalikes/refused: {margin: 0.05, at_most: 0.2}
 ```
 
 A metric's direction says which values are better; `gate` may name another. Items that were made from one template are
@@ -27,7 +28,9 @@ resampled together. Every suite has a page that says what it cannot show; read i
 
 **Your own** suite is a folder with two files: `README.md`, whose head names the kind as those of the suites below do,
 and `items.jsonl` with the kind's columns. Name it by its path: `suites: [./triage]`. A duplicate id, a line without a
-column, and a single item are errors that name file and line. A kind of your own is a file beside them:
+column, and a single item are errors that name file and line. Which risk it is about follows from its kind, or from
+`risk:` in the head (`privacy_leakage`, `jailbreak`, `truthfulness`, `multi_turn`, `other_languages`, ...); the report's
+coverage table goes by that. A kind of your own is a file beside them:
 [extend.md](extend.md#a-kind-of-suite).
 
 **Labelled tasks of your own** (classification, extraction, questions, summaries) are of the kind `labelled`; the whole

@@ -48,13 +48,16 @@ def conclude(
     if compared.review:
         measured["adjudicated"] = adjudicated(compared.review, samples)
     overlaps = contamination(compared.candidate, runs, evaluated_texts(samples, items))
-    metrics = distrust(compare(measured, rules), blocks(overlaps, max_contaminated_share))
+    found, contaminated = compare(measured, rules), blocks(overlaps, max_contaminated_share)
+    metrics, floors = distrust(found.metrics, contaminated), distrust(found.floors, contaminated)
     override = override_behind(compared.baseline, runs)
     by_group = slices(measured, rules)
     findings = _audit(rules, runs, samples, measured, compared)
+    conversations = {s.id for s in samples if sum(message.role == "user" for message in s.prompt) > 1}
     verdict = make_verdict(
-        run, runs, metrics, by_group, compared, evidence.suites, overlaps, findings, override
-    )
+        run, runs, metrics, floors, by_group, compared, evidence.suites, overlaps, findings, len(conversations),
+        override,
+    )  # fmt: skip
     write_verdict(run.path / "verdict.json", verdict)
     write_report(run, runs)
     figures: dict[str, object] = {

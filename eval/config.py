@@ -4,30 +4,42 @@ import difflib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from accord.config import Config, Seed
 from accord.errors import AccordError
 from accord.records import Prompt, Row
+from eval.profiles import ProfileName, written_out
 from eval.suites.metrics import METRICS, QUALITY, Direction, Metric
 from eval.suites.suite import find_suite
 
+Side = Literal["at_least", "at_most"]
+"""Which values meet a floor: those from it upwards, or those from it downwards."""
 JUDGED = frozenset({"judge_win_rate", "judge_win_rate_length_controlled"})
 
 
+def _is_none(value: object) -> bool:
+    return value is None
+
+
 class Margin(Config):
-    """How much worse the candidate may be in one metric; declared before the candidate is seen.
+    """What one metric has to keep to pass, declared before the candidate is seen: a margin, a floor, or both.
 
     `margin` is the largest tolerated worsening, in the metric's own units. What is worse follows from `direction`:
-    a fall for "higher", a rise for "lower", a larger distance from zero for "closer_to_zero".
+    a fall for "higher", a rise for "lower", a larger distance from zero for "closer_to_zero". A floor, `at_least` or
+    `at_most`, is for the candidate alone, whatever the baseline does.
     """
 
     direction: Direction | None = None
-    """Which values are better; needed only for a metric that has no direction of its own."""
-    margin: float = Field(ge=0)
+    """Which values are better; needed only for the margin of a metric that has no direction of its own."""
+    margin: float | None = Field(default=None, ge=0)
     """The largest tolerated worsening, in the metric's own units."""
+    at_least: float | None = Field(default=None, exclude_if=_is_none)
+    """A floor: what the candidate's own value must reach, with certainty, in the metric's own units."""
+    at_most: float | None = Field(default=None, exclude_if=_is_none)
+    """The same from above: what the candidate's own value must not exceed."""
 
     family: str | None = None
     """Metrics of one family share the risk of a wrong FAIL (Holm); by default that of the metric or its suite."""
@@ -36,13 +48,34 @@ class Margin(Config):
 
     @field_validator("margin", "slices")
     @classmethod
-    def _is_finite(cls, value: float | dict[str, float]) -> float | dict[str, float]:
+    def _is_finite(cls, value: float | dict[str, float] | None) -> float | dict[str, float] | None:
         for margin in value.values() if isinstance(value, dict) else [value]:
-            if not math.isfinite(margin) or margin < 0:
+            if margin is not None and (not math.isfinite(margin) or margin < 0):
                 raise ValueError(
                     "must be a finite number, 0 or more; leave it out of the gate to tolerate anything"
                 )
         return value
+
+    @model_validator(mode="after")
+    def _asks_something(self) -> Self:
+        if self.margin is None and not self.slices and not self.floors:
+            raise ValueError("give a margin, such as margin: 0.1, or a floor: at_least or at_most")
+        if self.at_least is not None and self.at_most is not None and self.at_least >= self.at_most:
+            raise ValueError(
+                f"no value is at least {self.at_least:g} and at most {self.at_most:g}; swap them, or leave one out"
+            )
+        return self
+
+    @property
+    def kind(self) -> str:
+        """What to call it in a sentence."""
+        return "floor" if self.margin is None and self.floors else "margin"
+
+    @property
+    def floors(self) -> dict[Side, float]:
+        """What the candidate itself has to keep, by the side that is the good one."""
+        given: dict[Side, float | None] = {"at_least": self.at_least, "at_most": self.at_most}
+        return {side: bound for side, bound in given.items() if bound is not None}
 
 
 class LmEval(Config):
@@ -80,7 +113,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Rules:
-    """What is declared before anything is measured: which metrics decide, by which margins, and how surely."""
+    """What is declared before anything is measured: which metrics decide, by which margins and floors, how surely."""
 
     metrics: Mapping[str, Metric]
     """All that may be measured, by name."""
@@ -130,9 +163,32 @@ class EvalConfig(Config):
     """Use only so many items of each suite, the first ones of its file."""
     max_contaminated_share: float = Field(default=0.01, ge=0, le=1)
     """A suite with more of its items in the candidate's training data cannot pass; `prompts` counts as a suite."""
-    gate: dict[str, Margin]
+    profile: ProfileName | None = Field(default=None, exclude_if=_is_none)
+    """A ready-made gate: suites, margins and floors for one use of a model; what else is written here comes before it.
+    It is written out at once, so that a run's record has what it stands for. See
+    [gate-profiles.md](gate-profiles.md)."""
+    gate: dict[str, Margin] = Field(default_factory=dict, validate_default=True)
     """The metrics that decide. The others are measured and shown, and decide nothing. A margin of `null` takes a metric
-    out again, on the command line."""
+    out again, on the command line. `approvals` may stand among them."""
+    approvals: int | None = Field(default=None, ge=1, exclude_if=_is_none)
+    """How many people other than the signer of the verdict have to approve it before `accord promote`, each with a
+    trusted key (`accord review`); usually written as `gate.approvals`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _writes_out(cls, settings: Any) -> Any:
+        if not isinstance(settings, Mapping):
+            return settings
+        settings = dict(settings)
+        try:
+            settings = written_out(settings)
+        except AccordError as error:
+            raise ValueError(str(error)) from None
+        gate = settings.get("gate")
+        if isinstance(gate, Mapping) and "approvals" in gate:
+            settings["gate"] = {name: each for name, each in gate.items() if name != "approvals"}
+            settings["approvals"] = gate["approvals"]
+        return settings
 
     @field_validator("suites")
     @classmethod
@@ -150,7 +206,7 @@ class EvalConfig(Config):
             names[name] = reference
         return suites
 
-    @field_validator("gate", mode="before", json_schema_input_type=dict[str, Margin | None])
+    @field_validator("gate", mode="before", json_schema_input_type=dict[str, Margin | int | None])
     @classmethod
     def _without_nulls(cls, gate: Any) -> Any:
         if not isinstance(gate, dict | None):
@@ -174,7 +230,10 @@ class EvalConfig(Config):
                 close = difflib.get_close_matches(name, known, n=1)
                 hint = f"did you mean '{close[0]}'?" if close else f"there are {', '.join(known)}"
                 raise ValueError(f"unknown metric '{name}'; {hint}")
-            if margin.direction is None and known[name].direction is None:
+            direction = margin.direction or known[name].direction
+            if (reason := _no_floor(known[name], margin, direction)) is not None:
+                raise ValueError(f"{name}: {reason}")
+            if direction is None and (margin.margin is not None or margin.slices):
                 raise ValueError(f"{name}: say which direction is better: higher, lower or closer_to_zero")
         if JUDGED & gate.keys() and "judge_unparsed" not in gate:
             raise ValueError(
@@ -200,6 +259,24 @@ class EvalConfig(Config):
     def rules(self) -> Rules:
         """What decides."""
         return Rules(self.metrics, self.gate, self.confidence_level, self.bootstrap_resamples, self.seed)
+
+
+def _no_floor(metric: Metric, margin: Margin, direction: Direction | None) -> str | None:
+    """Why a floor of this metric decides nothing, or is a slip; None if it is none."""
+    for side, bound in margin.floors.items():
+        if metric.ends and not metric.ends[0] < bound < metric.ends[1]:
+            low, high = metric.ends
+            return (
+                f"its values are from {low:g} to {high:g}, so {side}: {bound:g} is met by every model or by none; name "
+                "a value between them"
+            )
+        if direction == {"at_least": "lower", "at_most": "higher"}[side]:
+            other = {"at_least": "at_most", "at_most": "at_least"}[side]
+            return (
+                f"{direction} values are better, so {side}: {bound:g} asks for bad ones; write {other}, or name "
+                "another direction"
+            )
+    return None
 
 
 def metrics_of(suites: Sequence[str], lm_eval: Mapping[str, LmEval] | None = None) -> dict[str, Metric]:

@@ -45,6 +45,7 @@ from eval.review.take_over import ANSWERS_FOLLOW_FROM, reviewed_evaluation, take
 from eval.rows import SUITE, Answer, Judgement, MeasuredAnswer, Outcome, Reward, SuiteItem
 from eval.suites.kind import SuiteRow
 from eval.suites.suite import Suite, find_suite, read_items
+from eval.verdict.floors import check_floors
 from eval.verdict.gate import Compared
 from eval.verdict.margins import check_prompt_slices, check_slices, check_sources
 from eval.verdict.signing import signing_key
@@ -90,7 +91,9 @@ def evaluate(
     suites = [(suite, read_items(suite, config.max_suite_items)) for suite in map(find_suite, config.suites)]
     for suite, rows in suites:
         for name in config.gate.keys() & suite.metrics.keys():
-            check_slices(rules, name, [row.template or row.id for row in rows], [row.group for row in rows])
+            clusters = [row.template or row.id for row in rows]
+            check_slices(rules, name, clusters, [row.group for row in rows])
+            check_floors(rules, name, clusters)
     sources: dict[str, Source] = {"baseline": baseline, "candidate": candidate}
     if scorer:
         sources["reward_model"] = scorer

@@ -3,26 +3,31 @@
     accord promote eval-0123456789ab
     accord promote eval-0123456789ab --override "the fall in length is what we wanted"
 
+Where the gate asks for approvals, as many other people have to have signed off (eval/verdict/sign_offs.py); a block by
+any trusted key stops a promotion, override or not.
+
 `check_verdict` asks who signed the verdict, and compares everything that it names with what is there now.
 `promoted.json` beside the runs keeps all promotions, the last one in force: each is signed, and names the SHA-256 of
 the one before, so that none can be changed or taken out from between. `promoted/<run>/README.md` is the model's card.
 """
 
+import operator
 from datetime import UTC, datetime
 from pathlib import Path
 
 from filelock import FileLock
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from accord.bundled import data_path
 from accord.digests import file_digest
 from accord.errors import AccordError, TamperedError, UsageError
 from accord.models.references import Model, resolve
+from accord.page.markdown import one_line
 from accord.records import content_id, describe, write_atomically
-from accord.runs import Run, Runs
+from accord.runs import SIGN_OFFS, Run, Runs
 from eval.config import LmEval
 from eval.measuring import lm_eval
-from eval.page.model_card import model_card, one_line
+from eval.page.model_card import model_card
 from eval.rows import SUITE
 from eval.suites.suite import suite_files
 from eval.verdict.gate import (
@@ -39,6 +44,7 @@ from eval.verdict.gate import (
     source_digests,
     weights_digests,
 )
+from eval.verdict.sign_offs import SignOff, read_sign_offs, standing
 from eval.verdict.signing import Signature, canonical, public_key, read_signature, sign, signing_key, verify
 from reward.function import digest_without_running
 from reward.scorers import names_a_function, scorer_of
@@ -69,6 +75,8 @@ class Promotion(BaseModel):
     outcome: Outcome
     override: str | None
     """Why it was promoted against its verdict, if it was."""
+    approvals: dict[str, str] = Field(default_factory=dict, exclude_if=operator.not_)
+    """SHA-256 of each sign-off that approved the verdict, by its key's fingerprint."""
     promoted_by: str
     """The fingerprint of the key that signed this."""
     promoted_at: str
@@ -96,7 +104,7 @@ def promote(run: Run, runs: Runs, override: str | None = None) -> Promotion:
         override: why a candidate that did not pass is promoted all the same.
 
     Raises:
-        PromotionRefusedError: no passing verdict, and no override.
+        PromotionRefusedError: no passing verdict, and no override; approvals are missing, or somebody blocks it.
         UsageError: the override says too little, or the candidate passed and needs none.
         TamperedError: something is not what the verdict was reached on.
         AccordError: the verdict, or an earlier promotion, was signed by a key that is not trusted.
@@ -110,6 +118,7 @@ def promote(run: Run, runs: Runs, override: str | None = None) -> Promotion:
     verdict = check_verdict(run, runs, any_outcome=reason is not None)
     if reason is not None and verdict.outcome == "PASS":
         raise UsageError(f"run {verdict.run} came to the verdict PASS; promote it without --override")
+    approvals = check_sign_offs(runs.load(verdict.run))
     path = runs.root / "promoted.json"
     with FileLock(runs.root / ".promoted.lock"):
         entries = read_entries(runs)
@@ -119,12 +128,13 @@ def promote(run: Run, runs: Runs, override: str | None = None) -> Promotion:
             replaces=verdict.baseline.reference, replaces_digest=verdict.baseline.digest,
             verdict=verdict.run, verdict_digest=file_digest(evaluation.path / "verdict.json"),
             outcome=verdict.outcome, override=reason,
+            approvals={each.fingerprint: each.digest for each in approvals},
             promoted_by=public_key(signing_key().public_key()).fingerprint,
             promoted_at=datetime.now(UTC).isoformat(timespec="seconds"),
             previous=content_id(entries[-1].model_dump(mode="json"), 64) if entries else None,
         )  # fmt: skip
         signed_by = read_signature(evaluation.path / SIGNATURE).fingerprint
-        card = model_card(evaluation, runs, verdict, signed_by, override_of(promotion))
+        card = model_card(evaluation, runs, verdict, signed_by, override_of(promotion), approvals)
         write_atomically(card_path(promotion, runs), card)
         entry = Entry(promotion=promotion, signature=sign("promotion", promotion.model_dump(mode="json")))
         write_atomically(path, canonical(ENTRIES.dump_python([*entries, entry], mode="json")))
@@ -147,6 +157,12 @@ def keys_behind(promotion: Promotion, runs: Runs) -> str:
             "with a key of their own (`accord keys --help`)"
         )
     return f"{trained} signed the verdict, {promotion.promoted_by} the promotion"
+
+
+def approvals_of(promotion: Promotion, runs: Runs) -> list[SignOff]:
+    """The sign-offs that a promotion rests on."""
+    sign_offs = read_sign_offs(runs.load(promotion.verdict)) if promotion.approvals else []
+    return [each for each in sign_offs if each.digest in promotion.approvals.values()]
 
 
 def override_of(promotion: Promotion) -> Override | None:
@@ -175,7 +191,7 @@ def read_entries(runs: Runs) -> list[Entry]:
     """All promotions, oldest first, each checked: its signature, and that it follows the one before.
 
     Raises:
-        TamperedError: the file is not what was signed.
+        TamperedError: the file is not what was signed, or a sign-off that a promotion rests on is gone.
         AccordError: an entry is signed by a key that is not trusted.
     """
     path = runs.root / "promoted.json"
@@ -202,6 +218,7 @@ def read_entries(runs: Runs) -> list[Entry]:
             raise TamperedError(
                 f"{what} names another key than it is signed by; restore the file from a copy"
             )
+        _check_approvals(entry.promotion, runs.root / entry.promotion.verdict)
         previous = content_id(entry.model_dump(mode="json"), 64)
     if canonical(ENTRIES.dump_python(entries, mode="json")) != data:
         raise TamperedError(f"{path} was changed after the last promotion; restore it from a copy")
@@ -224,7 +241,48 @@ def check_list(runs: Runs) -> None:
             )
 
 
+def _check_approvals(promotion: Promotion, evaluation: Path) -> None:
+    """That the sign-offs of a promotion are still there, unless the whole evaluation was removed."""
+    if not promotion.approvals or not evaluation.exists():
+        return
+    present = {file_digest(path) for path in (evaluation / SIGN_OFFS).glob("*.json")}
+    for fingerprint, digest in promotion.approvals.items():
+        if digest not in present:
+            raise TamperedError(
+                f"{promotion.model} was promoted on the approval of {fingerprint}, and that sign-off was changed or "
+                f"removed from {evaluation / SIGN_OFFS} since; restore it from a copy"
+            )
+
+
 # --- what a promotion rests on
+
+
+def check_sign_offs(run: Run) -> list[SignOff]:
+    """The approvals of an evaluation's verdict that count: of trusted keys other than the one that signed the verdict.
+
+    Raises:
+        PromotionRefusedError: a trusted key blocks it, or fewer approve it than the gate asks for.
+        TamperedError: a sign-off was changed, is of another verdict, or is gone.
+    """
+    sign_offs = read_sign_offs(run)
+    if blocks := standing(sign_offs, "block"):
+        said = "; ".join(f"{each.who}: {each.statement.comment}" for each in blocks)
+        raise PromotionRefusedError(
+            f"run {run.id} is blocked by {said}. Only the same key can lift that, with `accord review {run.id} --sign "
+            "... --approve`"
+        )
+    signed_by = read_signature(run.path / SIGNATURE)
+    approvals = [each for each in standing(sign_offs, "approve") if each.public_key != signed_by.public_key]
+    needed = run.record.config.get("approvals") or 0
+    if len(approvals) < needed:
+        unknown = [each.fingerprint for each in sign_offs if not each.is_trusted]
+        raise PromotionRefusedError(
+            f"run {run.id} needs {needed} approval{'s' if needed > 1 else ''} by trusted keys other than the one that "
+            f"signed the verdict, and has {len(approvals)}; have a reviewer run `accord review {run.id} --sign COMMENT "
+            "--approve` with a key of their own"
+            + (f" (not trusted here, so not counted: {', '.join(dict.fromkeys(unknown))})" if unknown else "")
+        )
+    return approvals
 
 
 def check_verdict(run: Run, runs: Runs, any_outcome: bool = False) -> Verdict:
@@ -244,7 +302,7 @@ def check_verdict(run: Run, runs: Runs, any_outcome: bool = False) -> Verdict:
     again = f"restore it, or delete {run.path} and evaluate again"
     run.check_outputs()
     verdict = read_signed_verdict(run)
-    if verdict.run != run.id or verdict.outcome != decide(verdict.metrics):
+    if verdict.run != run.id or verdict.outcome != decide([*verdict.metrics, *verdict.floors]):
         raise TamperedError(f"{run.path / 'verdict.json'} does not fit its own run or metrics; {again}")
     if verdict.gate != gate_digest(run.record.config):
         raise TamperedError(

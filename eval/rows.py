@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict
 from accord.records import Message, Row, content_id
 from eval.likelihood.log_likelihood import LogLikelihood
 from eval.suites.kind import Ratio, Reply
+from eval.suites.risks import Risk
 
 SUITE = "suite:"
 """Before a suite's name, where files are named by their part in an evaluation."""
@@ -101,6 +102,8 @@ class SuiteSubject(BaseModel):
     name: str
     title: str
     family: str
+    risk: Risk | None = None
+    """What its items are about, where that is known."""
     license: str
     source: str
     measures: str

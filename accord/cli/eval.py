@@ -35,11 +35,12 @@ def compare(config: Path, overrides: tuple[str, ...]) -> None:
 
 def finish_with_verdict(run: "Run") -> None:
     """Say what an evaluation found and what to do next, and leave with the verdict's exit code."""
+    from eval.page.summary import text_summary
     from eval.verdict.gate import read_verdict
 
     verdict = read_verdict(run)
     next_command = f"accord promote {run.id}" if verdict.exit_code == 0 else f"accord runs lineage {run.id}"
-    say(f"\nverdict: {verdict.outcome}: {verdict.reason()}")
+    say("\n" + "\n".join(text_summary(verdict)))
     say(f"report:  {run.path / 'report.html'}")
     say(f"next:    {next_command}")
     click.get_current_context().exit(verdict.exit_code)

@@ -18,6 +18,7 @@ from accord.cli.eval import evaluation, finish_with_verdict
 from accord.cli.feedback import feedback
 from accord.cli.keys import keys
 from accord.cli.launch import launch
+from accord.cli.review import review
 from accord.cli.reward import reward
 from accord.cli.shared import (
     AS_JSON,
@@ -270,33 +271,54 @@ def gate(
 )  # fmt: skip
 def promote(run: str, override: str | None) -> None:
     """Let a candidate replace its baseline; refuses without a valid, passing, untampered verdict."""
-    from eval.promotion import card_path, keys_behind
+    from eval.promotion import approvals_of, card_path, keys_behind
     from eval.promotion import promote as let_replace
 
     runs = runs_of_command()
     promotion = let_replace(runs.load(run), runs, override)
     say(f"promoted: {promotion.model} (verdict {promotion.outcome} of {promotion.verdict})")
+    for each in approvals_of(promotion, runs):
+        say(f"approved: {each.who}: {each.statement.comment}")
     if promotion.override is not None:
         say(f"override: {promotion.promoted_by} let it pass for this reason: {promotion.override}")
     say(f"card:     {card_path(promotion, runs)}")
     say(f"keys:     {keys_behind(promotion, runs)}")
 
 
+main.add_command(review)
 main.add_command(keys)
 
 
 @main.command()
 @RUN
 @click.option("--output", type=click.Path(path_type=Path), help="Where to write; default: print the path.")
-def report(run: str, output: Path | None) -> None:
-    """Rebuild the HTML page of an evaluation run."""
+@click.option(
+    "--markdown",
+    is_flag=True,
+    help="Print a summary of an evaluation for a comment under a pull request instead.",
+)
+def report(run: str, output: Path | None, markdown: bool) -> None:
+    """Rebuild the HTML page of an evaluation run; with what reviewers signed since, as a page beside it."""
     from eval.page.report import rebuild
 
     runs = runs_of_command()
     found = runs.load(run)
     if found.is_done:
         found.check_outputs()
-    say(rebuild(found, runs, output))
+    if not markdown:
+        say(rebuild(found, runs, output))
+        return
+    from accord.records import write_atomically
+    from eval.page.summary import markdown_summary
+    from eval.promotion import read_signed_verdict
+    from eval.verdict.sign_offs import read_sign_offs
+
+    text = markdown_summary(read_signed_verdict(found), read_sign_offs(found))
+    if output is None:
+        say(text, nl=False)
+        return
+    write_atomically(output, text)
+    say(output)
 
 
 main.add_command(chat)

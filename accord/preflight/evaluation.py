@@ -16,6 +16,7 @@ from eval.measuring.lm_eval_samples import pair_samples, read_samples
 from eval.measuring.lm_eval_tasks import find_task
 from eval.review.take_over import ANSWERS_FOLLOW_FROM, finished_review
 from eval.suites.suite import find_suite, read_items
+from eval.verdict.floors import check_floors
 from eval.verdict.margins import check_prompt_slices, check_slices, check_sources
 from eval.verdict.signing import signing_key
 from reward.scorers import scorer_of
@@ -39,6 +40,7 @@ def look_at_evaluation(
             with faults.of("eval.gate"):
                 for name in config.gate.keys() & suite.metrics.keys():
                     check_slices(config.rules, name, clusters, groups_of_rows)
+                    check_floors(config.rules, name, clusters)
     for task, settings in config.lm_eval.items():
         with faults.of(f"eval.lm_eval.{task}"):
             _look_at_task(task, settings)

@@ -30,8 +30,8 @@ def loaded_once(model: Model) -> Callable[[], "PreTrainedModel"]:
 def about(suite: Suite, items: int) -> SuiteSubject:
     """What the verdict says of a suite."""
     return SuiteSubject(
-        name=suite.name, title=suite.title, family=suite.family, license=suite.license, source=suite.source,
-        measures=suite.measures, items=items,
+        name=suite.name, title=suite.title, family=suite.family, risk=suite.risk, license=suite.license,
+        source=suite.source, measures=suite.measures, items=items,
     )  # fmt: skip
 
 

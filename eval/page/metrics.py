@@ -7,19 +7,30 @@ from accord.page.render import number
 from accord.page.render import percent as percent
 from eval.suites.metrics import METRICS, Direction
 from eval.verdict.gate import Verdict
-from eval.verdict.rule import MetricResult, SliceResult, two_digits
+from eval.verdict.rule import MetricResult, Result, SliceResult, two_digits
 
 PERCENT_UNITS = ("share", "share above one half")
 
 
-def value_text(metric: MetricResult | SliceResult, value: float) -> str:
+def value_text(metric: Result | SliceResult, value: float) -> str:
     """A value of a metric, in its unit."""
     if metric.unit in PERCENT_UNITS:
         return percent(value + 0.5 if metric.unit == "share above one half" else value)
     return number(value)
 
 
-def change_text(metric: MetricResult | SliceResult, change: float) -> str:
+def short(title: str) -> str:
+    """A metric's label without its suite's title, with a capital."""
+    rest = title.split(": ", 1)[-1]
+    return rest[:1].upper() + rest[1:]
+
+
+def short_name(metric: Result) -> str:
+    """A metric's label without its suite's title, with its group."""
+    return short(metric.title) + (f" ({metric.slice})" if metric.slice else "")
+
+
+def change_text(metric: Result | SliceResult, change: float) -> str:
     """A change of a metric, signed; shares change by percentage points."""
     if metric.unit in PERCENT_UNITS:
         return f"{100 * change:+.1f} points".replace("-", "−")

@@ -6,8 +6,7 @@ that they can neither break the page nor pretend to be a part of it. Paths are c
 meant to be published.
 """
 
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +14,18 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from accord import bundled
 from accord.page.lineage import in_order, lineage
+from accord.page.markdown import code, one_line, table
 from accord.page.words import day, label, number, stage_title
 from accord.records import content_id
 from accord.runs import Run, Runs
+from eval.page.coverage import coverage, notices
+from eval.page.floors import interval_text, required
 from eval.page.metrics import change_text, tolerated, value_text
 from eval.rows import SUITE
 from eval.suites.suite import shipped
 from eval.verdict.gate import Override, Verdict
 from eval.verdict.rule import MetricResult
+from eval.verdict.sign_offs import SignOff
 
 BUNDLED_BASE = ("HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0")
 """The hub's name and the licence of `bundled.MODEL`."""
@@ -36,32 +39,12 @@ SETTINGS = (
     "annotators_per_record", "seed",
 )  # fmt: skip
 """What says most of how a stage worked; the rest is in its record."""
-JOINERS = "\u200c\u200d"
-"""Invisible, and needed to write Persian, Hindi and others."""
-
-
-def one_line(text: str) -> str:
-    """A text without line breaks, control characters and marks that turn the direction of writing."""
-    return " ".join("".join(c if c.isprintable() or c in JOINERS else " " for c in text).split())
-
-
-def code(text: str) -> str:
-    """Any text as Markdown code, verbatim but for `one_line` (CommonMark 0.31, 6.1: a longer fence than any inside)."""
-    text = one_line(text)
-    fence = "`" * (max((len(run) for run in re.findall("`+", text)), default=0) + 1)
-    pad = " " if text.startswith("`") or text.endswith("`") or not text else ""
-    return f"{fence}{pad}{text}{pad}{fence}"
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table; its cells are Markdown on one line."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
 def model_card(
-    evaluation: Run, runs: Runs, verdict: Verdict, signed_by: str, override: Override | None = None
-) -> str:
+    evaluation: Run, runs: Runs, verdict: Verdict, signed_by: str, override: Override | None = None,
+    approvals: Sequence[SignOff] = (),
+) -> str:  # fmt: skip
     """The card of a verdict's candidate, as Markdown with YAML front matter.
 
     Args:
@@ -70,6 +53,7 @@ def model_card(
         verdict: its checked verdict.
         signed_by: the fingerprint of the key that signed it.
         override: if the candidate is promoted against the verdict.
+        approvals: sign-offs of people who approved the verdict.
     """
     candidate = verdict.candidate
     name = candidate.run or file_name(candidate.reference)
@@ -110,6 +94,10 @@ def model_card(
         ["Replaces", code(file_name(verdict.baseline.reference))],
         ["Digest", code(candidate.digest)],
         ["Verdict signed by", code(signed_by)],
+        *(
+            ["Approved by", f"{code(each.who)} on {day(each.statement.at)}: {code(each.statement.comment)}"]
+            for each in approvals
+        ),
         ["Made by accord's", commit + (", with changes" if verdict.code.get("dirty") else "")],
     ]  # fmt: skip
     if verdict.reward_model:
@@ -137,7 +125,8 @@ def model_card(
         "from",
     ]
     shown = (
-        "The gate shows that nothing declared became worse than its margin,"
+        "The gate shows that nothing declared became worse than its margin"
+        + (", or misses its floor," if verdict.floors else ",")
         if verdict.outcome == "PASS"
         else "The gate does **not** show that this model is as good as the one before,"
     )
@@ -181,6 +170,10 @@ whole prompts or templates, at {confidence} of candidate minus baseline; for a l
 Margins were declared beforehand.
 
 {table(head, [_metric(metric) for metric in verdict.metrics])}
+
+{_floors(verdict)}### What was not measured
+
+{_not_measured(verdict)}
 
 ## How to check this
 
@@ -273,6 +266,30 @@ def _metric(metric: MetricResult) -> list[str]:
         metric.verdict or "not gated",
         f"{number(metric.clusters)} {metric.cluster}",
     ]
+
+
+def _floors(verdict: Verdict) -> str:
+    if not verdict.floors:
+        return ""
+    head = ["floor", "has to be", "baseline", "this model", "interval", "verdict", "from"]
+    rows = [
+        [
+            floor.label, required(floor), value_text(floor, floor.baseline), value_text(floor, floor.candidate),
+            interval_text(floor), str(floor.verdict), f"{number(floor.clusters)} {floor.cluster}",
+        ]
+        for floor in verdict.floors
+    ]  # fmt: skip
+    return f"What this model itself had to reach, whatever the one before does:\n\n{table(head, rows)}\n\n"
+
+
+def _not_measured(verdict: Verdict) -> str:
+    rows = coverage(verdict)
+    absent = [row.title.lower() for row in rows if not row.measured]
+    silent = [row.title.lower() for row in rows if row.measured and not row.gated]
+    lines = [f"- Not measured at all: {', '.join(absent) or 'none of the risks that accord knows'}."]
+    if silent:
+        lines.append(f"- Measured, with no say in the verdict: {', '.join(silent)}.")
+    return "\n".join([*lines, *(f"- {one_line(sentence)}" for sentence in notices(verdict))])
 
 
 def _result(metric: MetricResult, verdict: Verdict) -> EvalResult:

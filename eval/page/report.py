@@ -15,19 +15,22 @@ from accord.page.plots import training_curves
 from accord.page.render import render, run_page
 from accord.page.words import stage_title
 from accord.records import read_jsonl, write_atomically
-from accord.runs import Run, Runs
+from accord.runs import SIGNED_PAGE, Run, Runs
 from eval.checks.contamination import PROMPTS
 from eval.measuring.annotators import FORMULA, annotators_behind
 from eval.page.answers import measures_of, sample_views
+from eval.page.coverage import coverage, notices
 from eval.page.drift import chain
 from eval.page.drift_page import drift_view
+from eval.page.floors import explain_floor, floor_rows
 from eval.page.metrics import Axis, explain, families, gated_rows, scale, too_small
 from eval.page.suites import GroupRow, suite_views
 from eval.rows import Sample, SuiteItem
 from eval.suites.metrics import METRICS
 from eval.verdict.gate import SIGNATURE, Subject, read_verdict
 from eval.verdict.margins import SMALLEST_SLICE
-from eval.verdict.rule import MetricResult, Outcome
+from eval.verdict.rule import Outcome, Result
+from eval.verdict.sign_offs import SignOff, read_sign_offs, standing
 from eval.verdict.signing import read_signature
 from reward.page.report import page as page_of_reward
 from sft.page.data import page as data_page
@@ -64,7 +67,7 @@ def rebuild(run: Run, runs: Runs, output: Path | None = None) -> Path:
         output: where to write the page. By default a run's own page stays, and is only compared.
 
     Returns:
-        Where the page is.
+        Where the page is. An evaluation that reviewers signed off has one more, which shows that, beside its own.
 
     Raises:
         AccordError: the run is not finished, or its page was built by other versions and differs.
@@ -75,7 +78,7 @@ def rebuild(run: Run, runs: Runs, output: Path | None = None) -> Path:
         )
     has_own = True
     if run.record.stage == "eval":
-        text = page(run, runs)
+        text = page(run, runs, read_sign_offs(run) if output else ())
     elif run.record.stage == "reward" and "report_card.json" in run.record.outputs:
         text = page_of_reward(run, runs)
     elif run.record.stage == "sft" and "report_card.json" in run.record.outputs:
@@ -89,7 +92,12 @@ def rebuild(run: Run, runs: Runs, output: Path | None = None) -> Path:
         if not has_own:
             raise AccordError(f"run {run.id} keeps no page of its own; say where to write one with --output")
         if own.read_text(encoding="utf-8") == text:
-            return own
+            sign_offs = read_sign_offs(run) if run.record.stage == "eval" else []
+            if not sign_offs:
+                return own
+            signed = run.path / SIGNED_PAGE
+            write_atomically(signed, page(run, runs, sign_offs))
+            return signed
         raise AccordError(
             f"the page of {run.id} differs from what this version of accord builds, and is kept as it was hashed; "
             "write the new one elsewhere with --output"
@@ -98,8 +106,8 @@ def rebuild(run: Run, runs: Runs, output: Path | None = None) -> Path:
     return output
 
 
-def page(run: Run, runs: Runs) -> str:
-    """The page as text."""
+def page(run: Run, runs: Runs, sign_offs: Sequence[SignOff] = ()) -> str:
+    """The page as text, with what reviewers signed since the evaluation was finished."""
     verdict = read_verdict(run)
     samples = read_jsonl(run.path / "samples.jsonl", Sample)
     items = read_jsonl(run.path / "suites.jsonl", SuiteItem) if verdict.suites else []
@@ -116,9 +124,18 @@ def page(run: Run, runs: Runs) -> str:
     feedback = by_stage.get("feedback")
     reward = by_stage.get("reward")
     gated = [metric for metric in verdict.metrics if metric.verdict]
-    nearest = sorted(verdict.deciding, key=lambda metric: -metric.worsening[2] / scale(metric))
-    # For a PASS every metric decides; the one that came closest to its margin tells most.
-    decisive = nearest[:1] if verdict.outcome == "PASS" else nearest
+    nearest = sorted(
+        (metric for metric in gated if metric.verdict == verdict.outcome),
+        key=lambda metric: -metric.worsening[2] / scale(metric),
+    )
+    floors = sorted(
+        (floor for floor in verdict.floors if floor.verdict == verdict.outcome),
+        key=lambda floor: -(floor.p_within or 0.0),
+    )
+    # For a PASS all of them decide; the one that came closest to its margin, or its floor, tells most.
+    at_most = 1 if verdict.outcome == "PASS" else None
+    because = [explain_floor(floor, verdict.confidence_level) for floor in floors[:at_most]]
+    because += [explain(metric, verdict.confidence_level) for metric in nearest[:at_most]]
     axis = Axis.around(gated)
     rows, without_margin = gated_rows(gated, axis), families(verdict, axis)
     views = sample_views(samples)
@@ -132,7 +149,13 @@ def page(run: Run, runs: Runs) -> str:
         "signed_by": read_signature(run.path / SIGNATURE).fingerprint,
         "headline": HEADLINES[verdict.outcome],
         "names": {"baseline": _name(verdict.baseline), "candidate": _name(verdict.candidate)},
-        "because": [explain(metric, verdict.confidence_level) for metric in decisive],
+        "because": because,
+        "notices": notices(verdict),
+        "sign_offs": sign_offs,
+        "blocks": standing(sign_offs, "block"),
+        "approvals_needed": run.record.config.get("approvals") or 0,
+        "coverage": coverage(verdict),
+        "floors": floor_rows(verdict.floors),
         "confidence": f"{100 * verdict.confidence_level:g}%",
         "prompts": len({sample.id for sample in samples}),
         "samples_per_prompt": run.record.config["samples_per_prompt"],
@@ -140,12 +163,12 @@ def page(run: Run, runs: Runs) -> str:
         "axis": axis,
         "gated": rows,
         "everything": [*(each.row for each in rows), *(each.row for family in without_margin for each in family.rows)],
-        "counts": Counter(metric.verdict for metric in gated),
+        "counts": Counter(each.verdict for each in (*gated, *verdict.floors)),
         "ungated": without_margin,
         "slices": [GroupRow.of(each) for each in of_answers if each.low is not None],
         "too_small": too_small(of_answers),
         "smallest_slice": SMALLEST_SLICE,
-        "corrected": _corrected(gated),
+        "corrected": _corrected([*gated, *verdict.floors]),
         "suites": suite_views(verdict, items, axis),
         "titles": {PROMPTS: "Held-out prompts"} | {suite.name: suite.title for suite in verdict.suites},
         "drift": drift_view(chain(run, runs)),
@@ -175,8 +198,8 @@ def page(run: Run, runs: Runs) -> str:
     return render(folder, "report.html.jinja", values, (folder / "report.js").read_text(encoding="utf-8"))
 
 
-def _corrected(gated: Sequence[MetricResult]) -> list[str]:
-    """The families in which more than one metric is gated, so that their p-values were corrected."""
+def _corrected(gated: Sequence[Result]) -> list[str]:
+    """The families in which more than one metric or floor decides, so that their p-values were corrected."""
     names = [metric.family for metric in gated if metric.family]
     return [name for name in dict.fromkeys(names) if names.count(name) > 1]
 

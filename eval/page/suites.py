@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from accord.page.words import label, number
+from eval.page.floors import FloorRow, floor_rows
 from eval.page.metrics import (
     PERCENT_UNITS,
     Axis,
@@ -16,6 +17,7 @@ from eval.page.metrics import (
     families,
     gated_rows,
     reading,
+    short,
     value_text,
 )
 from eval.rows import Outcome, SuiteItem, SuiteSubject
@@ -103,6 +105,7 @@ class SuiteView:
     """A suite's section of the page."""
 
     about: SuiteSubject
+    floors: list[FloorRow]
     gated: list[GatedRow]
     ungated: list[UngatedRow]
     sorted_by: str
@@ -112,12 +115,6 @@ class SuiteView:
     groups: Groups | None
     more_groups: list[GroupRow]
     """The groups by the suite's other metrics."""
-
-
-def short(title: str) -> str:
-    """A metric's label without its suite's title, with a capital."""
-    rest = title.split(": ", 1)[-1]
-    return rest[:1].upper() + rest[1:]
 
 
 def suite_views(verdict: Verdict, items: Sequence[SuiteItem], axis: Axis) -> list[SuiteView]:
@@ -130,12 +127,15 @@ def suite_views(verdict: Verdict, items: Sequence[SuiteItem], axis: Axis) -> lis
         whole = [metric for metric in metrics if not metric.slice]
         slices = [each for each in verdict.slices if each.name.startswith(front)]
         own = [item for item in items if item.suite == suite.name]
-        leading = next((each for each in whole if each.verdict), whole[0] if whole else None)
+        floors = [floor for floor in verdict.floors if floor.name.startswith(front)]
+        decide = {each.name for each in (*whole, *floors) if each.verdict}
+        leading = next((each for each in whole if each.name in decide), whole[0] if whole else None)
         direction = direction_of(leading.name, verdict) if leading else None
         worse = _got_worse(own, leading, direction) if leading and direction else []
         views.append(
             SuiteView(
                 about=suite,
+                floors=floor_rows(floors),
                 gated=gated_rows(metrics, axis),
                 ungated=[row for row in without_margin if row.row.name.startswith(front)],
                 sorted_by=short(leading.title) if leading and direction else "",

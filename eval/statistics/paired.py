@@ -83,7 +83,7 @@ def paired_difference(
         ValueError: fewer than two clusters, or lists of different lengths.
     """
     b, c = np.asarray(baseline, float), np.asarray(candidate, float)
-    index, sizes = _clusters(b, c, clusters)
+    index, sizes = clusters_of(b, c, clusters)
     contrast = contrast_of(b, c, index, sizes, 1.0, seed, is_share)
     tail = (1 - confidence_level) / 2
     change = c - b
@@ -122,7 +122,7 @@ def paired_difference_of_distances(
     `paired_difference`.
     """
     b, c = np.asarray(baseline, float), np.asarray(candidate, float)
-    index, sizes = _clusters(b, c, clusters)
+    index, sizes = clusters_of(b, c, clusters)
     minus, plus = (contrast_of(b, c, index, sizes, sign, seed, is_share) for sign in (1.0, -1.0))
 
     def distance(x: np.ndarray, y: np.ndarray, axis: int = -1) -> np.ndarray:
@@ -165,7 +165,7 @@ def difference_interval(
         ValueError: as `paired_difference`.
     """
     b, c = np.asarray(baseline, float), np.asarray(candidate, float)
-    index, sizes = _clusters(b, c, clusters)
+    index, sizes = clusters_of(b, c, clusters)
     tail = (1 - confidence_level) / 2
     minus = contrast_of(b, c, index, sizes, 1.0, 0, is_share)
     if not closer_to_zero:
@@ -202,7 +202,7 @@ def _result(
         chance = float(np.clip(2 * (once <= abs(against)).mean() - (twice <= abs(against)).mean(), 0, 1))
         p_above, p_below = p_values(limits, against)
         worse = [[once, twice]]
-    needed = max(_detectable(once, twice) for once, twice in worse)
+    needed = max(detectable(once, twice) for once, twice in worse)
     return PairedDifference(
         baseline=float(b.mean()), candidate=float(c.mean()), difference=difference, low=interval.low,
         high=interval.high, deviation=needed / minimum_detectable_effect(1.0, len(sizes), 2 * tail), items=len(b),
@@ -212,13 +212,13 @@ def _result(
     )  # fmt: skip
 
 
-def _detectable(once: np.ndarray, twice: np.ndarray) -> float:
+def detectable(once: np.ndarray, twice: np.ndarray) -> float:
     """The margin that evaluations like this one clear with the chance `POWER`, corrected as the chance to pass is."""
     first, second = (float(np.quantile(each, POWER)) for each in (once, twice))
     return first**2 / second if min(first, second) > 0 else max(first, 0.0)
 
 
-def _clusters(b: np.ndarray, c: np.ndarray, clusters: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+def clusters_of(b: np.ndarray, c: np.ndarray, clusters: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """For each item the number of its cluster, and for each cluster how many items it has."""
     if not len(b) == len(c) == len(clusters):
         raise ValueError("baseline, candidate and clusters must have one value for each item")

@@ -13,6 +13,7 @@ a head for programs:
       source: written for accord
       directions: {refused: lower}  # only where the kind leaves open which values are better
       labels: ["yes", "no"]         # only for the kind labelled, where every answer is one of a few
+      risk: privacy_leakage         # only where the kind does not say which risk it is about (eval/suites/risks.py)
     ---
 
 `items.jsonl` has one item a line. The suites that come with accord are in eval/suites/data and go by the folder's
@@ -38,6 +39,7 @@ from accord.user_code import Place, load, locate
 from eval.suites.kind import Answered, ByLikelihood, Kind, SuiteRow
 from eval.suites.labels import kind_of
 from eval.suites.metrics import Direction, Metric
+from eval.suites.risks import Risk, risk_of
 
 DATA = Path(__file__).parent / "data"
 KINDS = Path(__file__).parent / "kinds"
@@ -56,6 +58,8 @@ class _Accord(BaseModel):
     labels: tuple[str, ...] = ()
     """For the kind `labelled`, where every answer is one of a few (eval/suites/labels.py)."""
 
+    risk: Risk | None = None
+    """What the items are about, where the kind does not say it."""
     package: str | None = None
     """The package that brings a published data set, with its version."""
 
@@ -94,6 +98,8 @@ class Suite:
     title: str
     kind: Kind
     family: str
+    risk: Risk | None
+    """What its items are about, where that is known."""
     license: str
     source: str
     text: str
@@ -251,8 +257,10 @@ def _suite(page: _Page, place: Place | None, digest: str) -> Suite:
         )
         for metric in kind.metrics
     }  # fmt: skip
+    directions = {metric.name.split("/")[-1]: metric.direction for metric in metrics.values()}
+    risk = about.risk or risk_of(about.kind, directions)
     return Suite(
-        name=name, title=head.pretty_name, kind=kind, family=about.family, license=head.license,
+        name=name, title=head.pretty_name, kind=kind, family=about.family, risk=risk, license=head.license,
         source=about.source, text=HEAD.sub("", page.text), file=_items_file(page), metrics=metrics,
         is_public=page.is_public, kind_file=place.file if place else None,
     )  # fmt: skip

@@ -1,6 +1,7 @@
 """From the measured rows to every metric's result, over all items and by group. Pure arithmetic."""
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from accord.errors import UsageError
 from eval.config import Rules
@@ -12,12 +13,21 @@ from eval.statistics.paired import (
     paired_difference_of_distances,
 )
 from eval.suites.metrics import Direction
+from eval.verdict.floors import FloorResult, conclude_floors, level_of_candidate
 from eval.verdict.margins import SMALLEST_SLICE, check_slices
 from eval.verdict.rule import MetricResult, SliceResult, conclude_metric, correct
 
 
-def compare(measured: Mapping[str, Measured], rules: Rules) -> list[MetricResult]:
-    """Every metric's comparison, those with a margin first, and then the groups that have a margin.
+class Comparison(NamedTuple):
+    """What the numbers say of every metric."""
+
+    metrics: list[MetricResult]
+    """Those with a margin first, and last the groups that have a margin."""
+    floors: list[FloorResult]
+
+
+def compare(measured: Mapping[str, Measured], rules: Rules) -> Comparison:
+    """Every metric's comparison, and the candidate's own value against every floor.
 
     Args:
         measured: the values by the metric's name. One that is not gated and has a single cluster is left out, as there
@@ -28,27 +38,34 @@ def compare(measured: Mapping[str, Measured], rules: Rules) -> list[MetricResult
         UsageError: a gated metric was not measured or has a single cluster; a margin is for a group that is not there,
             or that is too small.
     """
-    results, groups = [], []
+    results, groups, floors = [], [], []
     alpha = 1 - rules.confidence_level
     for name in rules.gate:
         if name not in measured or len(set(measured[name].clusters)) < 2:
             raise UsageError(
-                f"the gate has a margin for '{name}', of which there are fewer than two independent items; take more "
-                "of its suite's items, or take it out of the gate"
+                f"the gate has a {rules.gate[name].kind} for '{name}', of which there are fewer than two independent "
+                "items; take more of its suite's items, or take it out of the gate"
             )
     for name in sorted(measured, key=lambda name: name not in rules.gate):
         values, margin = measured[name], rules.gate.get(name)
         if len(set(values.clusters)) < 2:
             continue
         change = _tested(name, values, rules, margin.margin if margin else None)
-        results.append(conclude_metric(rules.metrics[name], change, margin, alpha))
+        own, _ = level_of_candidate(rules.metrics[name], values, rules)
+        found = conclude_metric(rules.metrics[name], change, margin, alpha)
+        results.append(found.model_copy(update={"candidate_low": own.low, "candidate_high": own.high}))
         if margin is None:
             continue
+        floors += conclude_floors(rules.metrics[name], values, margin, rules)
         check_slices(rules, name, values.clusters, values.groups)
         for group, tolerated in margin.slices.items():
             change = _tested(name, values.of(group), rules, tolerated)
             groups.append(conclude_metric(rules.metrics[name], change, margin, alpha, group))
-    return correct([*results, *groups], alpha)
+    every = correct([*results, *groups, *floors], alpha)
+    return Comparison(
+        [each for each in every if isinstance(each, MetricResult)],
+        [each for each in every if isinstance(each, FloorResult)],
+    )
 
 
 def slices(measured: Mapping[str, Measured], rules: Rules) -> list[SliceResult]:

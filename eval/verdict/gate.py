@@ -7,9 +7,10 @@ declared beforehand: the largest worsening that is tolerated. The paired interva
     FAIL           the whole interval is beyond the margin: even the best plausible change is not
     INCONCLUSIVE   the margin lies inside the interval: more items would decide
 
-PASS needs every metric to pass; one metric that fails makes it FAIL. eval/verdict/rule.py decides, as a pure function
-of numbers. `verdict.json` records it with the digests of everything it rests on, and `check_verdict` lets only that
-very candidate through.
+A floor is for the candidate alone, and the interval of its own value says the same three things of it
+(eval/verdict/floors.py). PASS needs every metric and floor to pass; one that fails makes it FAIL.
+eval/verdict/rule.py decides, as a pure function of numbers. `verdict.json` records it with the digests of everything it
+rests on, and `check_verdict` lets only that very candidate through.
 """
 
 from collections.abc import Sequence
@@ -29,13 +30,14 @@ from accord.tree import files_of_model
 from eval.checks.audit import Audit
 from eval.checks.contamination import Contamination
 from eval.rows import SUITE, SuiteSubject
-from eval.verdict.rule import MetricResult, Outcome, SliceResult, decide, two_digits
+from eval.verdict.floors import FloorResult
+from eval.verdict.rule import MetricResult, Outcome, Result, SliceResult, decide, two_digits
 from eval.verdict.signing import canonical, sign
 from reward.scorers import Scorer
 
 EXIT_CODES: dict[Outcome, int] = {"PASS": 0, "FAIL": 10, "INCONCLUSIVE": 11}
-SCHEMA_VERSION: Literal[4] = 4
-"""1 was unsigned; 2 had no p-values and no slices; 3 had one suite, of sentence pairs."""
+SCHEMA_VERSION: Literal[5] = 5
+"""1 was unsigned; 2 had no p-values and no slices; 3 had one suite, of sentence pairs; 4 had no floors."""
 SIGNATURE = "verdict.sig.json"
 EVIDENCE = ("samples.jsonl", "suites.jsonl")
 PACKAGES = ("accord", "sft", "feedback", "reward", "rl", "eval")
@@ -81,12 +83,16 @@ class Verdict(BaseModel):
     """The content of verdict.json; every digest is a SHA-256."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    schema_version: Literal[4] = SCHEMA_VERSION
+    schema_version: Literal[5] = SCHEMA_VERSION
     outcome: Outcome
     metrics: list[MetricResult]
+    floors: list[FloorResult] = []
+    """What the candidate itself had to reach."""
     slices: list[SliceResult] = []
     """Every metric by group; they decide nothing, and those that do are among the metrics, too."""
     suites: list[SuiteSubject]
+    conversations: int = 0
+    """Held-out prompts in which the user speaks more than once."""
     confidence_level: float
     baseline: Subject
     candidate: Subject
@@ -128,9 +134,9 @@ class Verdict(BaseModel):
         }
 
     @property
-    def deciding(self) -> list[MetricResult]:
-        """The metrics that made the outcome what it is: the failed ones, or else the undecided; all, for a PASS."""
-        return [metric for metric in self.metrics if metric.verdict == self.outcome]
+    def deciding(self) -> list[Result]:
+        """What made the outcome what it is, floors first: the failed ones, or else the undecided; all, for a PASS."""
+        return [each for each in (*self.floors, *self.metrics) if each.verdict == self.outcome]
 
     @property
     def items_to_decide(self) -> str:
@@ -143,7 +149,7 @@ class Verdict(BaseModel):
             numbers = [metric.clusters_to_decide for metric in undecided]
             if any(number is None for number in numbers):
                 needs.append(
-                    f"more {cluster} than can be had (the difference lies on the margin; there were {had})"
+                    f"more {cluster} than can be had (what was observed lies on the margin or floor; there were {had})"
                 )
             else:
                 most = max(number for number in numbers if number is not None)
@@ -152,21 +158,38 @@ class Verdict(BaseModel):
 
     def reason(self) -> str:
         """One sentence that says why."""
-        labels = _enumerate([metric.label for metric in self.deciding])
+        floors = [each for each in self.deciding if isinstance(each, FloorResult)]
+        metrics = [each for each in self.deciding if not isinstance(each, FloorResult)]
+        parts = []
         if self.outcome == "PASS":
-            return f"all {len(self.deciding)} gated metrics are certain to stay within their margins"
+            if metrics:
+                parts.append(f"all {len(metrics)} gated metrics are certain to stay within their margins")
+            if floors:
+                count = "the floor is" if len(floors) == 1 else f"all {len(floors)} floors are"
+                parts.append(f"{count} certain to be met")
+            return ", and ".join(parts)
         if self.outcome == "FAIL":
-            return f"worse than its margin, with certainty: {labels}"
-        movable = [metric.label for metric in self.deciding if metric.cannot_decide is None]
-        stuck = [metric for metric in self.deciding if metric.cannot_decide]
-        parts = [
-            f"{_enumerate([metric.label for metric in stuck if metric.cannot_decide == why])}: {why}"
-            for why in dict.fromkeys(metric.cannot_decide for metric in stuck)
+            if floors:
+                parts.append(f"not up to its floor, with certainty: {_enumerate(_labels(floors))}")
+            if metrics:
+                parts.append(f"worse than its margin, with certainty: {_enumerate(_labels(metrics))}")
+            return "; ".join(parts)
+        if movable := [each for each in floors if each.cannot_decide is None]:
+            parts.append(f"not certain to meet its floor: {_enumerate(_labels(movable))}")
+        if movable := [each for each in metrics if each.cannot_decide is None]:
+            parts.append(f"not certain to stay within its margin: {_enumerate(_labels(movable))}")
+        if parts:
+            parts.append(f"{self.items_to_decide} would decide")
+        stuck = [each for each in self.deciding if each.cannot_decide]
+        parts += [
+            f"{_enumerate(_labels([each for each in stuck if each.cannot_decide == why]))}: {why}"
+            for why in dict.fromkeys(each.cannot_decide for each in stuck)
         ]
-        if movable:
-            needed = f"{self.items_to_decide} would decide"
-            parts.insert(0, f"not certain to stay within its margin: {_enumerate(movable)}; {needed}")
         return "; ".join(parts)
+
+
+def _labels(results: Sequence[Result]) -> list[str]:
+    return list(dict.fromkeys(each.label for each in results))
 
 
 def _enumerate(names: Sequence[str]) -> str:
@@ -174,7 +197,7 @@ def _enumerate(names: Sequence[str]) -> str:
 
 
 def gate_digest(config: dict[str, Any]) -> str:
-    """The SHA-256 of what decides: margins, confidence level, sampling and seed."""
+    """The SHA-256 of what decides: margins and floors, confidence level, sampling and seed."""
     return content_id(config, 64)
 
 
@@ -210,16 +233,18 @@ def subject(model: Model | Scorer) -> Subject:
 
 
 def make_verdict(
-    run: Run, runs: Runs, metrics: Sequence[MetricResult], slices: Sequence[SliceResult], compared: Compared,
-    suites: Sequence[SuiteSubject], contamination: Contamination, audit: Audit,
-    baseline_override: Override | None = None,
+    run: Run, runs: Runs, metrics: Sequence[MetricResult], floors: Sequence[FloorResult],
+    slices: Sequence[SliceResult], compared: Compared, suites: Sequence[SuiteSubject], contamination: Contamination,
+    audit: Audit, conversations: int = 0, baseline_override: Override | None = None,
 ) -> Verdict:  # fmt: skip
-    """The verdict of the evaluation `run` over these metrics; the evidence is in its folder already."""
+    """The verdict of the evaluation `run` over these results; the evidence is in its folder already."""
     return Verdict(
-        outcome=decide(metrics),
+        outcome=decide([*metrics, *floors]),
         metrics=list(metrics),
+        floors=list(floors),
         slices=list(slices),
         suites=list(suites),
+        conversations=conversations,
         confidence_level=run.record.config["confidence_level"],
         baseline=subject(compared.baseline),
         candidate=subject(compared.candidate),

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from accord.errors import UsageError
 from eval.config import EvalConfig, Rules
 from eval.suites.metrics import METRICS
+from eval.verdict.floors import check_floors
 
 SMALLEST_SLICE = 10
 """Clusters that a group needs for an interval, and for a margin; with fewer it is too small to say."""
@@ -28,7 +29,8 @@ def check_sources(config: EvalConfig, has_reward_model: bool) -> None:
         lacking.append((sorted(config.gate.keys() & {"adjudicated"}), "a review; name one in eval.review"))
     for asked, what in lacking:
         if asked:
-            raise UsageError(f"the gate has a margin for '{asked[0]}', so it needs {what}")
+            kind = config.gate[asked[0]].kind
+            raise UsageError(f"the gate has a {kind} for '{asked[0]}', so it needs {what}")
 
 
 def check_slices(rules: Rules, name: str, clusters: Iterable[str], groups: Iterable[str | None]) -> None:
@@ -63,7 +65,8 @@ def check_slices(rules: Rules, name: str, clusters: Iterable[str], groups: Itera
 
 
 def check_prompt_slices(rules: Rules, prompts: Iterable[str], groups: Mapping[str, str]) -> None:
-    """`check_slices` for every metric of answers, before there are any."""
+    """`check_slices` and `check_floors` for every metric of answers, before there are any."""
     names = list(prompts)
     for name in rules.gate.keys() & METRICS.keys():
         check_slices(rules, name, names, [groups.get(each) for each in names])
+        check_floors(rules, name, names)

@@ -17,8 +17,9 @@ A metric cannot PASS where its items could not have shown a worsening (`why_stuc
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 from statsmodels.stats.multitest import multipletests
@@ -40,13 +41,9 @@ MOST_UNEQUAL = 0.8
 """Cluster sizes differ much where there are fewer effective clusters than this share of all."""
 
 
-class MetricResult(BaseModel):
-    """One metric of both models, over all items or over the group named by `slice`.
-
-    `difference`, `low` and `high` are candidate minus baseline in the metric's units; for "closer_to_zero" the
-    difference of the two means' distances from zero. All that has to do with a margin is None for a metric that is
-    only reported.
-    """
+class Result(BaseModel, ABC):
+    """What the gate says of one metric: against its margin (`MetricResult`), or against a floor
+    (`eval.verdict.floors.FloorResult`). What has to do with a verdict is None for a metric that is only reported."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     name: str
@@ -60,25 +57,16 @@ class MetricResult(BaseModel):
     cluster: str
     baseline: float
     candidate: float
-    difference: float
     low: float
     high: float
-    deviation: float
-    """Of the clusters' differences."""
-    p_change: float
-    """Two-sided, that nothing changed at all."""
     direction: Direction | None = None
-    margin: float | None = None
     family: str | None = None
     p_within: float | None = None
-    """One-sided, that the candidate is beyond the margin; small for a PASS, and not corrected."""
+    """One-sided, that the candidate is beyond the margin or the floor; small for a PASS, and not corrected."""
     p_beyond: float | None = None
-    """One-sided, that the candidate is within the margin; small for a FAIL."""
+    """One-sided, that the candidate is within it; small for a FAIL."""
     p_beyond_corrected: float | None = None
-    """The same, corrected for the metrics of its family."""
-    minimum_detectable_effect: float
-    pass_chance: float | None = None
-    """That a candidate which is exactly as good passes, with items like these."""
+    """The same, corrected for the tests of its family."""
     verdict: Outcome | None = None
     cannot_decide: str | None = None
     """Why the items could not have shown a worsening, if so."""
@@ -89,6 +77,39 @@ class MetricResult(BaseModel):
     def label(self) -> str:
         """The metric's name for readers."""
         return self.title + (f" ({self.slice})" if self.slice else "")
+
+    @abstractmethod
+    def undecided(self, alpha: float) -> Self:
+        """The same, INCONCLUSIVE, with the number of clusters that would decide."""
+
+
+class MetricResult(Result):
+    """One metric of both models, over all items or over the group named by `slice`.
+
+    `difference`, `low` and `high` are candidate minus baseline in the metric's units; for "closer_to_zero" the
+    difference of the two means' distances from zero.
+    """
+
+    difference: float
+    candidate_low: float | None = None
+    """The interval of the candidate's own value; None for a group of items."""
+    candidate_high: float | None = None
+    deviation: float
+    """Of the clusters' differences."""
+    p_change: float
+    """Two-sided, that nothing changed at all."""
+    margin: float | None = None
+    minimum_detectable_effect: float
+    pass_chance: float | None = None
+    """That a candidate which is exactly as good passes, with items like these."""
+
+    def undecided(self, alpha: float) -> Self:
+        """The same, INCONCLUSIVE, with the number of clusters that would decide."""
+        assert self.margin is not None
+        needed = clusters_to_decide(self.worsening[1] - self.margin, self.deviation, alpha)
+        # The interval at hand did not decide, so more than these are needed, whatever the planning formula says.
+        needed = None if needed is None else max(needed, self.clusters + 1)
+        return self.model_copy(update={"verdict": "INCONCLUSIVE", "clusters_to_decide": needed})
 
     @property
     def worsening(self) -> tuple[float, float, float]:
@@ -118,6 +139,9 @@ class SliceResult(BaseModel):
     """For "closer_to_zero" the difference is that of the two means' distances from zero."""
 
 
+ResultT = TypeVar("ResultT", bound=Result)
+
+
 def conclude_metric(
     metric: Metric, change: PairedDifference, margin: Margin | None, alpha: float = ALPHA, slice_name: str | None = None
 ) -> MetricResult:  # fmt: skip
@@ -138,9 +162,11 @@ def conclude_metric(
         p_change=change.p_change,
         minimum_detectable_effect=minimum_detectable_effect(change.deviation, change.clusters, alpha),
     )  # fmt: skip
-    if margin is None:
+    tolerated = None
+    if margin is not None:
+        tolerated = margin.slices[slice_name] if slice_name else margin.margin
+    if margin is None or tolerated is None:
         return result
-    tolerated = margin.slices[slice_name] if slice_name else margin.margin
     direction = margin.direction or metric.direction
     assert direction is not None, "EvalConfig refuses a gate without directions"
     falls = direction == "higher"
@@ -160,15 +186,7 @@ def conclude_metric(
         return result.model_copy(update={"verdict": "INCONCLUSIVE", "cannot_decide": stuck})
     if most <= tolerated:
         return result.model_copy(update={"verdict": "PASS"})
-    return _undecided(result, alpha)
-
-
-def _undecided(result: MetricResult, alpha: float) -> MetricResult:
-    assert result.margin is not None
-    needed = clusters_to_decide(result.worsening[1] - result.margin, result.deviation, alpha)
-    # The interval at hand did not decide, so more than these are needed, whatever the planning formula says.
-    needed = None if needed is None else max(needed, result.clusters + 1)
-    return result.model_copy(update={"verdict": "INCONCLUSIVE", "clusters_to_decide": needed})
+    return result.undecided(alpha)
 
 
 def why_stuck(
@@ -208,11 +226,11 @@ def why_stuck(
     return None
 
 
-def correct(metrics: Sequence[MetricResult], alpha: float = ALPHA) -> list[MetricResult]:
-    """The metrics with Holm-corrected p-values of their FAIL, and INCONCLUSIVE where a FAIL does not withstand that."""
+def correct(metrics: Sequence[ResultT], alpha: float = ALPHA) -> list[ResultT]:
+    """The results with Holm-corrected p-values of their FAIL, and INCONCLUSIVE where a FAIL does not withstand that."""
     results = list(metrics)
-    for family in dict.fromkeys(metric.family for metric in metrics if metric.margin is not None):
-        members = [i for i, each in enumerate(metrics) if each.family == family and each.margin is not None]
+    for family in dict.fromkeys(metric.family for metric in metrics if metric.verdict is not None):
+        members = [i for i, each in enumerate(metrics) if each.family == family and each.verdict is not None]
         raw = [p if (p := metrics[i].p_beyond) is not None else math.nan for i in members]
         if any(math.isnan(p) for p in raw):
             raise ValueError(f"a metric of the family '{family}' has no p-value against its margin")
@@ -220,11 +238,11 @@ def correct(metrics: Sequence[MetricResult], alpha: float = ALPHA) -> list[Metri
             results[i] = results[i].model_copy(update={"p_beyond_corrected": float(p)})
             # the tolerance is that of turning the interval into a p-value
             if results[i].verdict == "FAIL" and p > alpha / 2 * (1 + 1e-6):
-                results[i] = _undecided(results[i], alpha / len(members))
+                results[i] = results[i].undecided(alpha / len(members))
     return results
 
 
-def distrust(metrics: Sequence[MetricResult], reasons: Mapping[str, str]) -> list[MetricResult]:
+def distrust(metrics: Sequence[ResultT], reasons: Mapping[str, str]) -> list[ResultT]:
     """The metrics, of which those of suites that are not to be trusted cannot pass; they may still fail.
 
     Args:
@@ -240,8 +258,8 @@ def distrust(metrics: Sequence[MetricResult], reasons: Mapping[str, str]) -> lis
     return found
 
 
-def decide(metrics: Sequence[MetricResult]) -> Outcome:
-    """The outcome of all gated metrics together.
+def decide(metrics: Sequence[Result]) -> Outcome:
+    """The outcome of all gated metrics and floors together.
 
     Raises:
         UsageError: no metric is gated, so nothing could ever fail.

@@ -239,6 +239,20 @@ def verify(kind: str, value: Any, signature: Signature, what: str) -> None:
         TamperedError: value or signature were changed.
         AccordError: it was signed by a key that the user does not trust.
     """
+    check_signature(kind, value, signature, what)
+    if signature.public_key not in {each.public_key for each in trusted_keys()}:
+        raise AccordError(
+            f"{what} was signed by the key {signature.fingerprint}, which you do not trust; compare that fingerprint "
+            f"with the one that its owner tells you, then run `accord keys trust '{signature.public_key}'`"
+        )
+
+
+def check_signature(kind: str, value: Any, signature: Signature, what: str) -> None:
+    """Check that the key that the signature names, whosever it is, signed this value; arguments as of `verify`.
+
+    Raises:
+        TamperedError: value or signature were changed.
+    """
     try:
         key = _load(signature.public_key)
         found = public_key(key)
@@ -250,11 +264,6 @@ def verify(kind: str, value: Any, signature: Signature, what: str) -> None:
         raise TamperedError(
             f"{what}: the signature does not fit, so it or what it signs was changed after signing; restore both from "
             "a copy, or evaluate again"
-        )
-    if signature.public_key not in {each.public_key for each in trusted_keys()}:
-        raise AccordError(
-            f"{what} was signed by the key {signature.fingerprint}, which you do not trust; compare that fingerprint "
-            f"with the one that its owner tells you, then run `accord keys trust '{signature.public_key}'`"
         )
 
 

@@ -221,11 +221,11 @@ def test_groups_are_reported_and_decide_only_where_the_gate_names_them() -> None
     assert low is not None and high is not None and low < -0.2 + 0.02 and high < -0.17
     assert (found["law"].clusters, found["law"].low) == (5, None)  # too small to say
 
-    overall, *_ = compare(measured_answers(rows), config().rules)
+    overall, *_ = compare(measured_answers(rows), config().rules).metrics
     assert overall.verdict == "PASS"  # about -0.09
     gated = {
         each.slice: each
-        for each in compare(measured_answers(rows), config(medicine=0.1, cooking=0.1).rules)
+        for each in compare(measured_answers(rows), config(medicine=0.1, cooking=0.1).rules).metrics
         if each.margin
     }
     assert gated[None].verdict == "PASS" and gated["cooking"].verdict == "PASS"

@@ -127,7 +127,7 @@ def test_the_gate_decides_on_macro_f1(tmp_path: Path) -> None:
             )
         )
     config = EvalConfig.model_validate({"suites": [reference], "gate": {"mine/macro_f1": {"margin": 0.05}}})
-    found = {each.name: each for each in compare(measured_suites(items), config.rules)}
+    found = {each.name: each for each in compare(measured_suites(items), config.rules).metrics}
     macro, accuracy = found["mine/macro_f1"], found["mine/accuracy"]
     assert macro.verdict == "FAIL" and accuracy.verdict is None
     right = label_metrics(truth, [truth[i] if i % 4 else "" for i in range(200)])

@@ -111,7 +111,7 @@ def test_a_judge_that_says_nothing_fails_the_gate_by_its_own_metric() -> None:
         EvalConfig(gate=gate)
     config = EvalConfig(gate=gate | {"judge_unparsed": {"margin": 0.1}})
     silent = [sample(str(i), None, None, None) for i in range(40)]
-    by_name = {metric.name: metric for metric in compare(measured_answers(silent), config.rules)}
+    by_name = {metric.name: metric for metric in compare(measured_answers(silent), config.rules).metrics}
     assert by_name["judge_unparsed"].verdict == "FAIL"
     assert by_name["judge_unparsed"].candidate == 1.0
 
@@ -120,5 +120,5 @@ def test_a_judge_that_says_nothing_fails_the_gate_by_its_own_metric() -> None:
 
     # two of 40 undecided, 5%: not certain to be below 10%
     some = [sample(str(i), None, None, half(i)) for i in range(40)]
-    by_name = {metric.name: metric for metric in compare(measured_answers(some), config.rules)}
+    by_name = {metric.name: metric for metric in compare(measured_answers(some), config.rules).metrics}
     assert by_name["judge_unparsed"].verdict == "INCONCLUSIVE" and by_name["judge_win_rate"].verdict == "PASS"

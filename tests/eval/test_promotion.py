@@ -19,12 +19,13 @@ from accord.cli.main import main
 from accord.digests import file_digest
 from accord.errors import AccordError, TamperedError, UsageError
 from accord.models.references import Model, resolve
+from accord.page.markdown import code, one_line, table
 from accord.page.words import number, percent
 from accord.records import read_jsonl
 from accord.runs import DataFile, Run, Runs
 from eval.conclude import Evidence, conclude
 from eval.config import EvalConfig
-from eval.page.model_card import code, file_name, one_line, table
+from eval.page.model_card import file_name
 from eval.promotion import (
     PromotionRefusedError,
     _check_subject,
