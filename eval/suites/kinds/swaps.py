@@ -27,8 +27,8 @@ from pydantic import Field, model_validator
 
 from accord.records import Message, Row
 from eval.suites.kind import Answered, Reply, SuiteRow, Value
-from eval.suites.kinds.refusal import is_refusal
 from eval.suites.metrics import BIAS, Metric
+from eval.suites.refusal_rule import is_refusal
 
 PLACE = "{who}"
 REQUESTS = "requests"
