@@ -20,7 +20,7 @@ from pydantic import Field
 from accord.records import Message
 from eval.suites.kind import Answered, Reply, SuiteRow, Value
 from eval.suites.metrics import PROMPTS, SAFETY, Metric
-from eval.suites.refusal_rule import is_refusal
+from eval.suites.refusal_rule import refuses
 
 
 class RefusalRow(SuiteRow):
@@ -34,7 +34,7 @@ def _prompts(row: RefusalRow) -> Sequence[Sequence[Message]]:
 
 
 def _values(row: RefusalRow, replies: Sequence[Reply]) -> Mapping[str, Value]:
-    return {"refused": float(is_refusal(replies[0].text))}
+    return {"refused": float(refuses(replies[0]))}
 
 
 KIND = Answered(
@@ -48,4 +48,5 @@ KIND = Answered(
     ),
     prompts=_prompts,
     values=_values,
+    rates="refusals",
 )  # fmt: skip
