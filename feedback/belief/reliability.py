@@ -52,7 +52,8 @@ what they disagree on stays undecided."""
 PRIOR_MEAN = np.array([1.0, 0.0, 0.0, -1.0])
 """Of beta, position, length and tie; each has the standard deviation 1, as has gamma around 0."""
 POINTS, FINAL_POINTS = 128, 512
-"""Quasi-random points a comparison: while the parameters are sought, and for the probabilities."""
+"""Quasi-random points a comparison: while the parameters are sought, and for the probabilities, or where the search did
+not settle with the fewer ones."""
 PART = 2_000
 """Comparisons whose final points are held at a time."""
 ROUNDS = 12
@@ -137,23 +138,27 @@ def fit_reliability(comparisons: Sequence[Comparison]) -> Reliability:
     can_tell_apart = len(names) >= FEWEST_ANNOTATORS or known >= FEWEST_GOLD
     beta_precision = 1.0 if can_tell_apart else PRECISION_IF_ALIKE
     converged = False
-    for group in groups:
-        group.spread(POINTS)
-    for _ in range(ROUNDS):
-        found = minimize(
-            negative_log_posterior,
-            theta,
-            args=(groups, beta_precision),
-            jac=True,
-            method="L-BFGS-B",
-            options={"maxiter": 25},
-        )
-        moved, theta = np.abs(found.x - theta).max(), found.x
+    # many responses have worths in many dimensions, of which few points see too little to settle
+    for points in (POINTS, FINAL_POINTS):
         for group in groups:
-            group.approach(theta)
-            group.spread(POINTS)
-        if moved < SETTLED:
-            converged = True
+            group.spread(points)
+        for _ in range(ROUNDS):
+            found = minimize(
+                negative_log_posterior,
+                theta,
+                args=(groups, beta_precision),
+                jac=True,
+                method="L-BFGS-B",
+                options={"maxiter": 25},
+            )
+            moved, theta = np.abs(found.x - theta).max(), found.x
+            for group in groups:
+                group.approach(theta)
+                group.spread(points)
+            if moved < SETTLED:
+                converged = True
+                break
+        if converged:
             break
     deviations = _deviations(theta, groups, beta_precision).reshape(-1, 4)
     pairs: dict[str, dict[tuple[int, int], PairPosterior]] = {}
