@@ -322,6 +322,15 @@ class ComparisonBatch:
             for id_, (start, end) in zip(self.ids, pairwise(ends), strict=True)
         }
 
+    def ranked_by_one(self) -> list[str]:
+        """The comparisons whose choices are all one annotator's."""
+        starts = np.searchsorted(self.block, np.arange(len(self.ids) + 1)).tolist()
+        return [
+            id_
+            for id_, (start, end) in zip(self.ids, pairwise(starts), strict=True)
+            if start < end and (self.who[start:end] == self.who[start]).all() and self.who[start] < self.count
+        ]
+
     def fixed_parts(self, theta: np.ndarray, gamma: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Each choice's beta [R], and what else the log weights of alternatives [R, T] and chosen [R] are made of.
 

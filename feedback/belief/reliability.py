@@ -61,6 +61,13 @@ ROUNDS = 12
 SETTLED = 0.05
 """A round that moves no parameter by more is the last; their deviations are several times this."""
 
+LEAST_BETA_ALONE = 0.367
+"""The beta with which six pairs in ten are ordered as their worth is."""
+UNSETTLED = (
+    "the model of the annotators' reliability did not settle, so its figures and the preferences' weights are "
+    "rough"
+)
+
 
 @dataclass(frozen=True)
 class AnnotatorReliability:
@@ -186,6 +193,9 @@ def fit_reliability(comparisons: Sequence[Comparison]) -> Reliability:
 def choices_given(comparisons: Sequence[Comparison], reliability: Reliability) -> dict[str, LinearChoices]:
     """Every ranked comparison's choices as functions of what its responses are worth, for whoever models the worth.
 
+    Where one annotator alone ranked a comparison, his beta is at least `LEAST_BETA_ALONE`: nobody's answer is turned
+    round, or counts for nothing, without a second opinion.
+
     Args:
         comparisons: those that `reliability` was fitted to; a duplicate's rankings count for the original.
         reliability: how far each annotator follows the worth, and what else they follow.
@@ -194,9 +204,14 @@ def choices_given(comparisons: Sequence[Comparison], reliability: Reliability) -
     of_annotator = [reliability.annotators[name] for name in names]
     theta = np.array([[each.beta, each.position, each.length, each.tie] for each in of_annotator])
     theta = np.append(theta.ravel(), reliability.shared_length)
+    believed = theta.copy()
+    believed[:-1:4] = np.maximum(believed[:-1:4], LEAST_BETA_ALONE)
     found: dict[str, LinearChoices] = {}
     for group in groups:
         found |= group.linear(theta)
+        if (believed != theta).any():
+            by_itself = group.linear(believed)
+            found |= {id_: by_itself[id_] for id_ in group.ranked_by_one()}
     return found
 
 
