@@ -251,12 +251,12 @@ class UnpairedFeedback(Row):
 
 
 class Response(BaseModel):
-    """One answer of a policy, as it was sampled."""
+    """One answer of a policy, as it was sampled; of one from elsewhere nobody knows from which run, by which seed."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     text: str
-    run: str
-    seed: int
+    run: str | None = None
+    seed: int | None = None
     truncated: bool = False
     """Whether the token limit cut it off; otherwise the policy ended it with EOS."""
 

@@ -202,6 +202,19 @@ def train_reward_model(
     return run
 
 
+def tell_whether_guessing(run: Run) -> None:
+    """Say where the log goes if a finished run's model is not certain to be better than guessing."""
+    low, high = (run.metrics.get(f"heldout_accuracy_{end}") for end in ("low", "high"))
+    if low is None or high is None:
+        logger.warning("%s: too little was held out to tell whether it is better than guessing", run.id)
+    elif low <= 0.5:
+        logger.warning(
+            "%s: this reward model is not certain to be better than guessing: it orders %.0f%% (%.0f to %.0f%%) of the "
+            "held-out pairs as the annotators did; do not optimise a policy against it before you have read %s",
+            run.id, 100 * run.metrics["heldout_accuracy"], 100 * low, 100 * high, run.path / "report.html",
+        )  # fmt: skip
+
+
 def check_enough(name: str, train: list[Preference], heldout: list[Preference], config: RewardConfig) -> None:
     """Refuse what no model can be fitted to, or be measured by.
 

@@ -36,7 +36,7 @@ from accord.config import load_yaml
 from accord.errors import DataError, UsageError
 from accord.records import describe, read_jsonl, read_text
 from accord.user_code import Place, load, locate
-from eval.suites.kind import Answered, ByLikelihood, Kind, SuiteRow
+from eval.suites.kind import Answered, ByLikelihood, Kind, Rated, SuiteRow
 from eval.suites.labels import kind_of
 from eval.suites.metrics import Direction, Metric
 from eval.suites.risks import Risk, risk_of
@@ -121,6 +121,11 @@ class Suite:
     def is_by_likelihood(self) -> bool:
         """Whether the items are scored by log-likelihood; otherwise the models answer."""
         return isinstance(self.kind, ByLikelihood)
+
+    @property
+    def rates(self) -> Rated | None:
+        """What a classifier or a judge may say of the answers (`eval.raters`)."""
+        return self.kind.rates if isinstance(self.kind, Answered) else None
 
     @property
     def measures(self) -> str:
