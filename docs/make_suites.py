@@ -65,9 +65,11 @@ raters:
   toxicity: {by: "judge:https://host/v1#model-name"}
 ```
 
-`labelled` is a file of answers that people labelled, `{"prompt": ..., "completion": ..., "refused": true}` (or
-`"toxic"`), 200 or more, of models like yours: the page then says how often the rater and the rule err on them. The same
-figures without an evaluation, for any file: `python benchmarks/refusal_accuracy.py FILE --by CLASSIFIER`.
+A classifier reads the answer alone, a judge the request, too; above a probability of one half the answer counts.
+`label` names the classifier's class where the names of its classes do not tell. `labelled` is a file of answers that
+people labelled, `{"prompt": ..., "completion": ..., "refused": true}` (or `"toxic"`), 200 or more, of models like
+yours: the page then says how often the rater and the rule err on them. The same figures without an evaluation:
+`python benchmarks/refusal_accuracy.py FILE --by CLASSIFIER`.
 
 **Published** data sets are read from packages that `accord eval install-suites` installs, and named `public:<name>`;
 `accord eval suites` lists them. The pages in `eval/suites/public/` name their licences and authors.

@@ -269,7 +269,7 @@ def _agreement_of_file(file: str, as_json: bool) -> None:
     from feedback.belief.agreement import measure_agreement
     from feedback.belief.preferences import pairwise_preferences
     from feedback.belief.reliability import fit_reliability
-    from feedback.outside import read_outside
+    from feedback.outside.rows import read_outside
     from feedback.page.report import figures, summary
 
     comparisons, left_out = read_outside(file)
@@ -292,7 +292,7 @@ def import_(file: str) -> None:
 
     Every row says who ranked, in a column `annotator`. A round trains on it with preferences: run:feedback-<id>.
     """
-    from feedback.outside import import_feedback
+    from feedback.outside.run import import_feedback
     from feedback.page.report import summary
 
     run = import_feedback(file, runs_of_command())

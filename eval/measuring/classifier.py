@@ -40,7 +40,7 @@ def place_of(what: Rated, model: Model, label: str | None = None) -> int:
     architectures = settings.get("architectures") or []
     if not any(name.endswith("ForSequenceClassification") for name in architectures):
         raise UsageError(
-            f"eval.raters.{what}: {model.reference} is no text classifier (its architecture is "
+            f"{model.reference} is no text classifier (its architecture is "
             f"{', '.join(architectures) or 'not named'}); write judge:{model.reference} to ask a chat model"
         )
     classes = {int(place): str(name) for place, name in (settings.get("id2label") or {}).items()}
@@ -57,7 +57,7 @@ def place_of(what: Rated, model: Model, label: str | None = None) -> int:
         found = exact or found
     if len(found) != 1:
         raise UsageError(
-            f"eval.raters.{what}: which class of {model.reference} is meant? It has "
+            f"which class of {model.reference} counts {what}? It has "
             f"{', '.join(classes.values()) or 'classes without names'}; name one in eval.raters.{what}.label"
         )
     return found[0]

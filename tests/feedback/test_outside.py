@@ -16,7 +16,8 @@ from feedback.belief.agreement import measure_agreement
 from feedback.belief.labels import desirable_or_not
 from feedback.belief.reliability import fit_reliability
 from feedback.export import export_data_set
-from feedback.outside import import_feedback, read_outside
+from feedback.outside.rows import read_outside
+from feedback.outside.run import import_feedback
 from feedback.page.report import summary
 from reward.data import read_preference_data
 

@@ -1,7 +1,4 @@
-"""What annotators said elsewhere, as a feedback run: agreement, reliability, page, preferences and export are ours.
-
-    accord feedback import rankings.jsonl       # runs/feedback-<id>; a round has it by preferences: run:feedback-<id>
-    accord feedback agreement rankings.jsonl    # the figures alone
+"""What annotators said elsewhere, as comparisons.
 
 A file (JSON Lines, JSON, CSV or Parquet) holds comparisons in accord's own form, or one row an annotator and record, in
 any convention of preferences or rankings that accord reads, or labels of single answers:
@@ -20,12 +17,10 @@ the only one to its prompt cannot be compared, and is left out.
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from accord.config import Config
 from accord.data.files import Fault, RawRow, raw_rows
 from accord.data.reading import RowReader
 from accord.errors import DataError
@@ -39,10 +34,7 @@ from accord.records import (
     content_id,
     conversation_id,
     describe,
-    write_jsonl,
 )
-from accord.runs import DataFile, Run, Runs
-from feedback.annotation import conclude
 
 WHO = (
     "annotator", "annotator_id", "worker", "worker_id", "rater", "rater_id", "labeler", "labeler_id", "labeller",
@@ -53,13 +45,6 @@ CHOICES = ("winner", "preference", "better_response_id")
 TIES = frozenset({"tie", "tied", "equal", "both", "neither", "draw", "same", "tie (bothbad)", "0.5"})
 GOOD, BAD = {"label": 5}, {"label": 1}
 """A label as a rating, from which labels of single answers follow again (`feedback.belief.labels`)."""
-
-
-class OutsideConfig(Config):
-    """Nothing to choose but the seed of the resampling behind the agreement's intervals."""
-
-    annotators: str = "human"
-    seed: int = 0
 
 
 @dataclass
@@ -74,21 +59,6 @@ class _Said:
     ratings: list[dict[str, int]] | None = None
     id: str | None = None
     more: dict[str, Any] = field(default_factory=dict)
-
-
-def import_feedback(file: str, runs: Runs) -> Run:
-    """A finished feedback run with what a file holds.
-
-    Raises:
-        DataError: the file cannot be read; the message names the row.
-    """
-    with runs.begin("feedback", OutsideConfig(), {"comparisons": DataFile(Path(file))}) as run:
-        if run.is_done:
-            return run
-        comparisons, left_out = read_outside(file)
-        write_jsonl(run.path / "comparisons.jsonl", comparisons)
-        conclude(run, comparisons, "human", run.record.seed or 0, {"answers_left_out": left_out})
-    return run
 
 
 def read_outside(file: str) -> tuple[list[Comparison], int]:
