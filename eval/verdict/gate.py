@@ -174,10 +174,10 @@ class Verdict(BaseModel):
             if metrics:
                 parts.append(f"worse than its margin, with certainty: {_enumerate(_labels(metrics))}")
             return "; ".join(parts)
-        if movable := [each for each in floors if each.cannot_decide is None]:
-            parts.append(f"not certain to meet its floor: {_enumerate(_labels(movable))}")
-        if movable := [each for each in metrics if each.cannot_decide is None]:
-            parts.append(f"not certain to stay within its margin: {_enumerate(_labels(movable))}")
+        if open_floors := [each for each in floors if each.cannot_decide is None]:
+            parts.append(f"not certain to meet its floor: {_enumerate(_labels(open_floors))}")
+        if open_metrics := [each for each in metrics if each.cannot_decide is None]:
+            parts.append(f"not certain to stay within its margin: {_enumerate(_labels(open_metrics))}")
         if parts:
             parts.append(f"{self.items_to_decide} would decide")
         stuck = [each for each in self.deciding if each.cannot_decide]
