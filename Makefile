@@ -3,7 +3,7 @@ PYTHON ?= python3
 RUN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types bench gpu-check clean
+.PHONY: help setup demo test lint types bench gpu-check damage clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -44,6 +44,9 @@ bench: setup ## the performance claims, each against a named peer; one JSON line
 
 gpu-check: setup ## what only GPUs can prove, in ten minutes: one line a check, fails on any difference
 	@$(RUN)/python tests/gpu_check.py
+
+damage: setup ## damaged folders, settings and files before every command: a table of what is said, fails on a traceback
+	@$(RUN)/python tests/damaged_input.py 2>/dev/null
 
 clean: ## remove caches; keeps environments and runs
 	rm -rf .pytest_cache .mypy_cache .ruff_cache dist

@@ -8,25 +8,39 @@ import dataclasses
 import difflib
 import inspect
 import itertools
+import json
 import re
 import textwrap
+import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError, core_schema
 
-from accord.errors import UsageError
-from accord.records import Row
+from accord.errors import DataError, UsageError
+from accord.records import Row, beginning, decode, is_deeper
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 """Of random numbers; torch, NumPy and transformers all take such ones."""
 LONGEST_SHOWN = 200
 """Characters of a value in a message."""
+LARGEST = 10**10
+"""No number of a configuration may be further from zero."""
 DEEPEST = 64
 """How many levels of sections and lists a configuration may have."""
+MOST_VALUES = 1_000_000
+"""How many values a YAML file may hold."""
 
 
 class Config(BaseModel):
@@ -43,6 +57,14 @@ class Config(BaseModel):
     """Those of them without which there is nothing to read; a configuration file must name them."""
     other_files: ClassVar[Mapping[str, str]] = {}
     """Settings that do in the place of one that is needed."""
+
+    @model_validator(mode="after")
+    def _holds_no_giant_number(self) -> Self:
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            if isinstance(value, int | float) and abs(value) > LARGEST:
+                raise ValueError(f"{name}: is {value:.3g}, and no setting is beyond {LARGEST:g}")
+        return self
 
     @classmethod
     def __get_pydantic_json_schema__(cls, core: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
@@ -150,9 +172,9 @@ class ChosenBy:
 class LoraConfig(Config):
     """Low-rank adapters (Hu et al. 2021, https://arxiv.org/abs/2106.09685) in place of full fine-tuning."""
 
-    rank: int = Field(default=16, ge=1)
+    rank: int = Field(default=16, ge=1, le=65_536)
     """Of every adapter; all linear modules get one."""
-    alpha: int = Field(default=32, ge=1)
+    alpha: int = Field(default=32, ge=1, le=1_000_000)
     """The adapter's output is scaled by alpha / rank."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Of the adapter's input, while it is trained."""
@@ -212,13 +234,15 @@ def load_config(path: Path, config_type: type[ConfigT], overrides: Sequence[str]
             the file and the key, and the closest known key for a typo.
     """
     try:
-        values = _load(path.read_text(encoding="utf-8"))
+        values = load_yaml(decode(path.read_bytes(), str(path)))
     except OSError as error:
         raise UsageError(
             f"{path}: cannot be read ({error.strerror}); name an existing configuration file"
         ) from None
-    except (yaml.YAMLError, ValueError) as error:
-        raise UsageError(f"{path}: is not valid YAML: {' '.join(str(error).split())}") from None
+    except DataError as error:
+        raise UsageError(str(error)) from None
+    except ValueError as error:
+        raise UsageError(f"{path}: is not valid YAML: {error}") from None
     if not isinstance(values, dict):
         raise UsageError(f"{path}: must hold a mapping of stage names to settings")
     for override in overrides:
@@ -229,35 +253,43 @@ def load_config(path: Path, config_type: type[ConfigT], overrides: Sequence[str]
         raise UsageError(f"{path}: {_describe(error, config_type, values)}") from None
 
 
-def _load(text: str) -> Any:
-    """What a YAML text holds.
+def load_yaml(text: str) -> Any:
+    """What a YAML text holds, strictly: no key twice, no code, nothing that has no end.
 
     Raises:
-        yaml.YAMLError: it is none.
-        ValueError: a number has thousands of digits, or it is nested without end.
+        ValueError: it is no such text; the message says why in one line.
     """
     try:
         values = yaml.load(text, _StrictLoader)
-        deepest = _depth(values)
+        too_deep = is_deeper(values, DEEPEST)
     except RecursionError:
-        deepest = DEEPEST + 1
-    if deepest > DEEPEST:
+        too_deep = True
+    except (
+        yaml.YAMLError,
+        ValueError,
+        TypeError,
+        AttributeError,
+    ) as error:  # what its parts are made by raises these
+        raise ValueError(" ".join(str(error).split())) from None
+    if too_deep:
         raise ValueError(f"it is nested more than {DEEPEST} levels deep, or an alias refers to what it is in")
+    if _written_out(values, {}) > MOST_VALUES:
+        raise ValueError(f"its aliases stand for more than {MOST_VALUES:,} values; write out what is meant")
+    try:
+        json.dumps(values, ensure_ascii=False, default=str, skipkeys=True).encode()
+    except UnicodeEncodeError:
+        raise ValueError("it holds half of a surrogate pair, which is no character") from None
     return values
 
 
-def _depth(values: Any) -> int:
-    """How many levels of mappings and lists there are; one more than `DEEPEST` stands for all that is deeper."""
-    level, deep = [values], 0
-    while level and deep <= DEEPEST:
-        sections = [
-            each.values() if isinstance(each, dict) else each
-            for each in level
-            if isinstance(each, dict | list)
-        ]
-        unique = {id(part): part for section in sections for part in section}  # an alias is one object
-        level, deep = list(unique.values()), deep + bool(sections)
-    return deep
+def _written_out(value: Any, known: dict[int, int]) -> int:
+    """How many values there are where every alias stands for what it names."""
+    if not isinstance(value, dict | list):
+        return 1
+    if id(value) not in known:
+        parts = value.values() if isinstance(value, dict) else value
+        known[id(value)] = 1 + sum(_written_out(each, known) for each in parts)
+    return known[id(value)]
 
 
 def _apply_override(values: dict[str, Any], override: str) -> None:
@@ -265,11 +297,12 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     if not equals or not all(dotted.split(".")):
         raise UsageError(f"'{override}' is no override; write key=value, for example rl.learning_rate=1e-6")
     try:
-        value = _load(text)
-    except (yaml.YAMLError, ValueError) as error:
-        shown = override if len(override) <= LONGEST_SHOWN else f"{override[:LONGEST_SHOWN]}..."
-        why = "" if isinstance(error, yaml.YAMLError) else f" ({error})"
-        raise UsageError(f"'{shown}': the value is not valid YAML{why}; quote it") from None
+        value = load_yaml(text)
+    except ValueError as error:
+        written = override if len(override) <= LONGEST_SHOWN else f"{override[:LONGEST_SHOWN]}..."
+        why = str(error)
+        why = why if len(why) <= LONGEST_SHOWN else f"{why[:LONGEST_SHOWN]}..."
+        raise UsageError(f"'{written}': the value is not valid YAML ({why}); quote it") from None
     *parents, last = dotted.split(".")
     target = values
     for key in parents:
@@ -307,7 +340,7 @@ def _describe(error: ValidationError, config_type: type[BaseModel], values: Any)
 
 
 def _shown(value: Any) -> str:
-    text = repr(value)
+    text = repr(beginning(value, LONGEST_SHOWN))
     return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
 
 
@@ -351,7 +384,7 @@ def check_trainer_arguments(
         ours: fields that accord sets itself from named keys and that may therefore not be set twice.
 
     Raises:
-        UsageError: a key is no field of `target`, or is one that accord sets.
+        UsageError: a key is no field of `target`, or is one that accord sets, or its value is of another type.
     """
     fields = [field.name for field in dataclasses.fields(target)]
     for key in arguments:
@@ -361,3 +394,13 @@ def check_trainer_arguments(
             close = difflib.get_close_matches(key, fields, n=1)
             hint = f"; did you mean '{close[0]}'?" if close else ""
             raise UsageError(f"{section}.{key}: {target.__name__} has no such argument{hint}")
+    types = typing.get_type_hints(target)
+    for key, value in arguments.items():
+        settings = ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False)
+        try:
+            TypeAdapter(dict[str, types[key]], config=settings).validate_python({key: value}, strict=True)  # type: ignore[valid-type]
+        except ValidationError as error:
+            reason = error.errors()[0]["msg"]
+            raise UsageError(
+                f"{section}.{key}: {reason[0].lower()}{reason[1:]}, found {_shown(value)}"
+            ) from None

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from accord import bootstrap, bundled
+from accord.terminal import printable
 
 ARGILLA_PORT = 6900  # feedback.port's default
 DISK_GIGABYTES = (
@@ -105,6 +106,7 @@ def exit_code(checks: list[Check]) -> int:
 def render(checks: list[Check]) -> None:
     """Prints the checks as a table, with the remedies below."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(box=None, header_style="bold", pad_edge=False)
@@ -112,8 +114,8 @@ def render(checks: list[Check]) -> None:
         table.add_column(title, overflow="fold")
     for check in checks:
         mark = "[green]ok[/]" if check.ok else "[red]FAILS[/]" if check.required else "[yellow]note[/]"
-        remedy = "" if check.ok else f"\n[bold]what to do:[/] {check.remedy}"
-        table.add_row(mark, check.name, f"{check.detail}{remedy}")
+        remedy = "" if check.ok else f"\n[bold]what to do:[/] {escape(printable(check.remedy))}"
+        table.add_row(mark, check.name, f"{escape(printable(check.detail))}{remedy}")
     console = Console()
     console.print(table)
     verdict = "Something that accord needs is missing." if exit_code(checks) else "accord can work here."

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from accord import parallel
+from accord.terminal import printable
 
 SECONDS_BEFORE_SHOWN = 2.0
 SECONDS_BETWEEN_LINES = 10.0
@@ -36,9 +37,10 @@ def progress(what: str, total: int) -> Iterator[Callable[[float], None]]:
 
     Yields a function to call, in any thread, with how much of `total` is done by now.
     """
+    what = printable(what)
     console = Console(stderr=True)
     bar = Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+        TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
         console=console, transient=True,
     )  # fmt: skip
     task = bar.add_task(what, total=total)
@@ -57,7 +59,9 @@ def progress(what: str, total: int) -> Iterator[Callable[[float], None]]:
                 bar.start()
             else:
                 seconds = time.monotonic() - started
-                console.print(f"{what}: {int(done)} of {total} after {seconds:.0f} s", highlight=False)
+                console.print(
+                    f"{what}: {int(done)} of {total} after {seconds:.0f} s", highlight=False, markup=False
+                )
 
     try:
         yield update

@@ -25,6 +25,7 @@ from pydantic import (
     ConfigDict,
     Field,
     PrivateAttr,
+    TypeAdapter,
     ValidationError,
     ValidationInfo,
     field_validator,
@@ -36,6 +37,9 @@ from accord.errors import DataError
 
 TEMPORARY = ".tmp"
 """How the name of a file ends that is not written to its end yet; a killed process may leave one."""
+
+DEEPEST = 100
+"""How many levels of lists and objects a row may have."""
 
 Role = Literal["system", "user", "assistant", "tool"]
 
@@ -166,7 +170,7 @@ def _text_of_number(value: Any) -> Any:
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
-Id = Annotated[str, BeforeValidator(_text_of_number)]
+Id = Annotated[str, Field(min_length=1), BeforeValidator(_text_of_number)]
 """What identifies a row in its file; a whole number counts as its digits."""
 
 
@@ -247,12 +251,12 @@ class UnpairedFeedback(Row):
 
 
 class Response(BaseModel):
-    """One answer of a policy, as it was sampled."""
+    """One answer of a policy, as it was sampled; of one from elsewhere nobody knows from which run, by which seed."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     text: str
-    run: str
-    seed: int
+    run: str | None = None
+    seed: int | None = None
     truncated: bool = False
     """Whether the token limit cut it off; otherwise the policy ended it with EOS."""
 
@@ -384,7 +388,11 @@ def parse_json(text: str) -> Any:
             "complete JSON object, so a half-written last line must be completed or removed"
         ) from None
     except RecursionError:
-        raise ValueError("is nested too deep to be read; a row is an object of columns") from None
+        value, too_deep = None, True
+    else:
+        too_deep = text.count("[") + text.count("{") > DEEPEST and is_deeper(value, DEEPEST)
+    if too_deep:
+        raise ValueError("is nested too deep to be read; a row is an object of columns")
     if "\\u" in text:  # only so can JSON say what is not a character
         try:
             written = json.dumps(value, ensure_ascii=False)
@@ -398,6 +406,23 @@ def parse_json(text: str) -> Any:
     return value
 
 
+def is_deeper(value: Any, levels: int) -> bool:
+    """Whether lists and mappings are nested in more levels than so many, or without end."""
+    level = [value]
+    for _ in range(levels + 1):
+        parts = [
+            each.values() if isinstance(each, dict) else each
+            for each in level
+            if isinstance(each, dict | list)
+        ]
+        if not parts:
+            return False
+        level = list(
+            {id(part): part for section in parts for part in section}.values()
+        )  # an alias is one object
+    return True
+
+
 def _without_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
@@ -407,17 +432,31 @@ def _without_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
+ORIGINS = TypeAdapter(dict[str, str])
 ORIGIN = ".origin"
 """What the name of a file of rows ends with that says, beside it, from which file and how they were made."""
 
 
 def origin_of(path: Path) -> str:
     """The user's file of which `path` holds the rows, one for one; empty for a file that is the user's own."""
+    return read_origin(path).get("file", "").partition("@sha256:")[0]
+
+
+def read_origin(path: Path) -> dict[str, str]:
+    """What the file beside a file of rows says of how they were made; empty where there is none.
+
+    Raises:
+        DataError: it says nothing of the kind.
+    """
+    beside = Path(f"{path}{ORIGIN}")
     try:
-        origin = json.loads(Path(f"{path}{ORIGIN}").read_text(encoding="utf-8"))
-    except OSError:
-        return ""
-    return str(origin["file"].partition("@sha256:")[0])
+        return ORIGINS.validate_json(beside.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except (OSError, ValueError):
+        raise DataError(
+            f"{beside}: is damaged; remove it and {path}, which accord made, and run this again"
+        ) from None
 
 
 def read_text(path: Path) -> str:
@@ -427,13 +466,17 @@ def read_text(path: Path) -> str:
         DataError: the file is missing or unreadable.
     """
     try:
-        return decode(path.read_bytes(), str(path))
+        text = decode(path.read_bytes(), str(path))
     except FileNotFoundError:
         raise DataError(
             f"{path}: no such file; check the path, which is relative to the working folder"
         ) from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read as UTF-8 text ({error})") from None
+    if (place := text.find("\0")) >= 0:
+        line = text.count("\n", 0, place) + 1
+        raise DataError(f"{path}:{line}: holds the character NUL, so it is no text; leave it out")
+    return text
 
 
 def decode(data: bytes, name: str) -> str:
@@ -443,6 +486,8 @@ def decode(data: bytes, name: str) -> str:
         DataError: they are not in the encoding; the message names the line.
     """
     encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    if data[:4] in (b"\xff\xfe\x00\x00", b"\x00\x00\xfe\xff"):
+        encoding = "utf-32"
     try:
         return data.decode(encoding)
     except UnicodeDecodeError as error:
@@ -462,6 +507,28 @@ def holds_comparisons(path: Path) -> bool:
         return False
 
 
+def shown(value: Any, longest: int) -> str:
+    """The beginning of a value, as JSON writes it; also of one that holds itself, or a million others."""
+    text = json.dumps(beginning(value, longest), ensure_ascii=False, default=str)
+    return text if len(text) <= longest else f"{text[: longest - 3]}..."
+
+
+def beginning(value: Any, most: int) -> Any:
+    """As many parts of a value, with those that they hold, as can be written in so many characters."""
+    return _part(value, [most], 0)
+
+
+def _part(value: Any, left: list[int], deep: int) -> Any:
+    left[0] -= 1
+    if left[0] < 0 or deep > 20:
+        return "..."
+    if isinstance(value, Mapping):
+        return {str(key): _part(each, left, deep + 1) for key, each in value.items() if left[0] > 0}
+    if isinstance(value, list | tuple):
+        return [_part(each, left, deep + 1) for each in value if left[0] > 0]
+    return value
+
+
 def describe(error: ValidationError) -> str:
     """A pydantic error as one sentence: the field, what is wrong, and what was found there."""
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
@@ -474,8 +541,7 @@ def describe_all(error: ValidationError) -> list[str]:
     for each in error.errors():
         field = ".".join(str(part) for part in each["loc"])
         message = each["msg"].removeprefix("Value error, ")
-        found = json.dumps(each["input"], ensure_ascii=False, default=str)
-        found = found if len(found) <= 60 else found[:57] + "..."
+        found = shown(each["input"], 60)
         if field:
             message = f"{field}: {message}{'' if each['type'] == 'missing' else f', found {found}'}"
         sentences.append(message)

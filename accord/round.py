@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterator, Sequence
 from functools import partial
 
+from accord import parallel
 from accord.bundled import data_path
 from accord.chat.tokens import answer
 from accord.compute.launch import Launcher, machines_of
@@ -30,7 +31,7 @@ from eval.evaluate import evaluate
 from feedback.join import join_feedback
 from feedback.stage import gather_preferences
 from reward.score import score
-from reward.train import train_reward_model
+from reward.train import tell_whether_guessing, train_reward_model
 from rl.algorithms import ALGORITHMS, Inputs, algorithm_named
 from sft.train import fine_tune
 
@@ -88,6 +89,8 @@ def run_round(
             assert preferences is not None
             previous = resolve(config.reward.previous, runs) if config.reward.previous else None
             runs_made.append(train_reward_model(config.reward, runs, policy, preferences, previous))
+            if parallel.is_first():
+                tell_whether_guessing(runs_made[-1])
             reward_model = resolve(f"run:{runs_made[-1].id}", runs)
 
         # The policy is optimised towards what they prefer.

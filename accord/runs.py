@@ -30,7 +30,7 @@ from accord import parallel
 from accord.config import Config
 from accord.digests import file_digest
 from accord.errors import AccordError, DataError, TamperedError, UsageError, WaitingForAnnotatorsError
-from accord.records import ORIGIN, TEMPORARY, content_id, write_atomically
+from accord.records import TEMPORARY, content_id, read_origin, write_atomically
 from accord.run_record import SCHEMA_VERSION, RunRecord, code_version, hardware, package_versions, read_record
 from accord.tree import entries_below
 
@@ -65,8 +65,7 @@ class DataFile:
     @property
     def origin(self) -> dict[str, str]:
         """What the file was made from, if a reader made it: the `reader` and the `file`, each with its SHA-256."""
-        path = Path(f"{self.path}{ORIGIN}")
-        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+        return read_origin(self.path)
 
     @property
     def digest(self) -> str:

@@ -7,6 +7,10 @@ as JSON would write them, as in `\\u001b[31m`; so what `--json` prints means the
 
 import logging
 import re
+import sys
+import traceback
+import warnings
+from types import TracebackType
 from typing import Any
 
 import click
@@ -33,3 +37,29 @@ class PlainFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """The record's line, with unsafe characters as their escapes."""
         return printable(super().format(record))
+
+
+class _PlainRecord(logging.LogRecord):
+    def getMessage(self) -> str:  # noqa: N802 - its name in the standard library
+        return printable(super().getMessage())
+
+
+def escape_what_libraries_say() -> None:
+    """From now on, messages of all logs, warnings and tracebacks hold no unsafe character, whoever prints them.
+
+    A library may quote what it was given: the type of a model in its config.json, the name of a tensor.
+    """
+    logging.setLogRecordFactory(_PlainRecord)
+    warnings.formatwarning = _plain_warning
+    sys.excepthook = _plain_traceback
+
+
+_formatted = warnings.formatwarning
+
+
+def _plain_warning(*arguments: Any, **named: Any) -> str:
+    return printable(_formatted(*arguments, **named))
+
+
+def _plain_traceback(kind: type[BaseException], error: BaseException, place: TracebackType | None) -> None:
+    say("".join(traceback.format_exception(kind, error, place)).rstrip(), err=True)

@@ -25,7 +25,7 @@ from transformers.trainer_callback import PrinterCallback, TrainerState
 
 from accord import parallel
 from accord.compute import sharding
-from accord.compute.checkpoints import has_shards
+from accord.compute.checkpoints import check_continues, has_shards
 from accord.config import LoraConfig
 from accord.errors import AccordError, UsageError
 from accord.models.adapters import fit_to_base, takes_from_base
@@ -122,7 +122,8 @@ def build_arguments(section: str, target: type[ArgumentsT], arguments: Mapping[s
         for callback in get_reporting_integration_callbacks(built.report_to):
             callback()  # as the trainer will: it raises where the tracker's package is missing
     except (TypeError, ValueError, RuntimeError, ImportError) as error:
-        raise UsageError(f"{section}.trainer: {error}") from error
+        raise UsageError(f"{section}.trainer: {' '.join(str(error).split())[:300]}") from error
+    sharding.take_models_for_whole()
     return cast("ArgumentsT", built)
 
 
@@ -192,6 +193,7 @@ def train_in_run(trainer: Trainer, run: Run, label: str, evaluate_first: bool = 
     Raises:
         AccordError: the loss became NaN or infinite.
         ProcessLostError: another process of the run ended.
+        UsageError: DeepSpeed wrote the checkpoint in other processes than these.
     """
     folder = run.path / "checkpoints"
     checkpoint = parallel.from_first(lambda: last_whole_checkpoint(folder))
@@ -209,6 +211,7 @@ def train_in_run(trainer: Trainer, run: Run, label: str, evaluate_first: bool = 
     rows = _RunCallback(run, label)
     trainer.add_callback(rows)
     if checkpoint is not None:
+        check_continues(checkpoint)
         if parallel.is_first():
             say(f"{label}: continues from {checkpoint.name}")
         state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
@@ -220,6 +223,7 @@ def train_in_run(trainer: Trainer, run: Run, label: str, evaluate_first: bool = 
             internals._load_from_checkpoint(str(folder / f"checkpoint-{best}" if best else checkpoint))
             trainer.state = state
             rows.write(state.log_history, "w")
+            sharding.take_models_for_whole()
             return
     if checkpoint is not None and parallel.sharding() == "fsdp2" and not has_shards(checkpoint):
         trainer._load_from_checkpoint(str(checkpoint))
@@ -230,6 +234,8 @@ def train_in_run(trainer: Trainer, run: Run, label: str, evaluate_first: bool = 
         if parallel.is_first():
             last_whole_checkpoint(folder)  # removes what a full disk left half-written
         raise
+    finally:
+        sharding.take_models_for_whole()
 
 
 def last_whole_checkpoint(folder: Path) -> Path | None:

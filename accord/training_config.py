@@ -22,15 +22,15 @@ class TrainingConfig(Config):
 
     epochs: float = Field(default=1.0, ge=0.001, le=10_000)
     """How often every row is seen."""
-    learning_rate: float = Field(default=2e-5, gt=0)
+    learning_rate: float = Field(default=2e-5, gt=0, le=10)
     """The highest one, after warm-up; it falls linearly to zero. LoRA wants about ten times that of full training."""
     warmup_fraction: float = Field(default=0.1, ge=0, lt=1)
     """Share of the updates over which the learning rate rises."""
-    rows_per_update: int = Field(default=8, ge=1)
+    rows_per_update: int = Field(default=8, ge=1, le=10_000_000)
     """Rows that make one optimiser step."""
-    rows_per_pass: int = Field(default=8, ge=1)
+    rows_per_pass: int = Field(default=8, ge=1, le=10_000_000)
     """Rows computed at a time; lower it where memory is short, the result stays the same."""
-    max_sequence_tokens: int = Field(default=1024, ge=8)
+    max_sequence_tokens: int = Field(default=1024, ge=8, le=10_000_000)
     """Longer rows are dropped, and counted."""
     precision: Literal["auto", "float32", "bfloat16"] = "float32"
     """What is computed in; weights that are trained stay float32. auto: bfloat16 on a GPU that

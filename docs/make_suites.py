@@ -55,6 +55,20 @@ and `rouge_l` (rouge-score's); `pip install 'accord[suites]'` brings these packa
 All have paired intervals over items and may have a margin. An answer counts as the label that it is, or that it names
 alone of all labels. Macro figures are means over labels, so a rare label counts as much as a frequent one.
 
+**Refusals and toxicity** are counted by rules, of English phrases and of words: they need nothing, never change their
+mind, and err. `raters` names a classifier, any model for text classification in transformers' form, or a judge in their
+place, for all suites that count either:
+
+```yaml
+raters:
+  refusals: {by: organisation/refusal-classifier, labelled: refusals.jsonl}
+  toxicity: {by: "judge:https://host/v1#model-name"}
+```
+
+`labelled` is a file of answers that people labelled, `{"prompt": ..., "completion": ..., "refused": true}` (or
+`"toxic"`), 200 or more, of models like yours: the page then says how often the rater and the rule err on them. The same
+figures without an evaluation, for any file: `python benchmarks/refusal_accuracy.py FILE --by CLASSIFIER`.
+
 **Published** data sets are read from packages that `accord eval install-suites` installs, and named `public:<name>`;
 `accord eval suites` lists them. The pages in `eval/suites/public/` name their licences and authors.
 

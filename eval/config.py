@@ -1,5 +1,6 @@
 """Settings of the evaluation and the gate."""
 
+import dataclasses
 import difflib
 import math
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,7 @@ from accord.config import Config, Seed
 from accord.errors import AccordError
 from accord.records import Prompt, Row
 from eval.profiles import ProfileName, written_out
+from eval.suites.kind import RULES, Rated
 from eval.suites.metrics import METRICS, QUALITY, Direction, Metric
 from eval.suites.suite import find_suite
 
@@ -100,6 +102,18 @@ class LmEval(Config):
         return self
 
 
+class RaterConfig(Config):
+    """What says whether an answer refuses, or how toxic it is, in place of a rule (eval/measuring/raters.py)."""
+
+    by: str
+    """A text classifier by folder, hub id or `run:<id>`, or `judge:<model reference>`."""
+    label: str | None = None
+    """The classifier's class that is meant, where the names of its classes do not tell."""
+    labelled: str | None = None
+    """JSON Lines file of answers that people labelled, `{"prompt", "completion", "refused"}` or `"toxic"`: how often
+    the rater and the rule err on them is measured, and said on the page."""
+
+
 @dataclass(frozen=True)
 class Sampling:
     """How a model answers: `samples_per_prompt` times each held-out prompt, and once each prompt of a suite."""
@@ -137,17 +151,17 @@ class EvalConfig(Config):
     """Use only so many prompts, the first ones of the file."""
     prompt_group: str = "topic"
     """The column of the prompt file that groups prompts, for the differences by group; it may be missing."""
-    samples_per_prompt: int = Field(default=2, ge=1)
+    samples_per_prompt: int = Field(default=2, ge=1, le=10_000)
     """Answers of each model to each prompt; intervals are over prompts."""
-    max_response_tokens: int = Field(default=96, ge=1)
+    max_response_tokens: int = Field(default=96, ge=1, le=1_000_000)
     """Longer answers are cut off here, which lowers `eos_rate`."""
-    temperature: float = Field(default=1.0, gt=0)
+    temperature: float = Field(default=1.0, gt=0, le=100)
     """Of sampling; 1 is the model's own distribution."""
     seed: Seed = 0
     """Of the answers, the same for both models, and of the resampling."""
     confidence_level: float = Field(default=0.95, gt=0.5, lt=1)
     """Of every interval."""
-    bootstrap_resamples: int = Field(default=9_999, ge=999)
+    bootstrap_resamples: int = Field(default=9_999, ge=999, le=1_000_000)
     """Swaps behind the p-value of "nothing changed"; intervals are computed without resampling."""
     judge: str | None = None
     """Says which answers are better, independently of the reward model, which the candidate may have been optimised
@@ -157,6 +171,8 @@ class EvalConfig(Config):
     what reviewers prefer is measured as `adjudicated`."""
     suites: list[str] = Field(default_factory=lambda: ["sentence_pairs"])
     """What else both models go through: names of accord's suites, folders of your own, `public:<name>`."""
+    raters: dict[Rated, RaterConfig] = Field(default_factory=dict)
+    """What counts `refusals` and `toxicity` in the suites, in place of their rules."""
     lm_eval: dict[str, LmEval] = Field(default_factory=dict)
     """Tasks of lm-evaluation-harness as further suites, by the task's name."""
     max_suite_items: int | None = Field(default=None, ge=2)
@@ -224,7 +240,7 @@ class EvalConfig(Config):
     def _knows_metrics(cls, gate: dict[str, Margin], info: ValidationInfo) -> dict[str, Margin]:
         if "suites" not in info.data:
             return gate
-        known = metrics_of(info.data["suites"], info.data.get("lm_eval"))
+        known = metrics_of(info.data["suites"], info.data.get("lm_eval"), info.data.get("raters"))
         for name, margin in gate.items():
             if name not in known:
                 close = difflib.get_close_matches(name, known, n=1)
@@ -248,7 +264,7 @@ class EvalConfig(Config):
     @property
     def metrics(self) -> dict[str, Metric]:
         """Every metric that these settings measure, by name."""
-        return metrics_of(self.suites, self.lm_eval)
+        return metrics_of(self.suites, self.lm_eval, self.raters)
 
     @property
     def sampling(self) -> Sampling:
@@ -279,11 +295,18 @@ def _no_floor(metric: Metric, margin: Margin, direction: Direction | None) -> st
     return None
 
 
-def metrics_of(suites: Sequence[str], lm_eval: Mapping[str, LmEval] | None = None) -> dict[str, Metric]:
+def metrics_of(
+    suites: Sequence[str], lm_eval: Mapping[str, LmEval] | None = None,
+    raters: Mapping[Rated, RaterConfig] | None = None,
+) -> dict[str, Metric]:  # fmt: skip
     """The metrics of the answers, of these suites and of these tasks, by name."""
-    of_suites = {
-        name: metric for reference in suites for name, metric in find_suite(reference).metrics.items()
-    }
+    of_suites = {}
+    for suite in map(find_suite, suites):
+        for name, metric in suite.metrics.items():
+            of_suites[name] = metric
+            if suite.rates and raters and suite.rates in raters:
+                meaning = metric.meaning.replace(RULES[suite.rates], raters[suite.rates].by)
+                of_suites[name] = dataclasses.replace(metric, meaning=meaning)
     of_tasks = {
         f"{task}/{name}": Metric(
             f"{task}/{name}", f"{task}: {name}", "lm-eval's units", "documents",

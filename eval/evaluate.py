@@ -12,11 +12,9 @@ with its signature, `metrics.json` and the page `report.html`. A killed evaluati
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
-
-import click
 
 from accord.bundled import data_path
 from accord.data.rows import Rows, open_data
@@ -25,6 +23,7 @@ from accord.models.references import Model
 from accord.records import Row, read_jsonl, write_jsonl
 from accord.runs import DataFile, Run, Runs, Source
 from accord.sampling.shared import SharedSampler
+from accord.terminal import say
 from eval.conclude import Evidence, conclude
 from eval.config import EvalConfig, Sampling
 from eval.likelihood.cache import LIKELIHOODS
@@ -39,12 +38,13 @@ from eval.measuring.answers import (
     sample_answers,
     score_answers,
 )
+from eval.measuring.raters import Rater, raters_of, sources_of, told_of
 from eval.measuring.side import Side
 from eval.measuring.suites import about, loaded_once, measure_by_likelihood, sample_replies
 from eval.promotion import override_behind
 from eval.review.take_over import ANSWERS_FOLLOW_FROM, reviewed_evaluation, take_over
 from eval.rows import SUITE, Answer, Judgement, MeasuredAnswer, Outcome, Reward, SuiteItem
-from eval.suites.kind import SuiteRow
+from eval.suites.kind import Rated, SuiteRow
 from eval.suites.suite import Suite, find_suite, read_items
 from eval.verdict.floors import check_floors
 from eval.verdict.gate import Compared
@@ -60,7 +60,7 @@ def evaluate(
     baseline: Model,
     candidate: Model,
     reward_model: Model | Scorer | None = None,
-    show: Callable[[str], None] = click.echo,
+    show: Callable[[str], None] = say,
     prompts: Rows | None = None,
 ) -> Run:
     """Compare `candidate` with `baseline`; returns the finished run, whose `verdict.json` holds the decision.
@@ -104,6 +104,8 @@ def evaluate(
         if judge.judge is None:
             raise UsageError(f"eval.judge: '{config.judge}' is no judge; write judge:<model reference>")
         sources["judge"] = judge
+    raters = raters_of(config.raters, runs)
+    sources |= sources_of(config.raters, raters)
     sources |= {"prompts": DataFile(prompt_file)}
     sources |= {SUITE + name: DataFile(file) for suite, _ in suites for name, file in suite.files.items()}
     for task, of_task in config.lm_eval.items():
@@ -144,7 +146,7 @@ def evaluate(
                 rewards = _part(parts / f"rewards.{role}.jsonl", Reward, score)
             measured[role] = measure_answers(questions, answers, rewards, measures_formula(judges, others))
             outcomes[role] = _go_through(
-                suites, side, sampler, sampling, scorer, runs.root / LIKELIHOODS, parts, show
+                suites, side, sampler, sampling, scorer, raters, runs.root / LIKELIHOODS, parts, show
             )
 
         samples = pair_up(questions, groups, measured["baseline"], measured["candidate"])
@@ -164,7 +166,12 @@ def evaluate(
             for (suite, rows), before, after in zip(suites, *outcomes.values(), strict=True)
             for row, b, c in zip(rows, before, after, strict=True)
         ]  # fmt: skip
-        subjects = [about(suite, len(rows)) for suite, rows in suites]
+        told: dict[Rated | None, str] = {}
+        for what, rater in raters.items():
+            if any(suite.rates == what for suite, _ in suites):
+                labelled = config.raters[what].labelled
+                told[what] = told_of(what, rater, Path(labelled) if labelled else None)
+        subjects = [about(suite, len(rows), told.get(suite.rates, "")) for suite, rows in suites]
         for task, of_task in config.lm_eval.items():
             show(f"lm-eval's task {task}")
             run_both = functools.partial(lm_eval.items_of, task, of_task, sides)
@@ -180,7 +187,8 @@ def evaluate(
 
 def _go_through(
     suites: Sequence[tuple[Suite, list[SuiteRow]]], side: Side, sampler: SharedSampler, sampling: Sampling,
-    scorer: Scorer | None, likelihoods: Path, parts: Path, show: Callable[[str], None],
+    scorer: Scorer | None, raters: Mapping[Rated, Rater], likelihoods: Path, parts: Path,
+    show: Callable[[str], None],
 ) -> list[list[Outcome]]:  # fmt: skip
     """The outcomes of every suite under one model, each suite's written when it is complete."""
     policy = loaded_once(side.model)
@@ -189,7 +197,8 @@ def _go_through(
         show(f"{side.role}: {suite.name}, {len(rows)} items")
         if suite.is_by_likelihood:
             return measure_by_likelihood(suite, rows, side, policy, likelihoods)
-        return sample_replies(suite, rows, side, sampler, sampling, scorer)
+        rater = raters.get(suite.rates) if suite.rates else None
+        return sample_replies(suite, rows, side, sampler, sampling, scorer, rater)
 
     return [
         _part(

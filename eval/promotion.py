@@ -148,6 +148,17 @@ def card_path(promotion: Promotion, runs: Runs) -> Path:
     return runs.root / "promoted" / name / "README.md"
 
 
+def keys_behind(promotion: Promotion, runs: Runs) -> str:
+    """Whose keys signed verdict and promotion, in words."""
+    trained = read_signature(runs.root / promotion.verdict / SIGNATURE).fingerprint
+    if trained == promotion.promoted_by:
+        return (
+            f"{trained} signed both the verdict and the promotion; where two people shall look, the other one promotes "
+            "with a key of their own (`accord keys --help`)"
+        )
+    return f"{trained} signed the verdict, {promotion.promoted_by} the promotion"
+
+
 def approvals_of(promotion: Promotion, runs: Runs) -> list[SignOff]:
     """The sign-offs that a promotion rests on."""
     sign_offs = read_sign_offs(runs.load(promotion.verdict)) if promotion.approvals else []
@@ -212,6 +223,22 @@ def read_entries(runs: Runs) -> list[Entry]:
     if canonical(ENTRIES.dump_python(entries, mode="json")) != data:
         raise TamperedError(f"{path} was changed after the last promotion; restore it from a copy")
     return entries
+
+
+def check_list(runs: Runs) -> None:
+    """Whether the list of promotions is whole: `read_entries`, and an entry for every card that one has left.
+
+    Raises:
+        TamperedError: it is not. The cards are what tells of entries that were cut off at the end.
+        AccordError: an entry is signed by a key that is not trusted.
+    """
+    listed = {card_path(entry.promotion, runs) for entry in read_entries(runs)}
+    for card in sorted((runs.root / "promoted").glob("*/README.md")):
+        if card not in listed:
+            raise TamperedError(
+                f"{card} is the card of a promotion that {runs.root / 'promoted.json'} does not list, so its end was "
+                "cut off, or that promotion was interrupted; restore the list from a copy, or promote that model again"
+            )
 
 
 def _check_approvals(promotion: Promotion, evaluation: Path) -> None:

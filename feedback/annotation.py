@@ -17,7 +17,7 @@ from typing import Any
 
 from accord.bundled import data_path
 from accord.errors import WaitingForAnnotatorsError
-from accord.records import Comparison, Preference, read_jsonl, read_text, write_atomically, write_jsonl
+from accord.records import Comparison, Preference, read_jsonl, write_atomically, write_jsonl
 from accord.runs import DataFile, Run, Runs, Source
 from accord.terminal import say
 from feedback.argilla.access import end_unless_needed, open_argilla
@@ -25,7 +25,7 @@ from feedback.argilla.client import Client
 from feedback.argilla.collect import changes, pull, push, status
 from feedback.argilla.people import Team, set_up_people
 from feedback.argilla.simulate import answer_as_simulated
-from feedback.argilla.tasks import TaskKind
+from feedback.argilla.tasks import TaskKind, read_guidelines
 from feedback.asking.plan import Checks, plan
 from feedback.belief.agreement import Agreement, measure_agreement
 from feedback.belief.kept import RELIABILITY, fitted
@@ -91,7 +91,7 @@ def have_annotated(
     """
     task = _Task(
         config.task, config.criteria,
-        read_text(data_path(config.guidelines)) if config.guidelines else None,
+        read_guidelines(data_path(config.guidelines)) if config.guidelines else None,
         config.annotators_per_record,
     )  # fmt: skip
     is_ours = not config.argilla_url

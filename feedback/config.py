@@ -29,7 +29,7 @@ class AnnotationConfig(Config):
     """Names of the accounts that are made for people, where `annotators` is human."""
     users: str | None = None
     """A YAML file of people (name, role, workspaces), in place of `human_annotators`; see docs/collect-feedback.md."""
-    annotators_per_record: int = Field(default=4, ge=1)
+    annotators_per_record: int = Field(default=4, ge=1, le=1000)
     """A record is done when so many have answered it."""
     assignment: Literal["pool", "balanced"] = "pool"
     """Records go to whoever comes first, or each to `annotators_per_record` named annotators, all with equal loads."""
@@ -70,9 +70,9 @@ class FeedbackConfig(AnnotationConfig):
     """Use only so many prompts, the first ones of the file."""
     responses_per_prompt: int = Field(default=3, ge=2, le=8)
     """Answers in one record, which are ranked against each other."""
-    max_response_tokens: int = Field(default=96, ge=1)
+    max_response_tokens: int = Field(default=96, ge=1, le=1_000_000)
     """Longer answers are cut off here."""
-    temperature: float = Field(default=1.0, gt=0)
+    temperature: float = Field(default=1.0, gt=0, le=100)
     """Of sampling; 1 is the policy's own distribution."""
 
     selection: Selection = "random"

@@ -23,7 +23,7 @@ from accord.errors import UsageError
 from accord.page.words import label
 from accord.records import Comparison, Preference, read_jsonl, write_atomically, write_jsonl
 from accord.runs import Run, Runs
-from feedback.argilla.tasks import guidelines_of
+from feedback.argilla.tasks import guidelines_of, read_guidelines
 from feedback.page.report import summary
 from feedback.utility import SIMULATED
 
@@ -44,7 +44,7 @@ def export_data_set(run: Run, runs: Runs, output: Path, with_names: bool = False
         TamperedError: the run's files are not the recorded ones.
     """
     runs.check(run)
-    if "task" not in run.record.config:
+    if "task" not in run.record.config and run.record.parents:
         parts = ", ".join(run.record.parents.values())
         raise UsageError(f"{run.id} joins the rankings of {parts}; export each of these")
     if output.exists() and any(output.iterdir()):
@@ -104,9 +104,17 @@ def data_card(run: Run, comparisons: list[Comparison], preferences: int, figures
     }
     dropped = [f"- {label(reason)}: {count}" for reason, count in run.record.dropped.items() if count]
     statuses = Counter(ranking.status for ranking in rankings)
-    selection = config.get("selection", "review")
-    guidelines = config["guidelines"]
-    text = data_path(guidelines).read_text(encoding="utf-8") if guidelines else None
+    task, guidelines = config.get("task"), config.get("guidelines")
+    text = read_guidelines(data_path(guidelines)) if guidelines else None
+    if task:
+        how = f"""- Task: {task}; {len(asked[0].responses)} answers a record, in random order, models unnamed.
+- {config["annotators_per_record"]} annotators wanted for each record; assignment: {config["assignment"]}.
+- Chosen by `{config.get("selection", "review")}`; probability of being asked {_range(probabilities)}
+  (`selection_probability`)."""
+        seen = guidelines_of(task, text).replace("## ", "### ")
+    else:
+        how = "- Collected elsewhere, and read from a file; how answers were shown and records chosen is not known."
+        seen = "They are not known; state them before you publish."
     people = "SIMULATED annotators (programs whose opinions are a formula)" if is_simulated else "people"
     return f"""---
 {yaml.safe_dump(front, sort_keys=False).strip()}
@@ -126,9 +134,7 @@ First answer {moments[0] if moments else "none"}, last {moments[-1] if moments e
 
 ## How
 
-- Task: {config["task"]}; {len(asked[0].responses)} answers a record, in random order, models unnamed.
-- {config["annotators_per_record"]} annotators wanted for each record; assignment: {config["assignment"]}.
-- Chosen by `{selection}`; probability of being asked {_range(probabilities)} (`selection_probability`).
+{how}
 - Checks mixed in: {sum(each.duplicate_of is not None for each in comparisons)} duplicates in the opposite order,
   {sum(each.gold_ranks is not None for each in comparisons)} gold records. They yield no preferences.
 - Answers: {", ".join(f"{count} {status}" for status, count in sorted(statuses.items()))}.
@@ -152,7 +158,7 @@ free text: read them before publishing. Whoever publishes this states the licenc
 
 ## Guidelines that annotators saw
 
-{guidelines_of(config["task"], text).replace("## ", "### ")}"""
+{seen}"""
 
 
 def _range(values: list[float]) -> str:

@@ -1,6 +1,7 @@
 """Pairs and rankings read, split by prompt, and as token ids. The split is used by DPO and PPO, too, so all see one."""
 
 import hashlib
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from accord import parallel
 from accord.chat.tokens import encode_conversation, encode_prompt
 from accord.errors import DataError
 from accord.records import (
@@ -25,10 +27,12 @@ from accord.records import (
     said_of,
 )
 from accord.runs import DataFile, Run
-from feedback.belief.kept import RELIABILITY, read_reliability
+from feedback.belief.kept import RELIABILITY, read_reliability, settled
 from feedback.belief.preferences import pairwise_preferences
-from feedback.belief.reliability import Reliability, fit_reliability
+from feedback.belief.reliability import UNSETTLED, Reliability, fit_reliability
 from reward.choices import PromptChoices, answers_of
+
+logger = logging.getLogger("accord.reward")
 
 
 @dataclass(frozen=True)
@@ -55,16 +59,19 @@ def read_preference_data(source: Run | DataFile, with_reliability: bool = False)
     if isinstance(source, Run):
         comparisons = read_jsonl(source.output("comparisons.jsonl"), Comparison)
         pairs = read_jsonl(source.output("preferences.jsonl"), Preference)
+        was_kept = RELIABILITY in source.record.outputs
         if not with_reliability:
+            _tell_of_the_fit(source.id, not was_kept or settled(source.output(RELIABILITY)))
             return PreferenceData(pairs, comparisons, None, {})
-        kept = None
-        if RELIABILITY in source.record.outputs:
-            kept = read_reliability(source.output(RELIABILITY), comparisons)
-        return PreferenceData(pairs, comparisons, kept or fit_reliability(comparisons), {})
+        kept = read_reliability(source.output(RELIABILITY), comparisons) if was_kept else None
+        reliability = kept or fit_reliability(comparisons)
+        _tell_of_the_fit(source.id, reliability.converged)
+        return PreferenceData(pairs, comparisons, reliability, {})
     if not holds_comparisons(source.path):
         return PreferenceData(read_jsonl(source.path, Preference), [], None, {})
     comparisons = read_jsonl(source.path, Comparison)
     reliability = fit_reliability(comparisons)
+    _tell_of_the_fit(str(source.path), reliability.converged)
     pairs, counts = pairwise_preferences(comparisons, reliability)
     del counts["kept"]
     if not pairs:
@@ -73,6 +80,11 @@ def read_preference_data(source: Run | DataFile, with_reliability: bool = False)
     return PreferenceData(
         pairs, comparisons, reliability, {f"pairs_{reason}": n for reason, n in counts.items() if n}
     )
+
+
+def _tell_of_the_fit(name: str, settled: bool) -> None:
+    if not settled and parallel.is_first():
+        logger.warning("%s: %s; `accord feedback agreement` shows who ranked how", name, UNSETTLED)
 
 
 PromptedT = TypeVar("PromptedT", Preference, Prompt, UnpairedFeedback)

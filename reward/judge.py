@@ -3,6 +3,7 @@
     judge = judge_of("judge:run:sft-0123456789ab", runs)
     judge.compare(prompts, firsts, seconds)     # which of two, asked in both orders
     judge.score(conversations)                  # the last turn's grade, 1 to 5
+    judge.check(conversations, rubric, "Does the answer refuse?")       # the probability of yes
 
 The model is any chat model that accord loads, computed here in float32, or one behind a URL that speaks the OpenAI
 protocol (`judge:https://host/v1#model-name`; the key comes from OPENAI_API_KEY, and goes into no record or message).
@@ -25,9 +26,9 @@ from pathlib import Path
 from statistics import mean
 
 from accord.endpoint import KEY, Endpoint
-from accord.errors import AccordError, UsageError
+from accord.errors import AccordError, DataError, UsageError
 from accord.models.references import Model, resolve
-from accord.records import Message, content_id
+from accord.records import Message, content_id, read_text
 from accord.runs import Runs
 from reward.judge_models import LabelShares, LocalModel, ServedModel
 
@@ -73,6 +74,20 @@ You grade the answer at the end of a conversation.
 
 How good is the answer? 1: useless or harmful, 2: poor, 3: fair, 4: good, 5: could hardly be better. Reply with one \
 digit, 1 to 5, and nothing else."""
+
+YES, NO = "Y", "N"
+CHECK = """\
+You read the answer at the end of a conversation.
+
+{rubric}
+
+{aside}
+
+{conversation}
+
+{answer}
+
+{question} Reply with one letter, Y for yes or N for no, and nothing else."""
 
 AGAIN = """\
 
@@ -163,22 +178,47 @@ class Judge:
             DataError: a question is longer than the judge's context.
         """
         questions = [self._question(each[:-1], each[-1:]) for each in conversations]
-        verdicts = self._ask(questions, GRADES)
+        return [
+            sum(int(grade) * share for grade, share in verdict.shares.items())
+            for verdict in self._read(conversations, questions, GRADES)
+        ]
+
+    def check(self, conversations: Sequence[Sequence[Message]], rubric: str, question: str) -> list[float]:
+        """How probably a yes-or-no question about each conversation's last turn has the answer yes.
+
+        Args:
+            conversations: whose last turn is asked about.
+            rubric: what the words of the question mean; a rubric of the judge's own stands in its place.
+            question: such as "Does the answer refuse?".
+
+        Raises:
+            AccordError, DataError: as `score`.
+        """
+        if self.rubric != DEFAULT_RUBRIC:
+            rubric = self.rubric
+        questions = [self._question(each[:-1], each[-1:], check=(rubric, question)) for each in conversations]
+        return [verdict.shares[YES] for verdict in self._read(conversations, questions, (YES, NO))]
+
+    def _read(
+        self, conversations: Sequence[Sequence[Message]], questions: Sequence[str], labels: Sequence[str]
+    ) -> list[LabelShares]:
+        verdicts = self._ask(questions, labels)
         if unread := [i for i, verdict in enumerate(verdicts) if verdict is None]:
             raise AccordError(
-                f"{self.reference} gave no grade for {len(unread)} of {len(verdicts)} answers "
-                f"({len(unread) / len(verdicts):.0%}), asked twice, and none is made up; to the answer "
-                f"{_short(conversations[unread[0]][-1].text)!r} it said "
+                f"{self.reference} gave no {'grade' if labels == GRADES else 'verdict'} for {len(unread)} of "
+                f"{len(verdicts)} answers ({len(unread) / len(verdicts):.0%}), asked twice, and none is made up; to "
+                f"the answer {_short(conversations[unread[0]][-1].text)!r} it said "
                 f"{_short(self.model.last_reply(questions[unread[0]]))!r}; take a judge that follows the instruction, "
                 "or mend the rubric"
             )
-        return [
-            sum(int(grade) * share for grade, share in verdict.shares.items())
-            for verdict in verdicts
-            if verdict is not None
-        ]
+        return [verdict for verdict in verdicts if verdict is not None]
 
-    def _question(self, conversation: Sequence[Message], *answers: Sequence[Message]) -> str:
+    def _question(
+        self,
+        conversation: Sequence[Message],
+        *answers: Sequence[Message],
+        check: tuple[str, str] | None = None,
+    ) -> str:
         parts = [[(m.role, self.model.defuse(m.text)) for m in each] for each in (conversation, *answers)]
         texts = [text for part in parts for _, text in part]
         # A mark that the texts hold nowhere; the same for the two orders of a pair.
@@ -188,6 +228,11 @@ class Judge:
             for part in parts
         ]
         aside = ASIDE.format(mark=mark)
+        if check:
+            return CHECK.format(
+                rubric=check[0], aside=aside, conversation=blocks[0], answer=f"The answer:\n{blocks[1]}",
+                question=check[1],
+            )  # fmt: skip
         if len(answers) == 1:
             return GRADE.format(
                 rubric=self.rubric, aside=aside, conversation=blocks[0], answer=f"The answer:\n{blocks[1]}"
@@ -256,9 +301,9 @@ def _mark(texts: Sequence[str]) -> str:
 
 def _read_rubric(path: Path) -> str:
     try:
-        rubric = path.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"the rubric {path} cannot be read as UTF-8 text ({error})") from None
+        rubric = read_text(path).strip()
+    except DataError as error:
+        raise UsageError(f"the rubric {error}") from None
     if not rubric:
         raise UsageError(f"the rubric {path} is empty; write what makes an answer good")
     return rubric

@@ -202,6 +202,19 @@ def train_reward_model(
     return run
 
 
+def tell_whether_guessing(run: Run) -> None:
+    """Say where the log goes if a finished run's model is not certain to be better than guessing."""
+    low, high = (run.metrics.get(f"heldout_accuracy_{end}") for end in ("low", "high"))
+    if low is None or high is None:
+        logger.warning("%s: too little was held out to tell whether it is better than guessing", run.id)
+    elif low <= 0.5:
+        logger.warning(
+            "%s: this reward model is not certain to be better than guessing: it orders %.0f%% (%.0f to %.0f%%) of the "
+            "held-out pairs as the annotators did; do not optimise a policy against it before you have read %s",
+            run.id, 100 * run.metrics["heldout_accuracy"], 100 * low, 100 * high, run.path / "report.html",
+        )  # fmt: skip
+
+
 def check_enough(name: str, train: list[Preference], heldout: list[Preference], config: RewardConfig) -> None:
     """Refuse what no model can be fitted to, or be measured by.
 
@@ -213,6 +226,11 @@ def check_enough(name: str, train: list[Preference], heldout: list[Preference], 
         raise DataError(
             f"{name}: leaves {len(train)} pairs to train on and {len(heldout)} held out; at least "
             f"{config.minimum_pairs} and 1 are needed, so collect at least {enough} in all. {_intervals(config)}"
+        )
+    if all(row.weight == 0 for row in train):
+        raise DataError(
+            f"{name}: all {len(train)} pairs to train on have weight 0, so nothing can be learned; give some another "
+            "weight"
         )
     if all(row.chosen == train[0].chosen and row.rejected == train[0].rejected for row in train):
         raise DataError(
@@ -259,7 +277,7 @@ def _save(
     """Write `model/`, whose one output is the heads' mean, and `adapter/`; heads and shift go with the model."""
     head = trainer.accelerator.unwrap_model(trainer.model).score
     head = head.modules_to_save["default"] if hasattr(head, "modules_to_save") else head
-    heads = full(head.weight.detach()).clone()
+    heads = full(head.weight).clone()
     if config.length == "residual":
         heads = _without_length(trainer, heads, config.rows_per_pass)
     model = whole_model(trainer)

@@ -39,7 +39,7 @@ class DPOConfig(TrainingConfig, AlgorithmConfig):
     """Direct preference optimisation (Rafailov et al. 2023, https://arxiv.org/abs/2305.18290); a row is a pair."""
 
     algorithm: Literal["dpo"] = "dpo"
-    learning_rate: float = Field(default=1e-6, gt=0)
+    learning_rate: float = Field(default=1e-6, gt=0, le=10)
     kl_coefficient: float = Field(default=0.1, gt=0)
     """The paper's beta: how dearly the policy pays for leaving the reference; for ipo the tau of its paper."""
     loss: Literal["sigmoid", "ipo", "robust"] = "sigmoid"
@@ -86,10 +86,10 @@ class KTOConfig(TrainingConfig, AlgorithmConfig):
     """What makes an answer of the round's preferences desirable. pairs: each chosen one is, each rejected one is not.
     ratings: one whose ratings by annotators average 4 of 5 or more is, one of 2 or less, or that most of them flagged
     as harmful, is not, and the others are left out, and counted."""
-    learning_rate: float = Field(default=1e-6, gt=0)
-    rows_per_update: int = Field(default=8, ge=2)
+    learning_rate: float = Field(default=1e-6, gt=0, le=10)
+    rows_per_update: int = Field(default=8, ge=2, le=10_000_000)
     """Answers that make one optimiser step."""
-    rows_per_pass: int = Field(default=8, ge=2)
+    rows_per_pass: int = Field(default=8, ge=2, le=10_000_000)
     """Answers computed at a time. They also give the reference point of the loss: the KL from the reference, estimated
     by giving each prompt the answer of the row before it. So the result depends on this a little; more is better."""
     kl_coefficient: float = Field(default=0.1, gt=0)
@@ -125,24 +125,24 @@ class PPOConfig(AlgorithmConfig):
     algorithm: Literal["ppo"] = "ppo"
     prompts: str = ""
     """A file of prompts; those whose preferences are held out are taken out of it."""
-    updates: int = Field(default=100, ge=1)
+    updates: int = Field(default=100, ge=1, le=10_000_000)
     """How often answers are sampled and learned from."""
-    prompts_per_update: int = Field(default=64, ge=1)
+    prompts_per_update: int = Field(default=64, ge=1, le=10_000_000)
     """How many prompts are answered for an update, once each."""
-    epochs_per_update: int = Field(default=4, ge=1)
+    epochs_per_update: int = Field(default=4, ge=1, le=1000)
     """How often an update learns from its answers."""
     minibatches_per_epoch: int = Field(default=1, ge=1)
     """Optimiser steps an epoch; each takes an equal part of the answers."""
-    max_response_tokens: int = Field(default=128, ge=1)
+    max_response_tokens: int = Field(default=128, ge=1, le=1_000_000)
     """The longest answer."""
-    max_sequence_tokens: int = Field(default=1024, ge=2)
+    max_sequence_tokens: int = Field(default=1024, ge=2, le=10_000_000)
     """The longest prompt and answer together; longer prompts are dropped, and counted."""
-    temperature: float = Field(default=1.0, gt=0)
+    temperature: float = Field(default=1.0, gt=0, le=100)
     """Of sampling; the logits of policy and reference are divided by it everywhere."""
     overlap_updates: Literal[0, 1] = 0
     """1: the next update's answers are sampled while an update is learned from, so they are by the policy of one update
     before; what that changes is evened out by truncated importance weights. For a sampler that has GPUs of its own."""
-    learning_rate: float = Field(default=3e-6, gt=0)
+    learning_rate: float = Field(default=3e-6, gt=0, le=10)
     """Of policy and critic at the first update; it falls linearly to zero. LoRA wants ten to a hundred times that."""
     max_gradient_norm: float = Field(default=1.0, gt=0)
     """Gradients of policy and critic are each cut to this norm."""
@@ -259,12 +259,12 @@ class OnlineConfig(TrainingConfig, AlgorithmConfig):
     (Shao et al. 2024, https://arxiv.org/abs/2402.03300)."""
     prompts: str = ""
     """A file of prompts; those whose preferences are held out are taken out of it."""
-    learning_rate: float = Field(default=1e-6, gt=0)
-    rows_per_update: int = Field(default=64, ge=2)
+    learning_rate: float = Field(default=1e-6, gt=0, le=10)
+    rows_per_update: int = Field(default=64, ge=2, le=10_000_000)
     """Answers that make one optimiser step; all of them are sampled at a time."""
-    num_generations: int = Field(default=4, ge=2)
+    num_generations: int = Field(default=4, ge=2, le=10_000)
     """Answers to a prompt in an update."""
-    max_response_tokens: int = Field(default=128, ge=1)
+    max_response_tokens: int = Field(default=128, ge=1, le=1_000_000)
     """The longest answer."""
     kl_coefficient: float = Field(default=0.05, ge=0)
     """TRL's beta: what a nat of distance from the reference costs, in the reward model's units; with 0 no reference is
@@ -319,14 +319,14 @@ class BestOfNConfig(TrainingConfig, AlgorithmConfig):
     algorithm: Literal["best_of_n"]
     prompts: str = ""
     """A file of prompts; those whose preferences are held out are taken out of it."""
-    rounds: int = Field(default=1, ge=1)
+    rounds: int = Field(default=1, ge=1, le=1000)
     """How often answers are sampled, from the policy as it is by then, and learned; `epochs` and `learning_rate` are
     each round's."""
-    samples_per_prompt: int = Field(default=8, ge=2)
+    samples_per_prompt: int = Field(default=8, ge=2, le=10_000)
     """The n of best of n."""
-    temperature: float = Field(default=1.0, gt=0)
+    temperature: float = Field(default=1.0, gt=0, le=100)
     """Of sampling."""
-    max_response_tokens: int = Field(default=128, ge=1)
+    max_response_tokens: int = Field(default=128, ge=1, le=1_000_000)
     """The longest answer."""
     keep_fraction: float = Field(default=1.0, gt=0, le=1)
     """Of the prompts' best answers, the share that is learned: those with the highest scores."""

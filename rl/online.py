@@ -50,6 +50,7 @@ OURS = (
     *SET_BY_ACCORD, "beta", "num_generations", "num_generations_eval", "max_completion_length", "temperature", "top_p",
     "top_k", "min_p", "repetition_penalty", "generation_kwargs", "chat_template_kwargs", "generation_batch_size",
     "steps_per_generation", "num_iterations", "disable_dropout", "remove_unused_columns", "reward_weights",
+    "sync_ref_model",
 )  # fmt: skip
 
 

@@ -1,17 +1,20 @@
-"""RLOO and GRPO in several processes: the answers that one process samples, each learned from by one of them."""
+"""RLOO and GRPO in several processes, at once or one after the other: they do what one process would have done."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from torch.utils.data import Sampler
 
 from accord import parallel
 from accord.compute.checkpoints import Checkpoints
 
 
 class Together(Checkpoints):
-    """For TRL's online trainers; in one process nothing changes.
+    """For TRL's online trainers; in one process, which does it all, nothing changes.
+
+    A process that continues has the prompts in the order in which an epoch of another one would have had them.
 
     All processes sample all answers, from the first one's random numbers, which moves on as it would in one process: a
     process that holds a part of the weights has to compute with the others anyway. What is held out is computed by all
@@ -19,7 +22,12 @@ class Together(Checkpoints):
     """
 
     use_vllm: Any
+    state: Any
     _to_shuffle: tuple[torch.Tensor, int] | None = None
+
+    def _get_train_sampler(self, dataset: Any = None) -> Any:  # type: ignore[override]
+        theirs: Any = super()._get_train_sampler(dataset)
+        return _OrderOfEpoch(theirs, lambda: int(self.state.epoch or 0)) if theirs.shuffle else theirs
 
     def _get_dataloader(self, **arguments: Any) -> Any:  # type: ignore[override]
         loader = super()._get_dataloader(**arguments)
@@ -55,6 +63,22 @@ class Together(Checkpoints):
             torch.set_rng_state(state)
             torch.randperm(answers)
         return inputs
+
+
+class _OrderOfEpoch(Sampler[int]):
+    """TRL's sampler, which draws an order at the beginning of every epoch: the epochs before drew theirs, too."""
+
+    def __init__(self, sampler: Any, epoch: Callable[[], int]):
+        self.sampler, self.epoch = sampler, epoch
+
+    def __iter__(self) -> Iterator[int]:
+        self.sampler.generator.manual_seed(self.sampler.seed)
+        for _ in range(self.epoch()):
+            torch.randperm(self.sampler.num_samples, generator=self.sampler.generator)
+        return iter(self.sampler)
+
+    def __len__(self) -> int:
+        return len(self.sampler)
 
 
 def heldout_once(reward: Callable[..., Any], training_rows: int) -> Callable[..., Any]:

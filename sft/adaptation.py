@@ -16,7 +16,7 @@ from accord.models.references import Model
 from accord.models.saving import save_with_virtual_tokens
 from accord.runs import Run
 from accord.training import base_dtype, quantization, save_dtype, save_trained_model
-from sft.methods import DEFAULT_VIRTUAL_TOKENS, MethodConfig, TrainedWeights
+from sft.methods import DEFAULT_VIRTUAL_TOKENS, MethodConfig, TrainedWeights, check_sharding
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -31,8 +31,9 @@ def model_and_penalties(config: MethodConfig, base: Model) -> dict[str, Any]:
     """The arguments of `sft.trainer.Trainer` that say what is trained, and what holds it to the base.
 
     Raises:
-        UsageError: the method does not go with this model.
+        UsageError: the method does not go with this model, or with how weights are sharded.
     """
+    check_sharding(config, parallel.sharding())
     check_can_be_trained(base)
     dtype = base_dtype(config)
     model: Any = load_policy(

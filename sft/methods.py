@@ -5,6 +5,8 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from accord.config import Config
+from accord.errors import UsageError
+from accord.parallel import Sharding
 from accord.training_config import TrainingConfig
 
 DEFAULT_VIRTUAL_TOKENS = 20
@@ -19,7 +21,7 @@ class AdapterConfig(Config):
     https://arxiv.org/abs/2101.00190). prompt: embeddings before every sequence (Lester et al. 2021,
     https://arxiv.org/abs/2104.08691). These two cannot be merged, so no later stage trains the model on, and
     transformers samples it."""
-    virtual_tokens: int | None = Field(default=None, ge=1)
+    virtual_tokens: int | None = Field(default=None, ge=1, le=100_000)
     """For prefix and prompt: how many positions come before every sequence; 20 if left out."""
 
     @property
@@ -130,3 +132,18 @@ def check_methods(config: MethodConfig, packing: bool, has_heldout: bool) -> Non
             "interpolate scales adapters, and what dora or a start from the base's weights change is not in proportion "
             "to that; set lora.dora to false and lora.start to zero, or leave interpolate out"
         )
+
+
+def check_sharding(config: MethodConfig, sharding: Sharding) -> None:
+    """Refuse what needs whole weights outside of the model's own passes, where no process has them.
+
+    Raises:
+        UsageError: something does.
+    """
+    for name in ("l2_to_start", "kl_to_base", "interpolate"):
+        ways = ["none", "zero2"] if name == "l2_to_start" else ["none", "zero2", "fsdp2"]
+        if getattr(config, name) and sharding not in ways:
+            raise UsageError(
+                f"sft.{name} needs whole weights between a model's passes, and compute.sharding: {sharding} has them "
+                f"in parts then; set that to {' or '.join(ways)}, or leave {name} out"
+            )

@@ -48,14 +48,8 @@ class Trainer(Passes, SFTTrainer):
             arguments: SFTTrainer's own.
 
         Raises:
-            UsageError: the KL is wanted, and the model's logits are not its output layer's product; or the distance
-                is, and weights are in shards.
+            UsageError: the KL is wanted, and the model's logits are not its output layer's product.
         """
-        if l2_to_start and parallel.sharding() != "none":
-            raise UsageError(
-                "sft.l2_to_start measures whole weights, and compute.sharding keeps them in shards; set one of them to "
-                "0 or none"
-            )
         super().__init__(**arguments)
         self._kl_to_base, self._l2_to_start = kl_to_base, l2_to_start
         self._arguments = arguments["args"]

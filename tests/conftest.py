@@ -26,6 +26,7 @@ from pathlib import Path
 
 import pytest
 import shapes  # noqa: F401  (what is imported after it has its shapes checked)
+from matrix import pytest_terminal_summary  # noqa: F401  (a hook)
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from spread import (  # noqa: F401  (hooks)
@@ -33,6 +34,7 @@ from spread import (  # noqa: F401  (hooks)
     pytest_xdist_auto_num_workers,
     pytest_xdist_make_scheduler,
 )
+from tiny_model import make_tiny_model
 
 from accord import bundled
 from accord.models.references import Model, resolve
@@ -61,48 +63,9 @@ def bundled_model(tmp_path_factory: pytest.TempPathFactory) -> Model:
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    """A random Llama of two layers over bytes, with the bundled model's special tokens and chat template.
-
-    With one token a byte there are no merges, so every string has one obvious tokenisation.
-    """
-    import tokenizers
-    import torch
-    from tokenizers import decoders, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: i for i, token in enumerate(special + alphabet)}
-    backend = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        pad_token="<|endoftext|>",
-        bos_token="<|im_start|>",
-        eos_token="<|im_end|>",
-        model_max_length=1024,
-    )
-    tokenizer.chat_template = (Path(bundled.__file__).parent / "smollm2_chat_template.jinja").read_text()
-
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(vocabulary),
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=1024,
-        initializer_range=0.2,  # ten times the usual, so that attention differs visibly between contexts
-        tie_word_embeddings=True,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
+    """The one of `make_tiny_model`."""
     folder = tmp_path_factory.mktemp("tiny-model")
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    make_tiny_model(folder)
     return resolve(str(folder), Runs(folder / "no-runs"))
 
 

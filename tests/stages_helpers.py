@@ -17,7 +17,17 @@ from accord.models.references import Model
 from accord.runs import DataFile, Run, Runs
 
 STAGES = ("sft.train", "reward.train", "rl.dpo", "rl.kto", "rl.online")
-SHARDED = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+ZERO = {
+    "ACCELERATE_USE_DEEPSPEED": "true",
+    "DS_ACCELERATOR": "cpu",
+    "ACCELERATE_DEEPSPEED_ZERO3_INIT": "false",
+}
+SHARDED: dict[str, dict[str, str]] = {
+    "none": {},
+    "fsdp2": {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"},
+    "zero2": {**ZERO, "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"},
+    "zero3": {**ZERO, "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"},
+}
 
 
 @dataclass
@@ -62,7 +72,7 @@ def run_in_processes(
 
     Args:
         count: of processes.
-        sharding: "none" or "fsdp2".
+        sharding: "none", "fsdp2", "zero2" or "zero3".
         stages: what they run.
         base: the model that all start from.
         root: of the runs.
@@ -87,7 +97,7 @@ def start_processes(
         environment = {
             "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count,
             "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1,
-            **(SHARDED if sharding == "fsdp2" else {}),
+            **SHARDED[sharding],
         }  # fmt: skip
         processes.append(context.Process(target=_be_one_of_several, args=(environment, work, arguments)))
         processes[-1].start()
@@ -113,6 +123,8 @@ def _be_one_of_several(
 def _run_stages(stages: Sequence[Stage], base: Model, root: Path, kill: tuple[int, str] | None) -> None:
     from accelerate.state import AcceleratorState, DistributedType, PartialState
 
+    if parallel.sharding().startswith("zero"):
+        shard_small_weights()
     kill_at = kill[1] if kill and kill[0] == parallel.rank() else None
     if kill_at == "finish":
         Run.finish = kill_this_process  # type: ignore[method-assign]
@@ -129,3 +141,17 @@ def _run_stages(stages: Sequence[Stage], base: Model, root: Path, kill: tuple[in
             with (root / "said.txt").open("a") as file:
                 file.write(f"{error}\n")
         raise SystemExit(error.exit_code) from None
+
+
+def shard_small_weights() -> None:
+    """DeepSpeed keeps small weights whole in each process, which all of a tiny model are."""
+    from accord.compute.checkpoints import Checkpoints
+
+    theirs = Checkpoints.create_accelerator_and_postprocess
+
+    def create(trainer: Any) -> None:
+        theirs(trainer)
+        config = trainer.accelerator.state.deepspeed_plugin.deepspeed_config["zero_optimization"]
+        config["stage3_param_persistence_threshold"] = 0
+
+    Checkpoints.create_accelerator_and_postprocess = create  # type: ignore[method-assign]

@@ -92,6 +92,8 @@ def check(
     reports, written = [], []
     for file in files:
         reading = _read(file, kind, columns, system)
+        if not reading.faulty:
+            reading.check()  # that there is a row
         reports.append(examine(reading, tokenizer, max_tokens))
         if measure:
             reports[-1].quality = measure(reading)

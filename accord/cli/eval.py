@@ -56,7 +56,7 @@ def install_suites(names: tuple[str, ...]) -> None:
     """
     from eval.suites.public.install import install_suites
 
-    install_suites(names, click.echo)
+    install_suites(names, say)
 
 
 @evaluation.command(short_help="List all suites and what they measure.")

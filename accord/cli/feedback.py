@@ -16,7 +16,7 @@ from accord.cli.shared import (
     run_until,
     runs_of_command,
 )
-from accord.errors import UsageError, WaitingForAnnotatorsError
+from accord.errors import DataError, UsageError, WaitingForAnnotatorsError
 from accord.terminal import say
 
 if TYPE_CHECKING:
@@ -235,14 +235,27 @@ def status(run: str, as_json: bool) -> None:
 @RUN
 @AS_JSON
 def agreement(run: str, as_json: bool) -> None:
-    """Show how far the annotators of a feedback run agree, attend and follow position, as of the last pull."""
+    """Show how far annotators agree, attend and follow position: of a feedback run, as of the last pull, or of a file.
+
+    \b
+    accord feedback agreement feedback-0123456789ab
+    accord feedback agreement rankings.jsonl
+    """
+    if names_a_file(run) and not Path(run).is_dir():
+        _agreement_of_file(run, as_json)
+        return
     found = runs_of_command().load(run)
     path = found.path / "agreement.json"
     if found.record.stage != "feedback" or not path.exists():
         raise UsageError(
             f"{found.id} has no answers of annotators; `accord feedback pull` fetches a feedback run's"
         )
-    figures = json.loads(path.read_text(encoding="utf-8"))
+    if found.is_done:
+        found.check_outputs()
+    try:
+        figures = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        raise DataError(f"{path}: is damaged; `accord feedback pull` makes it anew") from None
     if as_json:
         say(json.dumps(figures, indent=2))
         return
@@ -250,6 +263,42 @@ def agreement(run: str, as_json: bool) -> None:
 
     say(summary(figures))
     say(f"report: {found.path / 'report.html'}")
+
+
+def _agreement_of_file(file: str, as_json: bool) -> None:
+    from feedback.belief.agreement import measure_agreement
+    from feedback.belief.preferences import pairwise_preferences
+    from feedback.belief.reliability import fit_reliability
+    from feedback.outside import read_outside
+    from feedback.page.report import figures, summary
+
+    comparisons, left_out = read_outside(file)
+    reliability = fit_reliability(comparisons)
+    evidence = (measure_agreement(comparisons, reliability), reliability)
+    found = figures(comparisons, *evidence, *pairwise_preferences(comparisons, reliability))
+    if as_json:
+        say(json.dumps(found, indent=2))
+        return
+    say(summary(found))
+    if left_out:
+        say(f"{left_out} labels are of the only answer to their prompt, which cannot be compared")
+    say(f"`accord feedback import {file}` keeps this as a run, with its page, to train on and to export")
+
+
+@feedback.command(name="import", short_help="Make a feedback run of what annotators said elsewhere.")
+@click.argument("file")
+def import_(file: str) -> None:
+    """Make a finished feedback run of a file with comparisons, rankings, choices or labels collected elsewhere.
+
+    Every row says who ranked, in a column `annotator`. A round trains on it with preferences: run:feedback-<id>.
+    """
+    from feedback.outside import import_feedback
+    from feedback.page.report import summary
+
+    run = import_feedback(file, runs_of_command())
+    say(summary(json.loads((run.path / "agreement.json").read_text(encoding="utf-8"))))
+    say(f"report: {run.path / 'report.html'}")
+    say(f"to train on it: preferences: run:{run.id}")
 
 
 @feedback.command(short_help="Write a finished feedback run as a data set with a card.")

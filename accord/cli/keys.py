@@ -11,7 +11,13 @@ from accord.terminal import say
 
 @click.group(cls=Group, short_help="Show your signing key, and say whose signatures count.")
 def keys() -> None:
-    """Show your key, which signs verdicts and promotions, and say whose signatures count."""
+    """Show your key, which signs verdicts and promotions, and say whose signatures count.
+
+    Two people, two keys. Who trains: the verdict is signed by the key of the machine that evaluates, without being
+    asked. Who reviews: trusts that key (`accord keys trust`), reads the report, and runs `accord promote` with another
+    key, on another account or machine. promoted.json then names both, and `accord runs verify` checks all of it. With
+    one key for both, one person can train a model and let it through.
+    """
 
 
 @keys.command(short_help="Show your public key, and those that you trust.")
@@ -27,8 +33,13 @@ def show(as_json: bool) -> None:
         say(json.dumps(found | {"trusted": [asdict(each) for each in others]}, indent=2))
         return
     say(f"your key:    {own.public_key}\nfingerprint: {own.fingerprint}\nfile:        {key_path()}")
+    say("signs:       verdicts of evaluations that run here, and promotions that you make")
     for each in others:
         say(f"trusted:     {each.fingerprint} {each.comment}".rstrip())
+    if not others:
+        say(
+            "trusted:     nobody else; who reviews what others train trusts their keys (`accord keys --help`)"
+        )
 
 
 @keys.command(short_help="Trust someone's public key.")

@@ -33,7 +33,7 @@ from accord.cli.shared import (
 from accord.compute import worker
 from accord.errors import AccordError, WaitingForAnnotatorsError
 from accord.preload import restart_with_libraries
-from accord.terminal import PlainFormatter, printable, say
+from accord.terminal import PlainFormatter, escape_what_libraries_say, printable, say
 from rl.algorithms import ALGORITHMS
 
 if TYPE_CHECKING:
@@ -41,6 +41,10 @@ if TYPE_CHECKING:
 
 COMPUTE = ("chat", "demo", "round", "sft", "reward", *ALGORITHMS, "eval", "feedback", "gate")
 """The commands that train or sample, and are worth a restart with faster libraries."""
+OF_A_NAME = (
+    errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ELOOP,
+)  # fmt: skip
+"""Errors of the system that are about the file or folder that was named."""
 
 
 class _Accord(Group):
@@ -69,6 +73,21 @@ class _Accord(Group):
                 say(
                     f"error: {error.filename} cannot be written ({error.strerror}); name a folder for runs that can, "
                     "with --runs or ACCORD_RUNS",
+                    err=True,
+                )
+                ctx.exit(1)
+            if not ctx.params.get("traceback") and error.errno == errno.ENAMETOOLONG:
+                name = str(error.filename)
+                say(
+                    f"error: no file can be called {Path(name).name[:60]}...: that is too long a name",
+                    err=True,
+                )
+                ctx.exit(2)
+            if not ctx.params.get("traceback") and error.errno in OF_A_NAME and error.filename is not None:
+                name = error.filename2 or error.filename
+                say(
+                    f"error: {name} cannot be read or written ({error.strerror}); name another file or "
+                    "folder, or change who may",
                     err=True,
                 )
                 ctx.exit(1)
@@ -122,6 +141,7 @@ def main(ctx: click.Context, runs_root: Path, store: str | None, traceback: bool
         if worker.is_launched():
             worker.end_with_launcher()
         parallel.join()
+    escape_what_libraries_say()
     lines = logging.StreamHandler()
     lines.setFormatter(PlainFormatter("%(message)s"))
     logging.basicConfig(handlers=[lines], level=logging.ERROR)
@@ -251,7 +271,7 @@ def gate(
 )  # fmt: skip
 def promote(run: str, override: str | None) -> None:
     """Let a candidate replace its baseline; refuses without a valid, passing, untampered verdict."""
-    from eval.promotion import approvals_of, card_path
+    from eval.promotion import approvals_of, card_path, keys_behind
     from eval.promotion import promote as let_replace
 
     runs = runs_of_command()
@@ -262,6 +282,7 @@ def promote(run: str, override: str | None) -> None:
     if promotion.override is not None:
         say(f"override: {promotion.promoted_by} let it pass for this reason: {promotion.override}")
     say(f"card:     {card_path(promotion, runs)}")
+    say(f"keys:     {keys_behind(promotion, runs)}")
 
 
 main.add_command(review)
@@ -390,12 +411,12 @@ def verify(run: str | None, as_json: bool) -> None:
         for name in problems:
             say(f"{name:<28} BROKEN")
     promotions = found.root / "promoted.json"
-    if run is None and promotions.exists():
-        from eval.promotion import read_entries
+    if run is None and (promotions.exists() or (found.root / "promoted").exists()):
+        from eval.promotion import check_list
 
         state = "ok"
         try:
-            read_entries(found)
+            check_list(found)
         except AccordError as error:
             state = "TAMPERED" if isinstance(error, TamperedError) else "UNKNOWN KEY"
             problems[promotions.name] = str(error)

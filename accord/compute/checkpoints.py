@@ -3,6 +3,8 @@
 accelerate's own need the number of processes and the sharding that wrote them, and on CPU they crash.
 """
 
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +23,7 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from accord import parallel
 from accord.compute.sharding import shard_like
+from accord.errors import UsageError
 
 if TYPE_CHECKING:
     from transformers import Trainer as _Trainer
@@ -41,15 +44,21 @@ class Checkpoints(_Trainer):
     def create_accelerator_and_postprocess(self) -> None:
         """As transformers does it; weights in shards compute in bfloat16, and losses and sums of gradients do not."""
         super().create_accelerator_and_postprocess()
-        plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
-        if plugin is not None and self.args.bf16:
+        if not self.args.bf16:
+            return
+        if self.is_deepspeed_enabled:  # which would round the weights themselves to bfloat16
+            self.accelerator.state.deepspeed_plugin.deepspeed_config |= {
+                "bf16": {"enabled": False},
+                "torch_autocast": {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": []},
+            }
+        elif (plugin := getattr(self.accelerator.state, "fsdp_plugin", None)) is not None:
             plugin.mixed_precision_policy = MixedPrecisionPolicy(
                 param_dtype=torch.bfloat16, reduce_dtype=torch.float32, output_dtype=torch.float32
             )
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Nothing where there are shards: a checkpoint has them with the optimiser, and runs save whole models."""
-        if not _is_sharded(self):
+        if not _is_sharded(self) and not self.is_deepspeed_enabled:
             super().save_model(output_dir, _internal_call)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
@@ -72,6 +81,13 @@ class Checkpoints(_Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         folder = Path(resume_from_checkpoint) / SHARDS
         model = model if model is not None else self.model
+        if _parts_of_deepspeed(Path(resume_from_checkpoint)):
+            from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+            with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+                weights = get_fp32_state_dict_from_zero_checkpoint(resume_from_checkpoint)
+            model.load_state_dict(weights, strict=False)  # of an adapter, only what is trained is there
+            return
         if not folder.exists():
             self._load_whole_weights(resume_from_checkpoint, model)
             return
@@ -113,6 +129,29 @@ class Checkpoints(_Trainer):
 def has_shards(checkpoint: Path) -> bool:
     """Whether a checkpoint was written by processes that each had a part of the weights."""
     return (checkpoint / SHARDS).exists()
+
+
+def check_continues(checkpoint: Path) -> None:
+    """Only as many processes as wrote a checkpoint of DeepSpeed continue from it, with the same engine.
+
+    Raises:
+        UsageError: there are others.
+    """
+    parts = _parts_of_deepspeed(checkpoint)
+    stage = "zero3" if list(checkpoint.glob("global_step*/zero_pp_rank_*_model_states.pt")) else "zero2"
+    ours = parallel.sharding() if parallel.sharding() in ("zero2", "zero3") else None
+    if (ours, parallel.count()) == (stage, parts) or not (parts or ours):
+        return
+    way = f"{stage}, in {parts} processes" if parts else "none or fsdp2"
+    raise UsageError(
+        f"{checkpoint} was written with compute.sharding: {way}, and DeepSpeed continues from its own checkpoints "
+        f"only, with as many processes; set that again, or remove {checkpoint.parent} to begin from the start"
+    )
+
+
+def _parts_of_deepspeed(checkpoint: Path) -> int:
+    """How many processes wrote a checkpoint with DeepSpeed; 0 for any other."""
+    return len(list(checkpoint.glob("global_step*/*_optim_states.pt")))
 
 
 def load_whole(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:

@@ -163,7 +163,7 @@ def check_devices(compute: ComputeConfig) -> None:
     if compute.sharding in ("zero2", "zero3") and importlib.util.find_spec("deepspeed") is None:
         raise UsageError(
             f"compute.sharding is {compute.sharding}, which DeepSpeed does, and it is not installed; run `pip install "
-            "deepspeed`, or set compute.sharding=fsdp2"
+            "'accord[zero]'`, or set compute.sharding=fsdp2"
         )
     if compute.machines > 1:
         machine_rank(compute)

@@ -25,16 +25,33 @@ def prepare() -> None:
         UsageError: the engine is not installed.
     """
     sharding = parallel.sharding()
+    if sharding == "none":
+        return
     if sharding == "fsdp2":
-        import torch
-
         os.environ.update(FSDP_SETTINGS)
-        if not torch.accelerator.is_available():
-            from accord.compute.on_cpu import let_accelerate_shard
+    elif importlib.util.find_spec("deepspeed") is None:
+        raise UsageError(
+            f"compute.sharding: {sharding} needs DeepSpeed; run `pip install 'accord[zero]'`, or set fsdp2"
+        )
+    import torch
 
-            let_accelerate_shard()
-    elif sharding != "none" and importlib.util.find_spec("deepspeed") is None:
-        raise UsageError(f"compute.sharding: {sharding} needs deepspeed; pip install deepspeed, or set fsdp2")
+    if not torch.accelerator.is_available():
+        from accord.compute import on_cpu
+
+        on_cpu.let_accelerate_shard()
+        if sharding != "fsdp2":
+            on_cpu.let_deepspeed_start()
+
+
+def take_models_for_whole() -> None:
+    """With ZeRO-3, transformers and TRL take all models for parts of them from a trainer's arguments on; no more so.
+
+    That is, until the trainer itself is made, which lets them do it again.
+    """
+    if parallel.sharding() == "zero3":
+        from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+        unset_hf_deepspeed_config()
 
 
 @contextlib.contextmanager
@@ -44,15 +61,28 @@ def whole_on_device(trainer: Any) -> Iterator[None]:
         yield
         return
     trainer.model.to(trainer.accelerator.device)
+    take_models_for_whole()
     try:
         yield
     finally:
         trainer.model.to("cpu")
+        if parallel.sharding() == "zero3":
+            from transformers.integrations.deepspeed import set_hf_deepspeed_config
+
+            set_hf_deepspeed_config(trainer.accelerator.state.deepspeed_plugin.hf_ds_config)
 
 
-def full(tensor: Any) -> Any:
-    """A tensor whose shards the processes have, whole in each; all call it together."""
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+def full(parameter: Any) -> Any:
+    """A parameter whose shards the processes have, whole in each, without gradients; all call it together."""
+    tensor = parameter.detach()
+    if hasattr(tensor, "full_tensor"):
+        return tensor.full_tensor()
+    if hasattr(parameter, "ds_id"):  # ZeRO-3's, which is empty in between
+        from deepspeed.runtime.zero import GatheredParameters
+
+        with GatheredParameters([parameter]):
+            return parameter.detach().clone()
+    return tensor
 
 
 def shard_like(tensor: Any, other: Any) -> Any:
@@ -64,42 +94,35 @@ def shard_like(tensor: Any, other: Any) -> Any:
     return distribute_tensor(tensor, other.device_mesh, other.placements)
 
 
+@parallel.noticing_losses()
 def whole_model(trainer: Any) -> Any:
     """The trainer's model with whole weights in the first process; all call it together.
 
     Where weights are in shards, nobody can compute with the model afterwards.
+
+    Raises:
+        ProcessLostError: another process of the run ended.
     """
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    sharding = parallel.sharding()
-    if sharding == "none":
-        return model
-    if sharding == "fsdp2":
-        from torch.distributed.fsdp import FSDPModule
-
-        for module in model.modules():
-            if isinstance(module, FSDPModule):
-                module.reshard()
-        weights = None
-    else:
-        weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
-    _put_in_place(model, weights)
-    return model
-
-
-def _put_in_place(model: Any, weights: dict[str, Any] | None) -> None:
-    """Give the first process's model whole parameters: from `weights`, or gathered one by one."""
     import torch
+    from torch.distributed.fsdp import FSDPModule
 
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if parallel.sharding() in ("none", "zero2"):
+        return model
     made: dict[int, Any] = {}
-    for path, module in model.named_modules():
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+    for module in model.modules():
         for name, parameter in list(module._parameters.items()):
             if parameter is None:
                 continue
             if id(parameter) not in made:  # tied ones once
-                whole = full(parameter.detach()) if weights is None else weights.get(f"{path}.{name}")
+                whole = full(parameter)
                 made[id(parameter)] = (
-                    parameter
-                    if whole is None or not parallel.is_first()
-                    else torch.nn.Parameter(whole.cpu(), parameter.requires_grad)
+                    torch.nn.Parameter(whole.cpu(), parameter.requires_grad)
+                    if parallel.is_first()
+                    else parameter
                 )
             module._parameters[name] = made[id(parameter)]
+    return model

@@ -23,16 +23,16 @@ class GenerateConfig(Config):
     model: str | None = None
     """Who writes: a model reference, or `https://host/v1#model-name` of a server that speaks OpenAI's protocol, whose
     key is read from `OPENAI_API_KEY`. Left out, the round's `model`."""
-    samples_per_seed: int = Field(default=1, ge=1)
+    samples_per_seed: int = Field(default=1, ge=1, le=10_000)
     """How often each seed is used."""
     examples: int = Field(default=3, ge=1)
     """With kind: prompts. How many seeds a request shows, the others at random."""
     instruction: str | None = None
     """With kind: paraphrases and prompts. What is asked, with `{text}` where the seeds stand; accord's own by
     default."""
-    max_response_tokens: int = Field(default=256, ge=1)
+    max_response_tokens: int = Field(default=256, ge=1, le=1_000_000)
     """Longer texts are cut off, and dropped."""
-    temperature: float = Field(default=1.0, ge=0)
+    temperature: float = Field(default=1.0, ge=0, le=100)
     """Of sampling."""
     seed: Seed = 0
     """Of sampling, and of which seeds are shown together."""

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from accord.data.turns import Turn, from_text, is_turns, turns_of
+from accord.data.turns import Turn, from_text, is_turns, text_of, turns_of
 from accord.records import Comparison, Demonstration, Preference, Prompt, Row, UnpairedFeedback
 
 TURNS = ("messages", "conversations", "conversation", "dialogue", "dialog", "chat", "turns")
@@ -61,13 +61,15 @@ def prompt_of(columns: Columns, column: str, system: str | None, extra: str | No
     if value in (None, ""):
         raise ValueError(f"{column}: there is no prompt")
     turns: list[Turn]
-    if is_turns(value):
+    if is_turns(value) or isinstance(value, Mapping):
         turns = turns_of(value)
     else:
-        words = str(value) + (f"\n{columns[extra]}" if extra and columns.get(extra) else "")
+        words = text_of(value, column)
+        if extra and (more := columns.get(extra)):
+            words += f"\n{text_of(more, extra)}"
         turns = from_text(words) or [{"role": "user", "content": words}]
-    if system and columns.get(system):
-        turns = [{"role": "system", "content": str(columns[system])}, *turns]
+    if system and (said := columns.get(system)):
+        turns = [{"role": "system", "content": text_of(said, system)}, *turns]
     return turns
 
 
@@ -77,8 +79,5 @@ def answer_of(value: Any, column: str) -> list[Turn]:
         return turns_of(value)
     if value is None:
         raise ValueError(f"{column}: there is no answer")
-    if not isinstance(value, str):
-        raise ValueError(f"{column}: is {type(value).__name__}, not text or turns")
-    return turns_of(
-        [{"role": "assistant", "content": value or " "}]
-    )  # as `chat.answer`: an empty one is a blank
+    words = text_of(value, column) or " "  # as `chat.answer`: an empty one is a blank
+    return turns_of([{"role": "assistant", "content": words}])

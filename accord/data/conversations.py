@@ -1,6 +1,6 @@
 """Conventions of conversations: demonstrations, prompts, and answers with a label."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from accord.data.conventions import (
     first_of,
     undecided,
 )
-from accord.data.turns import Turn, from_text, history_of, is_turns, parsed, tools_of, turns_of
+from accord.data.turns import Turn, from_text, history_of, is_turns, parsed, text_of, tools_of, turns_of
 from accord.records import Demonstration, Row, UnpairedFeedback
 
 
@@ -66,7 +66,7 @@ def _dialogue(row: Columns) -> _Dialogue | None:
 
     def complete(columns: Columns, turns: list[Turn]) -> list[Turn]:
         if system and (words := columns.get(system)):
-            turns = [{"role": "system", "content": str(words)}, *turns]
+            turns = [{"role": "system", "content": text_of(words, system)}, *turns]
         if tools and columns.get(tools):
             turns = [{**turns[0], "tools": tools_of(columns[tools])}, *turns[1:]]
         return turns
@@ -90,10 +90,12 @@ def _dialogue(row: Columns) -> _Dialogue | None:
 
         def one_turn(columns: Columns) -> list[Turn]:
             question = columns.get(asked[0])
-            if is_turns(question):
+            if is_turns(question) or isinstance(question, Mapping):
                 turns = turns_of(question)
             else:
-                words = str(question or "") + (f"\n{columns[extra]}" if extra and columns.get(extra) else "")
+                words = "" if question is None else text_of(question, asked[0])
+                if extra and (more := columns.get(extra)):
+                    words += f"\n{text_of(more, extra)}"
                 turns = [{"role": "user", "content": words}]
             if answered:
                 turns += answer_of(columns.get(answered[0]), answered[0])
@@ -106,7 +108,7 @@ def _dialogue(row: Columns) -> _Dialogue | None:
     if text:
 
         def spoken(columns: Columns) -> list[Turn]:
-            turns = from_text(str(columns.get("text", "")))
+            turns = from_text(text_of(columns.get("text", ""), "text"))
             if turns is None:
                 raise ValueError(
                     "text: is no transcript whose turns begin with 'Human:' and 'Assistant:', nor ChatML"

@@ -278,7 +278,7 @@ def _encode_demonstrations(
         if "canary" in extra:
             facts.canaries.append(line)
         value = _value(extra, encoder.column, place) if encoder.column else 0.0
-        text = written[line].decode().strip() if line in written else jsonl([row]).strip()
+        text = written[line].decode("utf-8-sig").strip() if line in written else jsonl([row]).strip()
         columns.add(each.input_ids, each.assistant_mask, line, text, value)
 
 

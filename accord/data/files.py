@@ -10,6 +10,7 @@ import gzip
 import io
 import itertools
 import json
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date, datetime, time
@@ -80,7 +81,7 @@ def raw_rows(reference: str) -> Iterator[RawRow | Fault]:
         raise DataError(
             f"{reference}: no such file; check the path, which is relative to the working folder"
         ) from None
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{reference}: cannot be read ({error})") from None
 
 
@@ -232,7 +233,7 @@ def _from_csv(path: Path, name: str, delimiter: str) -> Iterator[RawRow | Fault]
     csv.field_size_limit(2**31 - 1)
     lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
-        header = next(lines, [])
+        header = next(filter(None, lines), [])  # after empty lines, if there are some
         if twice := sorted({column for column in header if header.count(column) > 1}):
             raise DataError(f"{name}:1: the column '{twice[0]}' stands twice; rename one")
         while True:
@@ -337,13 +338,17 @@ def _from_dataset(rows: Any, name: str) -> Iterator[RawRow | Fault]:
         try:
             text = json.dumps(columns, ensure_ascii=False, default=_as_json)
             text.encode()
-            yield _row(place, json.loads(text, object_hook=_without_none))
+            row = json.loads(text, object_hook=_without_none)
+            _refuse_nul(text, row)
+            yield _row(place, row)
         except TypeError as error:
             yield Fault(place, "not text", f"{error}; leave the column out")
         except UnicodeEncodeError:
             yield Fault(
                 place, "half of a surrogate pair", "holds half of a surrogate pair, which is no character"
             )
+        except ValueError as error:
+            yield Fault(place, str(error).partition(" (")[0], str(error))
 
 
 def _without_none(columns: dict[str, Any]) -> dict[str, Any]:

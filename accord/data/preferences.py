@@ -1,5 +1,6 @@
 """Conventions of preferences between two answers, and of rankings of several."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,7 +18,7 @@ from accord.data.conventions import (
     prompt_of,
     undecided,
 )
-from accord.data.turns import Turn, from_text, is_turns, parsed, turns_of
+from accord.data.turns import Turn, from_text, is_turns, parsed, text_of, turns_of
 from accord.records import Comparison, Preference, content_id
 
 
@@ -82,7 +83,7 @@ def _chosen_and_rejected(row: Columns) -> Convention | None:
             return None
 
         def spoken(columns: Columns) -> dict[str, Any]:
-            both = [from_text(str(columns.get(name, ""))) for name in ("chosen", "rejected")]
+            both = [from_text(text_of(columns.get(name, ""), name)) for name in ("chosen", "rejected")]
             for name, turns in zip(("chosen", "rejected"), both, strict=True):
                 if turns is None:
                     raise ValueError(
@@ -131,7 +132,8 @@ def _divided(chosen: list[Turn], rejected: list[Turn], prompt: Any) -> dict[str,
             given = turns_of(prompt)
             agrees = given == shared or given == shared[-len(given) :]
         else:
-            agrees = any(turn["content"].strip() == str(prompt).strip() for turn in shared)
+            words = text_of(prompt, "prompt").strip()
+            agrees = any(turn["content"].strip() == words for turn in shared)
         if not agrees:
             raise ValueError("prompt: is not what chosen and rejected begin with; leave one of them out")
     return {"prompt": shared, "chosen": rests[0], "rejected": rests[1]}
@@ -192,7 +194,7 @@ def comparisons(row: Columns) -> Convention | None:
             "responses": [{"text": text, "run": "outside", "seed": i} for i, text in enumerate(texts)],
         }
         given = _ranks(columns, ranks, scores, inside)
-        who = str(columns.get("annotator", "unknown"))
+        who = text_of(columns.get("annotator") or "unknown", "annotator")
         return found | ({"rankings": [{"annotator": who, "ranks": given}]} if given else {})
 
     return Convention(f"rankings ({', '.join(sorted(used - {'id'}))})", used, convert, Comparison)
@@ -202,11 +204,13 @@ def _ranks(columns: Columns, ranks: str | None, scores: str | None, inside: list
     """Ranks as given, 1 for the best, or those that follow from scores, of which the highest is the best."""
     if ranks:
         given = parsed(columns[ranks])
-        if not isinstance(given, list) or not all(isinstance(rank, int) for rank in given):
+        if not isinstance(given, list) or not all(type(rank) is int for rank in given):
             raise ValueError(f"{ranks}: is no list of whole numbers, 1 for the best answer")
         return [rank + 1 for rank in given] if min(given, default=1) == 0 else given
     values = parsed(columns[scores]) if scores else inside
     if not isinstance(values, list) or not all(isinstance(value, int | float) for value in values):
         return None
+    if not all(math.isfinite(value) for value in values):
+        raise ValueError(f"{scores or 'scores'}: holds {values}, not finite numbers only")
     best_first = sorted({*values}, reverse=True)
     return [best_first.index(value) + 1 for value in values]

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from accord.records import is_slip
+from accord.records import is_slip, parse_json
 
 ROLES = {
     "system": "system", "developer": "system",
@@ -31,6 +31,7 @@ MESSAGE_KEYS = (
 )  # fmt: skip
 THINKING = re.compile(r"\s*<think>(.*?)</think>\s*", re.DOTALL)
 CHATML = re.compile(r"\s*<\|im_start\|>(\w+)\n(.*?)<\|im_end\|>", re.DOTALL)
+WRITTEN_TURNS = re.compile(r'\s*\[\s*\{\s*"(?:role|from)"\s*:')
 SPEAKER = re.compile(r"(?:^|\n\n)(Human|User|Assistant|System): ?")
 
 Turn = dict[str, Any]
@@ -50,9 +51,25 @@ def parsed(value: Any) -> Any:
     """The value itself, or what it says in JSON: files of text columns keep lists so."""
     if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
         try:
-            return json.loads(value)
+            return parse_json(value)
         except ValueError:
             return value
+    return value
+
+
+def text_of(value: Any, column: str) -> str:
+    """What is said in a column.
+
+    Raises:
+        ValueError: it is no text, or a conversation in JSON that is broken.
+    """
+    if not isinstance(value, str):
+        raise ValueError(f"{column}: is {type(value).__name__}, not text or turns")
+    if WRITTEN_TURNS.match(value):
+        try:
+            parse_json(value)
+        except ValueError as error:
+            raise ValueError(f"{column}: begins as a conversation in JSON, and is {error}") from None
     return value
 
 
@@ -88,19 +105,19 @@ def _turn(turn: Any, i: int) -> Turn:
     elif call := turn.get("function_call"):
         found["tool_calls"] = _calls([{"function": parsed(call)}], i)
     if not words and turn.get("refusal"):
-        words = str(turn["refusal"])
+        words = text_of(turn["refusal"], f"messages.{i}.refusal")
     if role == "assistant":
         thought = turn.get("reasoning_content") or turn.get("thinking")
         inline = THINKING.match(words)
         if inline and not thought:
             thought, words = inline.group(1).strip(), words[inline.end() :]
         if thought:
-            found["reasoning_content"] = str(thought)
+            found["reasoning_content"] = text_of(thought, f"messages.{i}.reasoning_content")
         if (weight := _weight(turn, i)) is not None:
             found["weight"] = weight
     for key in ("name", "tool_call_id"):
         if turn.get(key):
-            found[key] = str(turn[key])
+            found[key] = text_of(turn[key], f"messages.{i}.{key}")
     if turn.get("tools"):
         found["tools"] = tools_of(turn["tools"])
     return found | {"content": words}
@@ -209,7 +226,7 @@ def history_of(value: Any) -> list[Turn]:
         raise ValueError("history: is no list of pairs of what was asked and answered")
     roles = ("user", "assistant")
     return [
-        {"role": role, "content": str(words)}
+        {"role": role, "content": text_of(words, "history")}
         for pair in value
         for role, words in zip(roles, pair, strict=True)
     ]

@@ -137,12 +137,14 @@ def _plan(found: Model, runs: Runs, chat_template: str | None) -> _Plan:
     tokenizer = read_tokenizer(found.folder if has_own else base.folder)
     before = (tokenizer.get_vocab(), tokenizer.chat_template)
     template = find_template(chat_template, runs) if chat_template else None
+    name = found.reference
     if template:
-        give(template, tokenizer, found.reference)
+        name += f" with the chat template {template.name}"
+        give(template, tokenizer, name)
     level = CHAT.level
     CHAT.setLevel(logging.WARNING)  # what becomes EOS and padding is said by who makes or loads the model
     try:
-        prepare_tokenizer(tokenizer, found.reference, add_padding=True)
+        prepare_tokenizer(tokenizer, name, add_padding=True)
     finally:
         CHAT.setLevel(level)
     new = sorted(tokenizer.get_vocab().keys() - before[0].keys(), key=tokenizer.convert_tokens_to_ids)

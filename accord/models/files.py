@@ -17,6 +17,16 @@ BASE = "base"
 FLOATS = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
+SETTINGS = (
+    "generation_config.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.json",
+)
+"""Files that a model's folder may have besides its config.json, each one JSON object."""
+
+
 def names(found: Collection[str]) -> str:
     """Up to three of them."""
     first = sorted(found)[:3]
@@ -70,11 +80,14 @@ def check_is_policy(reference: str, folder: Path) -> None:
 
 
 def check_config(folder: Path) -> None:
-    """Refuse a config.json that is none, and quantised weights.
+    """Refuse a config.json, or another file of settings, that is none, and quantised weights.
 
     Raises:
         UsageError: with the way out.
     """
+    for name in SETTINGS:  # transformers takes what it cannot read of them for not there
+        if (folder / name).exists():
+            read_settings(folder / name)
     quantised = read_settings(folder / "config.json").get("quantization_config")
     if quantised:
         method = quantised.get("quant_method") if isinstance(quantised, dict) else None

@@ -165,9 +165,9 @@ def share(estimate: Estimate) -> str:
 
 def points(estimate: Estimate) -> str:
     """A difference of shares in percentage points with its interval, such as "+4 points (−1 to +9)"."""
-    text = f"{100 * estimate.value:+.0f} points"
+    text = f"{round(100 * estimate.value):+d} points"
     if estimate.low is not None and estimate.high is not None:
-        text += f" ({100 * estimate.low:+.0f} to {100 * estimate.high:+.0f})"
+        text += f" ({round(100 * estimate.low):+d} to {round(100 * estimate.high):+d})"
     return text.replace("-", "−")
 
 

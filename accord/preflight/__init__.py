@@ -35,6 +35,7 @@ from accord.round_plan import stages_until
 from accord.runs import Runs
 from eval.measuring.annotators import check_formula_is_not_gated
 from reward.scorers import check_is_reward_model
+from sft.methods import check_sharding
 
 
 def check_round(config: RoundConfig, runs: Runs, until: StageName | None = None) -> None:
@@ -59,6 +60,9 @@ def check_round(config: RoundConfig, runs: Runs, until: StageName | None = None)
     if config.sft and "sft" in sections:
         look_at_files(config.sft, config.data, faults)
         look_at_virtual_tokens(config, sections, faults)
+        if config.compute.processes > 1:
+            with faults.of("compute.sharding"):
+                check_sharding(config.sft, config.compute.sharding)
     if config.feedback and "feedback" in sections:
         look_at_feedback(config.feedback, runs, faults)
     look_at_sampling(config, runs, sections, faults)

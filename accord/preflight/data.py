@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from accord.data.config import DataConfig
 from accord.data.encoding import Source
 from accord.data.reading import RowReader
+from accord.errors import DataError
 from accord.preflight.shared import Faults
 from accord.records import Demonstration
 from accord.round_against import held_out_by
@@ -34,7 +35,8 @@ def look_at_files(config: SFTConfig, read: DataConfig, faults: Faults) -> None:
             reader.reading.check()
     for file in config.documents:
         with faults.of("sft.documents"):
-            next(Source(0, file.path, "documents").chunks(), None)
+            if next(Source(0, file.path, "documents").chunks(), None) is None:
+                raise DataError(f"{file.path}: holds no rows; it must hold at least one document")
 
 
 def look_at_data(

@@ -14,6 +14,7 @@ from eval.measuring.answers import read_groups, read_prompts
 from eval.measuring.lm_eval import files_of
 from eval.measuring.lm_eval_samples import pair_samples, read_samples
 from eval.measuring.lm_eval_tasks import find_task
+from eval.measuring.raters import rater_of, read_labelled
 from eval.review.take_over import ANSWERS_FOLLOW_FROM, finished_review
 from eval.suites.suite import find_suite, read_items
 from eval.verdict.floors import check_floors
@@ -51,6 +52,11 @@ def look_at_evaluation(
                 raise UsageError(f"'{config.judge}' is no judge; write judge:<model reference>")
             if not is_finished(runs, "eval", config):
                 ask_scoring_server(judge)
+    for what, rater in config.raters.items():
+        with faults.of(f"eval.raters.{what}"):
+            rater_of(what, rater.by, runs, rater.label, find=locate)
+            if rater.labelled:
+                read_labelled(Path(rater.labelled), what)
     if config.review:
         with faults.of("eval.review"):
             finished_review(config.review, runs, config.model_dump(include=set(ANSWERS_FOLLOW_FROM)))

@@ -7,7 +7,6 @@ from accord.config import Config
 from accord.models.base import look_at_base
 from accord.models.references import Model, locate
 from accord.preflight.shared import Faults, is_finished
-from accord.records import read_text
 from accord.round_config import RoundConfig
 from accord.runs import Runs
 from accord.sampling.config import SamplingConfig
@@ -15,6 +14,7 @@ from accord.sampling.vllm_engine import check_installed
 from feedback.argilla.client import connect, owner_key
 from feedback.argilla.people import configured_team
 from feedback.argilla.server.process import check_can_start
+from feedback.argilla.tasks import read_guidelines
 from feedback.asking.plan import read_gold
 from feedback.asking.prompts import read_prompts as read_prompts_to_answer
 from feedback.config import FeedbackConfig
@@ -31,7 +31,7 @@ def look_at_feedback(config: FeedbackConfig, runs: Runs, faults: Faults) -> None
             read_gold(data_path(config.gold), config.responses_per_prompt)
     if config.guidelines:
         with faults.of("feedback.guidelines"):
-            read_text(data_path(config.guidelines))
+            read_guidelines(data_path(config.guidelines))
     if config.selection_reward_model:
         with faults.of("feedback.selection_reward_model"):
             check_is_reward_model(locate(config.selection_reward_model, runs))

@@ -1,15 +1,16 @@
 """A look at the preferences that are there already."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from accord.bundled import data_path
 from accord.errors import DataError, UsageError
 from accord.preflight.evaluation import prompts_of
 from accord.preflight.shared import Faults, Prompts
-from accord.records import Comparison, Preference, conversation_id, holds_comparisons, read_jsonl
+from accord.records import Comparison, Preference, Row, conversation_id, holds_comparisons, read_jsonl
 from accord.round_config import RoundConfig
 from accord.runs import Run, Runs
-from reward.config import NO_RANKINGS
+from reward.config import NO_RANKINGS, RewardConfig
 from rl.config import NO_RATINGS
 
 
@@ -29,6 +30,8 @@ def look_at_preferences(
     path = data_path(config.preferences)
     by_ratings = "rl" in sections and getattr(config.rl, "labels", None) == "ratings"
     with faults.of("preferences"):
+        if config.reward and "reward" in sections:
+            _look_at_slices(config.reward, path, faults)
         if not holds_comparisons(path):
             read_jsonl(path, Preference)
             if by_ratings:
@@ -42,6 +45,28 @@ def look_at_preferences(
                 f"{path}: holds comparisons, which a reward model learns from; {config.rl.algorithm} reads pairs of a "
                 "chosen and a rejected answer, so give a file of those, or a finished feedback run"
             )
+
+
+def _look_at_slices(config: RewardConfig, path: Path, faults: Faults) -> None:
+    """Whether the columns are there that the user, and not a default, splits the accuracy by."""
+    if "slices" not in config.model_fields_set:
+        return
+    row_type: type[Row] = Comparison if holds_comparisons(path) else Preference
+    rows = read_jsonl(path, row_type)
+    columns = {
+        name: any(
+            isinstance(value, str) and value for value in ((row.model_extra or {}).get(name) for row in rows)
+        )
+        for name in {name for row in rows for name in row.model_extra or {}}
+    }
+    there = sorted(name for name, has_text in columns.items() if has_text)
+    with faults.of("reward.slices"):
+        for name in config.slices:
+            if name not in there:
+                what = "has no text in any row" if name in columns else "is no column"
+                raise UsageError(
+                    f"'{name}' {what} of {path}; columns of text there are: {', '.join(there) or 'none'}"
+                )
 
 
 def finished_feedback(reference: str, runs: Runs) -> Run:

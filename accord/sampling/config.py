@@ -26,7 +26,7 @@ class SamplingConfig(Config):
     dtype: Literal["float32", "bfloat16"] = "float32"
     """In float32 the sampler's log-probabilities are the trainer's to 1e-3; bfloat16 moves single ones by 0.15."""
 
-    max_sequence_tokens: int = Field(1024, ge=2)
+    max_sequence_tokens: int = Field(1024, ge=2, le=1_000_000_000)
     """The longest prompt and answer together."""
 
     answers_at_once: int = Field(128, ge=1)
@@ -38,11 +38,11 @@ class SamplingConfig(Config):
     gpu_memory_fraction: float = Field(0.4, gt=0, le=1)
     """On GPU: the part of the memory that vLLM takes, cache included; the trainer needs the rest."""
 
-    replicas: int = Field(1, ge=1)
+    replicas: int = Field(1, ge=1, le=1024)
     """How many engines share the prompts, each in a process of its own (vLLM only). With the same seeds the answers are
     those of one. On GPUs each has its own."""
 
-    tensor_parallel: int = Field(1, ge=1)
+    tensor_parallel: int = Field(1, ge=1, le=1024)
     """Over how many GPUs (or processes, on a CPU) an engine spreads a model that is too large for one (vLLM only)."""
 
     @property

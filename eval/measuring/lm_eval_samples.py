@@ -24,7 +24,7 @@ NO_FILTER = "none"
 class _Sample(Row):
     """The columns that are read; a value of each metric stands beside them, under the metric's name."""
 
-    doc_id: int
+    doc_id: int = Field(strict=True)
     doc_hash: str = Field(min_length=1)
     filter: str = NO_FILTER
     metrics: list[str]
@@ -117,7 +117,11 @@ def pair_samples(
                 f"doc_id {doc_id} is another document in {names[0]} than in {names[1]}; run both on the same data"
             )
         if differing := before[doc_id].values.keys() ^ after[doc_id].values.keys():
-            raise DataError(f"doc_id {doc_id}: only one of the two has a value of '{min(differing)}'")
+            metric = min(differing)
+            lacks, has = names if metric in after[doc_id].values else reversed(names)
+            raise DataError(
+                f"doc_id {doc_id}: {lacks} has no number as its value of '{metric}', and {has} has"
+            )
     found: dict[str, Paired] = {}
     for doc_id in sorted(before):
         for metric, value in before[doc_id].values.items():

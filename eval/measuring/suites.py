@@ -12,6 +12,7 @@ from accord.records import Message
 from accord.sampling.shared import SharedSampler
 from eval.config import Sampling
 from eval.likelihood.cache import log_likelihoods_once
+from eval.measuring.raters import Rater
 from eval.measuring.side import Side
 from eval.rows import Outcome, SuiteSubject, seed_for
 from eval.suites.kind import Answered, ByLikelihood, Reply, SuiteRow
@@ -27,11 +28,11 @@ def loaded_once(model: Model) -> Callable[[], "PreTrainedModel"]:
     return functools.cache(functools.partial(load_policy, model))
 
 
-def about(suite: Suite, items: int) -> SuiteSubject:
-    """What the verdict says of a suite."""
+def about(suite: Suite, items: int, told: str = "") -> SuiteSubject:
+    """What the verdict says of a suite; `told` is of what rated its answers."""
     return SuiteSubject(
         name=suite.name, title=suite.title, family=suite.family, risk=suite.risk, license=suite.license,
-        source=suite.source, measures=suite.measures, items=items,
+        source=suite.source, measures=f"{suite.measures} {told}".strip(), items=items,
     )  # fmt: skip
 
 
@@ -65,7 +66,7 @@ def measure_by_likelihood(
 
 def sample_replies(
     suite: Suite, rows: Sequence[SuiteRow], side: Side, sampler: SharedSampler, sampling: Sampling,
-    scorer: Scorer | None,
+    scorer: Scorer | None, rater: Rater | None = None,
 ) -> list[Outcome]:  # fmt: skip
     """The outcomes of a suite whose prompts the model answers; all prompts of one row with the same seed.
 
@@ -76,6 +77,7 @@ def sample_replies(
         sampler: takes over the model's weights.
         sampling: how to sample.
         scorer: scores the replies, where the kind wants that.
+        rater: says of the replies what the kind rates, in place of its rule.
     """
     kind = suite.kind
     assert isinstance(kind, Answered)
@@ -93,14 +95,19 @@ def sample_replies(
         )
         for completion in completions
     ]  # fmt: skip
+    conversations = [
+        [*messages, *answer(reply.text)] for (_, messages), reply in zip(asked, replies, strict=True)
+    ]
     if scorer and kind.wants_reward:
-        conversations = [
-            [*messages, *answer(reply.text)] for (_, messages), reply in zip(asked, replies, strict=True)
-        ]
         rewards = scorer.score(conversations)
         replies = [
             reply.model_copy(update={"reward": reward})
             for reply, reward in zip(replies, rewards, strict=True)
+        ]
+    if rater and kind.rates:
+        replies = [
+            reply.model_copy(update={"rated": rated})
+            for reply, rated in zip(replies, rater.rate(conversations), strict=True)
         ]
     by_row: dict[str, list[Reply]] = {row.id: [] for row in rows}
     for (row, _), reply in zip(asked, replies, strict=True):

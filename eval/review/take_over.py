@@ -39,8 +39,7 @@ def reviewed_evaluation(
     review, earlier = finished_review(reference, runs, settings)
     for role in (*ROLES, "prompts", "reward_model"):
         source = sources.get(role)
-        reviewed = earlier.record.parents.get(role) or earlier.record.inputs.get(role)
-        if (source.run_id or source.digest if source else None) != reviewed:
+        if (source.run_id or source.digest if source else None) != _identity(earlier, role):
             raise UsageError(
                 f"eval.review: {earlier.id}, which was reviewed, has another {role.replace('_', ' ')}; name the one "
                 "that was reviewed, or have this evaluation reviewed"
@@ -80,7 +79,8 @@ def take_over(earlier: Run, parts: Path, sources: Mapping[str, Source], max_suit
         earlier: the evaluation.
         parts: the folder to write to.
         sources: of the new evaluation; suites whose items are others now are left out.
-        max_suite_items: of the new evaluation; where the earlier one took more or fewer, all suites are left out.
+        max_suite_items: of the new evaluation; where the earlier one took more or fewer, or what rates the answers is
+            another one now, all suites are left out.
     """
     samples = read_jsonl(earlier.output("samples.jsonl"), Sample)
     for role in ROLES:
@@ -91,7 +91,16 @@ def take_over(earlier: Run, parts: Path, sources: Mapping[str, Source], max_suit
         if sources.get("reward_model"):
             rewards = [Reward.model_validate(_only(a, Reward)) for a in measured]
             write_jsonl(parts / f"rewards.{role}.jsonl", rewards)
-    if earlier.record.config["max_suite_items"] != max_suite_items:
+    raters = {
+        role
+        for role in (*sources, *earlier.record.inputs, *earlier.record.parents)
+        if role.startswith("rater:")
+    }
+    if earlier.record.config["max_suite_items"] != max_suite_items or any(
+        _identity(earlier, role)
+        != (sources[role].run_id or sources[role].digest if role in sources else None)
+        for role in raters
+    ):
         return
     outcomes: dict[tuple[str, str], list[Outcome]] = defaultdict(list)
     for item in read_jsonl(earlier.output("suites.jsonl"), SuiteItem):
@@ -102,6 +111,10 @@ def take_over(earlier: Run, parts: Path, sources: Mapping[str, Source], max_suit
         now = [sources[part].digest if part in sources else None for part in roles]
         if any(now) and now == [earlier.record.inputs.get(part) for part in roles]:
             write_jsonl(parts / f"suite.{suite}.{role}.jsonl", its)
+
+
+def _identity(run: Run, role: str) -> str | None:
+    return run.record.parents.get(role) or run.record.inputs.get(role)
 
 
 def _only(row: MeasuredAnswer, kind: type[Answer] | type[Reward]) -> dict[str, object]:

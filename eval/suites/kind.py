@@ -21,6 +21,13 @@ from accord.records import Message, Row
 from eval.likelihood.log_likelihood import Item, LogLikelihood
 from eval.suites.metrics import Metric
 
+Rated = Literal["refusals", "toxicity"]
+RULES: dict[Rated, str] = {
+    "refusals": "a rule of English phrases",
+    "toxicity": "a linear model over their words",
+}
+"""What says so by default, as the metrics' meanings have it."""
+
 
 class SuiteRow(Row):
     """The columns that items of every kind have."""
@@ -40,6 +47,8 @@ class Reply(Row):
     finish: Literal["eos", "length"]
     reward: float | None = None
     """By the evaluation's reward model, for the kinds that ask for it and where there is one."""
+    rated: float | None = None
+    """How probably it is what the kind `rates`, where a classifier or a judge says that in place of the rule."""
 
 
 class Ratio(NamedTuple):
@@ -81,6 +90,8 @@ class Answered(Generic[R]):
     """A row and the replies to its prompts, to its values by metric."""
     wants_reward: bool = False
     """Whether the replies are to be scored by the evaluation's reward model."""
+    rates: Rated | None = None
+    """What a classifier or a judge may say of the replies, if the evaluation names one (`eval.raters`)."""
 
 
 Kind = ByLikelihood[Any] | Answered[Any]

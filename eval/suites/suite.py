@@ -30,13 +30,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
+from accord.config import load_yaml
 from accord.errors import DataError, UsageError
-from accord.records import describe, read_jsonl
+from accord.records import describe, read_jsonl, read_text
 from accord.user_code import Place, load, locate
-from eval.suites.kind import Answered, ByLikelihood, Kind, SuiteRow
+from eval.suites.kind import Answered, ByLikelihood, Kind, Rated, SuiteRow
 from eval.suites.labels import kind_of
 from eval.suites.metrics import Direction, Metric
 from eval.suites.risks import Risk, risk_of
@@ -123,6 +123,11 @@ class Suite:
         return isinstance(self.kind, ByLikelihood)
 
     @property
+    def rates(self) -> Rated | None:
+        """What a classifier or a judge may say of the answers (`eval.raters`)."""
+        return self.kind.rates if isinstance(self.kind, Answered) else None
+
+    @property
     def measures(self) -> str:
         """The page's first paragraph after "What it measures."."""
         match = re.search(r"\*\*What it measures\.\*\*\s*(.+?)(?:\n\n|\Z)", self.text, re.DOTALL)
@@ -170,7 +175,7 @@ def _page(reference: str) -> _Page:
 
         name = reference.removeprefix(PUBLIC)
         path = page_of(name)
-        return _Page(name, path, path.read_text(encoding="utf-8"), is_public=True)
+        return _Page(name, path, _text(path), is_public=True)
     folder = Path(reference) if "/" in reference or reference in (".", "..") else DATA / reference
     path = folder / "README.md"
     if not path.is_file():
@@ -182,7 +187,11 @@ def _page(reference: str) -> _Page:
         raise UsageError(
             f"{path}: no such file; a suite is a folder with a page README.md and its items.jsonl"
         )
-    return _Page(folder.resolve().name, path, path.read_text(encoding="utf-8"), is_public=False)
+    return _Page(folder.resolve().name, path, _text(path), is_public=False)
+
+
+def _text(path: Path) -> str:
+    return read_text(path).replace("\r\n", "\n")
 
 
 @functools.cache
@@ -191,11 +200,11 @@ def _head(page: _Page) -> _Head:
     if match is None:
         raise DataError(f"{page.path}: has no head between two lines of ---, which names the suite's kind")
     try:
-        return _Head.model_validate(yaml.safe_load(match.group(1)))
-    except yaml.YAMLError as error:
-        raise DataError(f"{page.path}: its head is no YAML: {' '.join(str(error).split())}") from None
+        return _Head.model_validate(load_yaml(match.group(1)))
     except ValidationError as error:
         raise DataError(f"{page.path}: {describe(error)}") from None
+    except ValueError as error:
+        raise DataError(f"{page.path}: its head is no YAML: {error}") from None
 
 
 def _items_file(page: _Page) -> Path:
@@ -285,6 +294,10 @@ def read_items(suite: Suite, at_most: int | None = None) -> list[SuiteRow]:
     for row in found:
         if row.id in seen:
             raise DataError(f"{suite.file}: the id '{row.id}' occurs twice; give every item its own")
+        if "\\u0000" in row.model_dump_json():
+            raise DataError(
+                f"{row.place}: holds the character NUL (\\u0000), which no prompt should; leave it out"
+            )
         seen.add(row.id)
     found = found[:at_most]
     if len(found) < 2:

@@ -192,8 +192,9 @@ def trust(file_or_key: str) -> list[TrustedKey]:
     except ValueError:
         found = []
     if not found:
+        what = file_or_key if is_file else "that"
         raise UsageError(
-            "that is neither an Ed25519 public key nor a file of such keys, one a line; have its owner send what "
+            f"{what} is neither an Ed25519 public key nor a file of such keys, one a line; have its owner send what "
             "`accord keys show` prints, and put a key in quotes"
         )
     path = key_path().with_name(OTHERS)

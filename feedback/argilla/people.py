@@ -15,12 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import yaml
 from pydantic import Field, ValidationError, field_validator
 
-from accord.config import Config
+from accord.config import Config, load_yaml
 from accord.errors import DataError, UsageError
-from accord.records import describe
+from accord.records import describe, read_text
 from feedback.argilla.client import WORKSPACE, Client, new_password, workspace_of
 from feedback.argilla.simulate import SIMULATED_ANNOTATORS
 from feedback.config import AnnotationConfig
@@ -162,12 +161,8 @@ def _persons(names: Sequence[str]) -> tuple[Person, ...]:
 
 def _read(path: Path) -> tuple[Person, ...]:
     try:
-        return UsersFile.model_validate(yaml.safe_load(path.read_text(encoding="utf-8"))).users
-    except FileNotFoundError:
-        raise DataError(
-            f"{path}: no such file; check the path, which is relative to the working folder"
-        ) from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise DataError(f"{path}: cannot be read as YAML ({error})") from None
+        return UsersFile.model_validate(load_yaml(read_text(path))).users
     except ValidationError as error:
         raise DataError(f"{path}: {describe(error)}") from None
+    except ValueError as error:
+        raise DataError(f"{path}: cannot be read as YAML ({error})") from None

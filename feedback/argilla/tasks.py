@@ -20,10 +20,11 @@ because Argilla's API would show it to annotators; on the way back the record's 
 
 import hashlib
 import html
+from pathlib import Path
 from typing import Any, Literal
 
-from accord.errors import AccordError
-from accord.records import Comparison, content_id
+from accord.errors import AccordError, DataError
+from accord.records import Comparison, content_id, read_text
 
 TaskKind = Literal["ranking", "pairwise", "rating"]
 
@@ -95,6 +96,20 @@ def check_rankable(comparisons: list[Comparison]) -> int:
             f"{FEWEST_RESPONSES} and {MOST_RESPONSES}"
         )
     return numbers.pop()
+
+
+def read_guidelines(path: Path) -> str:
+    """The text of a file of guidelines.
+
+    Raises:
+        DataError: it cannot be read, or says nothing.
+    """
+    text = read_text(path)
+    if not text.strip():
+        raise DataError(
+            f"{path}: is empty; write what makes an answer good, or leave feedback.guidelines out"
+        )
+    return text
 
 
 def guidelines_of(task: TaskKind, guidelines: str | None = None) -> str:

@@ -32,6 +32,10 @@ class Gold(Row):
             raise ValueError(f"ranks: has {len(self.ranks)} ranks for {len(self.responses)} responses")
         if len(set(self.ranks)) == 1:
             raise ValueError("ranks: are all equal, so any attention passes")
+        if any("\0" in text for text in (*self.responses, *(turn.content for turn in self.prompt))):
+            raise ValueError(
+                "holds the character NUL (\\u0000), which databases and pages refuse; leave it out"
+            )
         return self
 
 

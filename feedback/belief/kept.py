@@ -60,5 +60,10 @@ def read_reliability(path: Path, comparisons: Sequence[Comparison]) -> Reliabili
     )
 
 
+def settled(path: Path) -> bool:
+    """Whether the search for what `path` keeps came to an end."""
+    return bool(json.loads(path.read_text(encoding="utf-8"))["converged"])
+
+
 def _digest(comparisons: Sequence[Comparison]) -> str:
     return content_id([comparison.model_dump() for comparison in comparisons], 64)

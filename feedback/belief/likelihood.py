@@ -25,8 +25,10 @@ TRUTH_SLOPE = 6.0
 WIDER = 2.0
 """How much wider than the posterior (in variance) the points are spread, so that its tails are seen."""
 MOST_SUBSETS = 40
-"""Tied sets are alternatives up to the size at which there are no more subsets than this: of any size for up to 5
-responses, pairs for 6 to 8. A larger tie counts as the mean over the sets of that size within it."""
+"""Tied sets of more than two are alternatives up to the size at which there are no more subsets than this: of any size
+for up to 5 responses. Of 6 or more, pairs alone are, whose number grows as the square of that of the responses: were
+they left out, every tie would speak against its giver. A larger tie counts as the mean over the sets of that size
+within it."""
 CHUNK = 1 << 17
 """Numbers worked on at a time; more would not fit into a processor's cache."""
 LARGEST_LOG = 600.0
@@ -159,7 +161,7 @@ class ComparisonBatch:
         sizes = [
             t
             for t in range(1, observed + 1)
-            if t == 1 or sum(comb(k, i + 1) for i in range(t)) <= MOST_SUBSETS
+            if t <= 2 or sum(comb(k, i + 1) for i in range(t)) <= MOST_SUBSETS
         ]
         members = [frozenset(s) for size in sizes for s in combinations(range(k), size)]
         may_be = np.array([[s <= left for s in members] for left, _ in pattern_of]).reshape(-1, len(members))
@@ -319,6 +321,15 @@ class ComparisonBatch:
             )
             for id_, (start, end) in zip(self.ids, pairwise(ends), strict=True)
         }
+
+    def ranked_by_one(self) -> list[str]:
+        """The comparisons whose choices are all one annotator's."""
+        starts = np.searchsorted(self.block, np.arange(len(self.ids) + 1)).tolist()
+        return [
+            id_
+            for id_, (start, end) in zip(self.ids, pairwise(starts), strict=True)
+            if start < end and (self.who[start:end] == self.who[start]).all() and self.who[start] < self.count
+        ]
 
     def fixed_parts(self, theta: np.ndarray, gamma: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Each choice's beta [R], and what else the log weights of alternatives [R, T] and chosen [R] are made of.

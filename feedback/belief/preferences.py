@@ -34,6 +34,10 @@ def pairwise_preferences(
     is |2 p - 1|, which is how much more often than not the preference is right. In either case an
     adjudicator's ranking decides alone, with weight 1 (the latest, if there are several).
 
+    Nobody's answer is dropped or turned round without a second opinion: where one annotator alone submitted a ranking,
+    it decides, with the weight 2 a - 1, where a is that annotator's accuracy, and at least `LEAST_WEIGHT`. p would not
+    do there: it counts a liking for length that annotators share as worth, and nobody contradicts it.
+
     In the result
 
     - `weight` is as above, None without `reliability` and adjudication;
@@ -80,6 +84,8 @@ def pairwise_preferences(
             probability = reliability.probability(comparison.id, first, second) if reliability else None
             if adjudicator:
                 direction, weight = vote(adjudicator.ranks or [], first, second), 1.0
+            elif reliability and probability is not None and len(submitted) == 1:
+                direction, weight = votes[0], _weight_alone(reliability, submitted[0])
             elif probability is not None and any(votes):
                 direction, weight = (1 if probability > 0.5 else -1), abs(2 * probability - 1)
                 if weight < LEAST_WEIGHT:
@@ -151,6 +157,12 @@ def adjudication(comparison: Comparison) -> Ranking | None:
         if ranking.adjudicates and ranking.status == "submitted" and ranking.ranks is not None
     ]
     return max(given, key=lambda ranking: ranking.submitted_at or "") if given else None
+
+
+def _weight_alone(reliability: Reliability, ranking: Ranking) -> float:
+    """Of every pair that this ranking orders, and nobody else judged."""
+    annotator = reliability.annotators[ranking.annotator]
+    return max(2 * annotator.accuracy - 1, LEAST_WEIGHT)
 
 
 def _margin(rankings: list[Ranking], votes: list[int], direction: int) -> float | None:

@@ -52,13 +52,21 @@ what they disagree on stays undecided."""
 PRIOR_MEAN = np.array([1.0, 0.0, 0.0, -1.0])
 """Of beta, position, length and tie; each has the standard deviation 1, as has gamma around 0."""
 POINTS, FINAL_POINTS = 128, 512
-"""Quasi-random points a comparison: while the parameters are sought, and for the probabilities."""
+"""Quasi-random points a comparison: while the parameters are sought, and for the probabilities, or where the search did
+not settle with the fewer ones."""
 PART = 2_000
 """Comparisons whose final points are held at a time."""
 ROUNDS = 12
 """At most so many times are the points moved to where the posterior is; it takes 4 to 6."""
 SETTLED = 0.05
 """A round that moves no parameter by more is the last; their deviations are several times this."""
+
+LEAST_BETA_ALONE = 0.367
+"""The beta with which six pairs in ten are ordered as their worth is."""
+UNSETTLED = (
+    "the model of the annotators' reliability did not settle, so its figures and the preferences' weights are "
+    "rough"
+)
 
 
 @dataclass(frozen=True)
@@ -137,23 +145,27 @@ def fit_reliability(comparisons: Sequence[Comparison]) -> Reliability:
     can_tell_apart = len(names) >= FEWEST_ANNOTATORS or known >= FEWEST_GOLD
     beta_precision = 1.0 if can_tell_apart else PRECISION_IF_ALIKE
     converged = False
-    for group in groups:
-        group.spread(POINTS)
-    for _ in range(ROUNDS):
-        found = minimize(
-            negative_log_posterior,
-            theta,
-            args=(groups, beta_precision),
-            jac=True,
-            method="L-BFGS-B",
-            options={"maxiter": 25},
-        )
-        moved, theta = np.abs(found.x - theta).max(), found.x
+    # many responses have worths in many dimensions, of which few points see too little to settle
+    for points in (POINTS, FINAL_POINTS):
         for group in groups:
-            group.approach(theta)
-            group.spread(POINTS)
-        if moved < SETTLED:
-            converged = True
+            group.spread(points)
+        for _ in range(ROUNDS):
+            found = minimize(
+                negative_log_posterior,
+                theta,
+                args=(groups, beta_precision),
+                jac=True,
+                method="L-BFGS-B",
+                options={"maxiter": 25},
+            )
+            moved, theta = np.abs(found.x - theta).max(), found.x
+            for group in groups:
+                group.approach(theta)
+                group.spread(points)
+            if moved < SETTLED:
+                converged = True
+                break
+        if converged:
             break
     deviations = _deviations(theta, groups, beta_precision).reshape(-1, 4)
     pairs: dict[str, dict[tuple[int, int], PairPosterior]] = {}
@@ -181,6 +193,9 @@ def fit_reliability(comparisons: Sequence[Comparison]) -> Reliability:
 def choices_given(comparisons: Sequence[Comparison], reliability: Reliability) -> dict[str, LinearChoices]:
     """Every ranked comparison's choices as functions of what its responses are worth, for whoever models the worth.
 
+    Where one annotator alone ranked a comparison, his beta is at least `LEAST_BETA_ALONE`: nobody's answer is turned
+    round, or counts for nothing, without a second opinion.
+
     Args:
         comparisons: those that `reliability` was fitted to; a duplicate's rankings count for the original.
         reliability: how far each annotator follows the worth, and what else they follow.
@@ -189,9 +204,14 @@ def choices_given(comparisons: Sequence[Comparison], reliability: Reliability) -
     of_annotator = [reliability.annotators[name] for name in names]
     theta = np.array([[each.beta, each.position, each.length, each.tie] for each in of_annotator])
     theta = np.append(theta.ravel(), reliability.shared_length)
+    believed = theta.copy()
+    believed[:-1:4] = np.maximum(believed[:-1:4], LEAST_BETA_ALONE)
     found: dict[str, LinearChoices] = {}
     for group in groups:
         found |= group.linear(theta)
+        if (believed != theta).any():
+            by_itself = group.linear(believed)
+            found |= {id_: by_itself[id_] for id_ in group.ranked_by_one()}
     return found
 
 

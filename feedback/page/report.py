@@ -18,7 +18,7 @@ from accord.statistics import Estimate
 from feedback.belief.agreement import Agreement, AnnotatorFigures
 from feedback.belief.dawid_skene import dawid_skene, pair_labels
 from feedback.belief.preferences import needs_adjudication
-from feedback.belief.reliability import AnnotatorReliability, Reliability
+from feedback.belief.reliability import UNSETTLED, AnnotatorReliability, Reliability
 from feedback.utility import SIMULATED
 
 GOOD_AGREEMENT = 0.667
@@ -99,7 +99,7 @@ def write_report(
         "pairs": sum(counts.values()),
         "simulated": all(name.startswith(SIMULATED) for name in agreement.annotators) and bool(names),
         "shared_length": reliability.shared_length,
-        "converged": reliability.converged,
+        "unsettled": "" if reliability.converged else UNSETTLED,
     }
     write_atomically(path, render(Path(__file__).parent, "report.html.jinja", values))
 
@@ -154,6 +154,8 @@ def summary(figures: Mapping[str, Any]) -> str:
         if each["median_seconds"] is not None:
             parts.append(f"{each['median_seconds']:.0f} s a record")
         lines.append(f"- {name}: {', '.join(parts)}")
+    if figures["reliability"] and not figures["reliability"]["converged"]:
+        lines.append(f"- Warning: {UNSETTLED}")
     for warning in figures["warnings"]:
         lines.append(f"- Warning: {warning['annotator']} {warning['text']}")
     return "\n".join(lines)

@@ -18,6 +18,7 @@ FEWEST_PAIRS = 20
 ABOUT_EQUAL = 0.1
 """Two answers are about equally long if their tokens differ by at most this share of the longer one's."""
 LENGTHS = ("chosen is shorter", "about equally long", "chosen is longer")
+UNANIMITY = ("unanimous", "contested", "one annotator")
 MOST_VALUES = 20
 """The most frequent values of a topic column are slices of their own; the rest is pooled."""
 POOLED = "all other values"
@@ -48,7 +49,7 @@ def _length_difference(pair: ScoredPair) -> str:
 
 
 def by_strength(pairs: Sequence[ScoredPair], right: np.ndarray, prompts: Prompts) -> list[Slice]:
-    """By the annotators' margin, or else the weight, in thirds; and by whether they were unanimous."""
+    """By the annotators' margin, or else the weight, in thirds; and by whether they were unanimous, if several were."""
     found: list[Slice] = []
     for by in ("margin", "weight"):
         known = [i for i, pair in enumerate(pairs) if getattr(pair, by) is not None]
@@ -67,10 +68,14 @@ def by_strength(pairs: Sequence[ScoredPair], right: np.ndarray, prompts: Prompts
                     names[known[i]] = order[-1]
         found = _slices(by, names, right, prompts, order)
     unanimous = [
-        None if pair.agreement is None else "unanimous" if pair.agreement == 1 else "contested"
+        None
+        if pair.agreement is None
+        else UNANIMITY[2]
+        if pair.annotators == 1
+        else UNANIMITY[pair.agreement < 1]
         for pair in pairs
     ]
-    return [*found, *_slices("agreement", unanimous, right, prompts, ("unanimous", "contested"))]
+    return [*found, *_slices("agreement", unanimous, right, prompts, UNANIMITY)]
 
 
 def thirds(values: np.ndarray) -> np.ndarray:

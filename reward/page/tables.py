@@ -184,7 +184,7 @@ class MistakeView:
         """A mistake with the texts of its pair."""
         chosen, rejected = ("\n\n".join(m.text for m in side) for side in (pair.chosen, pair.rejected))
         return cls(
-            mistake=mistake, name=pair.id or f"line {mistake.row + 1}", prompt=pair.prompt,
+            mistake=mistake, name=pair.id or f"heldout.jsonl, line {mistake.row + 1}", prompt=pair.prompt,
             chosen=chosen[:LONGEST_SHOWN], rejected=rejected[:LONGEST_SHOWN],
             cut=max(len(chosen), len(rejected)) > LONGEST_SHOWN, seen=_seen(mistake, pair),
         )  # fmt: skip

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from accord.page.words import coefficient, counted, points, share
-from accord.statistics import FEWEST_CLUSTERS
+from accord.statistics import FEWEST_CLUSTERS, Estimate
 from reward.report_card import ReportCard
 
 MODERATE_CORRELATION = 0.3
@@ -26,6 +26,8 @@ def headline(card: ReportCard) -> str:
         return "Too little was held out to tell how good this reward model is."
     if card.accuracy.low <= 0.5:
         return "This reward model is not certain to be better than guessing."
+    if above.high is not None and above.high < 0:
+        return "This reward model is worse than judging by length."
     if above.low <= 0:
         return "This reward model is not certain to be better than judging by length."
     return "This reward model is better than guessing, and than judging by length."
@@ -72,7 +74,16 @@ def cautions(card: ReportCard) -> list[Caution]:
                 "Do not optimise a policy against it. Look at the agreement of the annotators and the training curves.",
             )
         )
-    if above.low is not None and above.low <= 0:
+    if above.low is not None and above.high is not None and above.value < 0:
+        ahead = Estimate(-above.value, -above.high, -above.low, above.items)
+        found.append(
+            Caution(
+                f"Always preferring the {rule} answer orders more pairs as the annotators did than the model does: "
+                f"{points(ahead)}.",
+                "The model has not learnt what length alone tells. Train on more pairs before you optimise against it.",
+            )
+        )
+    elif above.low is not None and above.low <= 0:
         found.append(
             Caution(
                 f"Always preferring the {rule} answer does about as well: the model is ahead by {points(above)}.",

@@ -14,7 +14,7 @@ class CardConfig(Config):
     """The base is measured with so many demonstrations in its prompt, too; 0 leaves that out."""
     samples: int = Field(default=16, ge=0)
     """To so many held-out prompts, the base and the tuned model answer; 0 leaves that out."""
-    max_response_tokens: int = Field(default=128, ge=1)
+    max_response_tokens: int = Field(default=128, ge=1, le=1_000_000)
     """Where an answer is cut off."""
     copied_tokens: int = Field(default=50, ge=8)
     """An answer with a run of so many tokens that stands in a training row, too, counts as copied."""

@@ -83,6 +83,25 @@ def test_a_page_is_not_built_of_changed_files(made: tuple[list[Run], Runs]) -> N
     assert not page.exists()
 
 
+@pytest.mark.parametrize("output", ["/proc/nothing/page", "a-folder", "a-file/page", "n" * 5000])
+@pytest.mark.parametrize("command", ["data convert rows.jsonl --output", "data check rows.jsonl --page"])
+def test_a_file_that_cannot_be_written(
+    demonstrations: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, output: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a-file").write_text("")
+    Path("a-folder").mkdir()
+    demonstrations.rename("rows.jsonl")
+    told = CliRunner().invoke(main, ["--runs", "runs", *command.split(), output])
+    assert told.exit_code in (1, 2) and isinstance(told.exception, SystemExit)
+    assert (
+        told.stderr.startswith("error: ")
+        and output.removesuffix("/page")[:20] in told.stderr
+        and told.stderr.count("\n") == 1
+    )
+    assert not [file for file in tmp_path.iterdir() if file.name.endswith(".tmp")]
+
+
 @pytest.mark.parametrize("root", ["a-file", "a-file/below", "/proc/nothing", "/sys/nothing"])
 def test_a_folder_that_cannot_hold_runs(
     tiny_model: Model, demonstrations: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, root: str

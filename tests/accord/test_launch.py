@@ -280,7 +280,9 @@ def test_more_devices_than_there_are() -> None:
 
 def test_an_engine_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UsageError, match=r"run `pip install deepspeed`, or set compute\.sharding=fsdp2"):
+    with pytest.raises(
+        UsageError, match=r"run `pip install 'accord\[zero\]'`, or set compute\.sharding=fsdp2"
+    ):
         check_devices(ComputeConfig(devices=2, sharding="zero3"))
 
 

@@ -3,16 +3,13 @@
 from pathlib import Path
 
 import pytest
+from damaged_settings import FILES, PLAIN, RANGES
+from pydantic import ValidationError
 
 from accord.config import load_config
 from accord.errors import UsageError
 from accord.round_config import RoundConfig
-
-PLAIN = """
-sft: {demonstrations: rows.jsonl}
-reward: {lora: {rank: 2}}
-eval: {prompts: rows.jsonl, gate: {eos_rate: {margin: 0.1}}}
-"""
+from rl.algorithms import ALGORITHMS, config_class
 
 
 @pytest.fixture
@@ -29,54 +26,35 @@ def refusal(file: Path, *overrides: str) -> str:
     return str(refused.value)
 
 
-@pytest.mark.parametrize(
-    ("override", "told"),
-    [
-        ("reward.lora.rank=0", "'reward.lora.rank': input should be greater than or equal to 1, found 0"),
-        ("reward.lora.rank=-1", "'reward.lora.rank': input should be greater than or equal to 1, found -1"),
-        ("reward.lora.alpha=0", "'reward.lora.alpha': input should be greater than or equal to 1, found 0"),
-        ("reward.lora.dropout=1", "'reward.lora.dropout': input should be less than 1, found 1"),
-        ("reward.lora.dropout=-0.1", "'reward.lora.dropout': input should be greater than or equal to 0"),
-        ("reward.lora.dropout=.nan", "'reward.lora.dropout': input should be a finite number, found nan"),
-        ("sft.epochs=.inf", "'sft.epochs': input should be a finite number, found inf"),
-        ("sft.epochs=1e30", "'sft.epochs': input should be less than or equal to 10000, found 1e+30"),
-        ("sft.epochs=1e-9", "'sft.epochs': input should be greater than or equal to 0.001, found 1e-09"),
-        ("sft.learning_rate=.inf", "'sft.learning_rate': input should be a finite number, found inf"),
-        ("sft.seed=-5", "'sft.seed': input should be greater than or equal to 0, found -5"),
-        ("sft.seed=4294967296", "'sft.seed': input should be less than 4294967296, found 4294967296"),
-        ("reward.seed=" + "9" * 26, "'reward.seed': input should be less than 4294967296"),
-        ("reward.heads=100000", "'reward.heads': input should be less than or equal to 64, found 100000"),
-        ("eval.gate.eos_rate.margin=.inf", "'eval.gate.eos_rate.margin': input should be a finite number"),
-        (".rl=1", "'.rl=1' is no override; write key=value"),
-        ("rl..algorithm=dpo", "'rl..algorithm=dpo' is no override; write key=value"),
-        ("rl.=1", "'rl.=1' is no override; write key=value"),
-        ("sft.seed=" + "9" * 5000, "the value is not valid YAML (Exceeds the limit"),
-        ("model=" + "[" * 5000, "nested more than 64 levels deep"),
-        ("model=&a [*a]", "an alias refers to what it is in"),
-        ("sft.trainer=&a {b: *a}", "an alias refers to what it is in"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("override", "told"), RANGES, ids=lambda text: text[:40])
 def test_a_setting_out_of_its_range(file: Path, override: str, told: str) -> None:
     assert told in refusal(file, override)
 
 
-@pytest.mark.parametrize(
-    ("text", "told"),
-    [
-        ("sft: {demonstrations: a, trainer: &x {a: *x}}\n", "an alias refers to what it is in"),
-        ("model: " + "[" * 5000, "nested more than 64 levels deep"),
-        ("sft: {demonstrations: a, seed: " + "1" * 5000 + "}\n", "Exceeds the limit"),
-        ("- &a [*a]\n", "an alias refers to what it is in"),
-        ("a: &a [1, 1]\n" + "".join(f"a{i}: &a{i} [*a{i - 1 or ''}, *a{i - 1 or ''}]\n" for i in range(1, 60)),
-         "unknown key 'a'"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("text", "told"), FILES, ids=lambda text: text[:40])
 def test_a_file_without_an_end(file: Path, text: str, told: str) -> None:
-    """Recursive aliases, depth, numbers of thousands of digits, and aliases of aliases, which would fill the memory."""
     file.write_text(text)
     with pytest.raises(UsageError) as refused:
         load_config(file, RoundConfig)
     assert told in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_every_number_has_a_least_and_a_largest_value() -> None:
+    """Or is one of the few that may be below zero; what has no largest value of its own has that of all settings."""
+    below_zero = {"length_penalty_per_token"}
+    schemas = [
+        RoundConfig.model_json_schema(),
+        *(config_class(name).model_json_schema() for name in ALGORITHMS),
+    ]
+    for schema in schemas:
+        for section in [schema, *schema.get("$defs", {}).values()]:
+            for key, setting in section.get("properties", {}).items():
+                for kind in [setting, *setting.get("anyOf", [])]:
+                    if kind.get("type") in ("integer", "number") and "enum" not in kind:
+                        assert {"minimum", "exclusiveMinimum"} & kind.keys() or key in below_zero, key
+    assert config_class("ppo")(algorithm="ppo", prompts="a", score_clip=1e9)
+    with pytest.raises(ValidationError, match=r"score_clip: is 1e\+11, and no setting is beyond"):
+        config_class("ppo")(algorithm="ppo", prompts="a", score_clip=1e11)
 
 
 def test_what_may_be(file: Path) -> None:

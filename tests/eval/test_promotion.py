@@ -46,7 +46,7 @@ from eval.verdict.gate import (
     weights_digests,
     write_verdict,
 )
-from eval.verdict.signing import canonical, sign, trust
+from eval.verdict.signing import canonical, public_key, sign, signing_key, trust
 from reward.function import digest_without_running, load_reward_function
 
 REASON = "the shorter answers are what we wanted"
@@ -466,6 +466,35 @@ def test_entries_cannot_be_taken_out_moved_or_changed(promoted_twice: tuple[Run,
     assert verified.exit_code == 1
     assert list(json.loads(verified.stdout)["problems"]) == ["promoted.json"]
     assert "promoted.json                TAMPERED" in accord(runs, "runs", "verify").stdout
+
+
+def test_an_entry_that_was_cut_off_is_noticed_by_its_card(promoted_twice: tuple[Run, Runs]) -> None:
+    _, runs = promoted_twice
+    path = runs.root / "promoted.json"
+    whole = path.read_bytes()
+    assert accord(runs, "runs", "verify").exit_code == 0
+    for left in ([], None):
+        if left is None:
+            path.unlink()
+        else:
+            path.write_bytes(canonical(left))
+        verified = accord(runs, "runs", "verify")
+        assert verified.exit_code == 1 and "promoted.json                TAMPERED" in verified.stdout
+        assert "is the card of a promotion that" in verified.stderr
+        path.write_bytes(whole)
+
+
+def test_both_keys_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, runs = make_round(tmp_path, 0.1)
+    alone = accord(runs, "promote", run.id)
+    assert "signed both the verdict and the promotion" in alone.stdout
+    trains = signing_key().public_key()
+    monkeypatch.setenv("ACCORD_KEY", str(tmp_path / "reviewer" / "key"))
+    assert "nobody else; who reviews what others train" in accord(runs, "keys", "show").stdout
+    trust(public_key(trains).public_key)
+    reviewed = accord(runs, "promote", run.id).stdout
+    assert f"{public_key(trains).fingerprint} signed the verdict, " in reviewed
+    assert public_key(signing_key().public_key()).fingerprint in reviewed
 
 
 def test_an_unsigned_list_of_an_earlier_accord(passed_round: tuple[Run, Runs]) -> None:

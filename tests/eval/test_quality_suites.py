@@ -62,6 +62,19 @@ CASES: list[Case] = [
     ("in_quotes", {}, "“Good night.”", '"Good night," he said.'),
     ("contains_number", {}, "About 7 days", "About seven days"),
     ("parts", {"separator": "***", "n": 2}, "One poem\n***\nAnother", "One poem\n***\n"),
+    ("json", {"keys": ["a"]}, '```JSON\n{"a": 1}\n```', '```JSON\n{"b": 1}\n```'),
+    ("one_of", {"answers": ["My answer is yes.", "Maybe!"]}, "**My answer is yes**", "My answer is: yes."),
+    ("one_of", {"answers": ["My answer is yes.", "Maybe!"]}, "My answer is yes.", "No."),
+    ("contains_fewer", {"word": "tea", "less_than": 2}, "Tea for a team.", "Tea? More tea!"),
+    ("letter_times", {"letter": "e", "at_least": 3}, "Eleven", "Seven"),
+    ("letter_fewer", {"letter": "E", "less_than": 3}, "Seven", "Eleven"),
+    ("paragraph_starts_with", {"paragraphs": 2, "nth": 2, "word": "rain"}, "Sun.\n\n“Rain, rain”", "Sun.\n\nRainy"),
+    ("paragraph_starts_with", {"paragraphs": 2, "nth": 1, "word": "sun"}, "Sun\n \nRain", "Sun\n\nRain\n\nSnow"),
+    ("words_in_capitals_fewer", {"less_than": 2}, "VERY Good soup", "VERY GOOD soup"),
+    ("highlighted", {"at_least": 2}, "A *red* and a **very blue** car", "A *red* and ** ** a car, 2 * 3 is 6"),
+    ("sections", {"word": "SECTION", "at_least": 2}, "SECTION 1\nA\n**SECTION 2:**\nB", "SECTION 1: see SECTION 2"),
+    ("postscript", {"marker": "P.S."}, "Bye.\n\n*p. s. Call me.*", "Bye. P.S. Call me."),
+    ("postscript", {"marker": "P.P.S"}, "Bye.\nP.S. Call.\nP.P.S. Soon.", "Bye.\nP.S. Call me."),
     ("script", {"script": "cyrillic"}, "Кошка спит, 12.", "Кошка sleeps."),
     ("script", {"script": "han"}, "水", "みず"),
 ]  # fmt: skip
@@ -115,7 +128,7 @@ def test_a_wrong_check_names_the_field(check: dict[str, Any], message: str, tmp_
 
 def test_the_suite_of_instructions() -> None:
     rows = read_jsonl(DATA / "instructions" / "items.jsonl", InstructionRow)
-    assert len({row.id for row in rows}) == len({row.prompt for row in rows}) == 90
+    assert len({row.id for row in rows}) == len({row.prompt for row in rows}) == 98
     used = {check["check"] for row in rows for check in row.checks}
     assert used == set(CHECKS)  # none is there that no prompt needs
 

@@ -130,6 +130,15 @@ def test_figures_are_json_and_the_summary_says_them(people: tuple[Any, ...]) -> 
     assert f"- Krippendorff's alpha of ranks: {alpha} (95% interval" in text
 
 
+def test_a_fit_that_did_not_settle_is_said_in_the_text_too(tmp_path: Path, people: tuple[Any, ...]) -> None:
+    comparisons, agreement, reliability, *rest = people
+    assert "did not settle" not in summary(figures(*people)) + page_of(tmp_path, people)
+    rough = (comparisons, agreement, replace(reliability, converged=False), *rest)
+    said = "he model of the annotators' reliability did not settle"
+    assert f"- Warning: t{said}" in summary(figures(*rough))
+    assert f"T{said}" in html.unescape(page_of(tmp_path, rough))
+
+
 def test_the_headline_follows_from_agreement_and_warnings(people: tuple[Any, ...]) -> None:
     found: Agreement = people[1]
 

@@ -1,10 +1,20 @@
 """From rankings to preferences, with the votes counted by hand and the posterior probabilities given."""
 
+import dataclasses
+import random
+
+import numpy as np
 import pytest
 
 from accord.records import Comparison, Message, Ranking, Response
 from feedback.belief.preferences import LEAST_WEIGHT, needs_adjudication, pairwise_preferences
-from feedback.belief.reliability import PairPosterior, Reliability
+from feedback.belief.reliability import (
+    AnnotatorReliability,
+    PairPosterior,
+    Reliability,
+    expected_accuracy,
+    fit_reliability,
+)
 
 NONE = dict.fromkeys(("kept", "tied", "undecided", "identical", "empty", "unranked", "probe"), 0)
 
@@ -98,6 +108,47 @@ def test_with_a_reliability_model_the_posterior_decides_and_weighs() -> None:
     assert [each.agreement for each in preferences] == [0.5, 1.0]
     assert [each.margin for each in preferences] == [None, None]
     assert counts == NONE | {"kept": 2, "undecided": 1}
+
+
+def test_nobodys_answer_is_dropped_or_turned_round_without_a_second_opinion() -> None:
+    """Ann's beta is 1, so her accuracy is 0.73; Eve's is negative, and Bob ranks at random."""
+    model = dataclasses.replace(
+        believing({"c-1": {(0, 1): 0.3, (0, 2): 0.45, (1, 2): 0.6}}),
+        annotators={
+            name: AnnotatorReliability(beta, 0.3, 0.0, 0.3, 0.0, 0.3, -1.0, 20)
+            for name, beta in (("ann", 1.0), ("eve", -1.0), ("bob", 0.0))
+        },
+    )
+    for name, weight in (
+        ("ann", 2 * expected_accuracy(1.0) - 1),
+        ("eve", LEAST_WEIGHT),
+        ("bob", LEAST_WEIGHT),
+    ):
+        preferences, counts = pairwise_preferences([ranked(["a", "b", "c"], submitted(name, 1, 2, 2))], model)
+        assert [each.id for each in preferences] == ["c-1:0>1", "c-1:0>2"]
+        assert [each.weight for each in preferences] == [pytest.approx(weight)] * 2
+        assert counts["kept"] == 2 and counts["tied"] == 1 and counts["undecided"] == 0
+    both = ranked(["a", "b", "c"], submitted("ann", 1, 2, 2), submitted("eve", 1, 2, 2))
+    preferences, counts = pairwise_preferences([both], model)
+    assert [each.id for each in preferences] == ["c-1:1>0"] and counts["undecided"] == 1
+
+
+def test_a_liking_for_length_that_all_share_weighs_nobodys_answer_who_is_alone() -> None:
+    """200 records with one of ten annotators each, who prefer the longer of two answers in three cases of four."""
+    chance = random.Random(0)
+    comparisons = []
+    for i in range(200):
+        longer_first = chance.random() < 0.5
+        texts = ["a" * 400, "b" * 40] if longer_first else ["b" * 40, "a" * 400]
+        ranks = (1, 2) if longer_first == (chance.random() < 0.75) else (2, 1)
+        comparisons.append(ranked(texts, submitted(f"ann-{i % 10}", *ranks), id_=f"c-{i}"))
+    reliability = fit_reliability(comparisons)
+    assert reliability.shared_length > 0.2
+    preferences, counts = pairwise_preferences(comparisons, reliability)
+    assert counts["kept"] == 200
+    longer = [each.weight for each in preferences if len(each.chosen[0].text) == 400]
+    shorter = [each.weight for each in preferences if len(each.chosen[0].text) == 40]
+    assert len(longer) > 130 and np.mean(longer) == pytest.approx(np.mean(shorter), abs=0.02)
 
 
 def test_a_pair_that_all_tie_is_tied_whatever_the_model_says() -> None:

@@ -69,6 +69,26 @@ def test_the_gradient_is_the_differences_of_the_value() -> None:
     assert gradient == pytest.approx(differences, abs=1e-3 * np.abs(gradient).max())
 
 
+def test_ties_among_nine_responses_do_not_speak_against_their_giver() -> None:
+    """All six follow the same worths with beta 2; three rank on a coarse scale, with one pair in four tied."""
+    rng = np.random.default_rng(1)
+    comparisons, tied = [], []
+    for i in range(30):
+        worth, answers = rng.normal(size=9), {}
+        for who in range(6):
+            liking = 2 * worth + rng.gumbel(size=9)
+            answers[f"{'fine' if who < 3 else 'coarse'}{who}"] = ranks_of(
+                liking if who < 3 else np.round(liking / 2.3)
+            )
+        comparisons.append(comparison(f"c{i}", answers, (30,) * 9))
+        tied += [a == b for ranks in list(answers.values())[3:] for a, b in combinations(ranks, 2)]
+    assert 0.2 < np.mean(tied) < 0.35
+    reliability = fit_reliability(comparisons)
+    betas = {name: each.beta for name, each in reliability.annotators.items()}
+    assert all(beta > 1.5 for beta in betas.values()), betas
+    assert reliability.converged
+
+
 def davidson(d: float, tie: float, outcome: int) -> float:
     """Davidson (1970): chances of first, tie and second in proportion to e^(d/2), e^tie and e^(-d/2)."""
     weights = {1: math.exp(d / 2), 0: math.exp(tie), -1: math.exp(-d / 2)}

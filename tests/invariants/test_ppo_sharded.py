@@ -4,12 +4,13 @@ import contextlib
 import json
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from matrix import ROW
 from ppo_helpers import Job, make_prompts, make_reward_model, run_ppo, run_ppo_in_processes
 from safetensors.torch import load_file
 from training_helpers import assert_same, rows_without_times, run_stage
@@ -133,7 +134,9 @@ def one_thread_only() -> Iterator[None]:
 
 
 @pytest.mark.parametrize(("layout", "engine"), TRIED)
-def test_several_processes_give_what_one_gives(table: Table, layout: str, engine: str) -> None:
+def test_several_processes_give_what_one_gives(
+    table: Table, layout: str, engine: str, record_property: Callable[[str, object], None]
+) -> None:
     """Losses, gradient norms, every other figure of every row, and the weights in the end."""
     one, several = table.run(layout, "1 process"), table.run(layout, engine)
     assert several.id == one.id and several.record.status == "done"
@@ -141,10 +144,8 @@ def test_several_processes_give_what_one_gives(table: Table, layout: str, engine
     off = differences(one, several)
     losses = max(off["policy_loss"], off["value_loss"])
     norms = max(off["policy_gradient_norm"], off["critic_gradient_norm"])
-    print(
-        f"\n| {layout} | {engine} | losses {losses:.1e} | gradient norms {norms:.1e} "
-        f"| all figures {max(off.values()):.1e} | weights {off['weights']:.1e} |"
-    )
+    count, sharding = ENGINES[engine]
+    record_property(ROW, [f"ppo {layout}", sharding, count, losses, norms, off["weights"]])
     assert max(off.values()) < bound, off
     assert max(row.get("ratio_max", 0) for row in one.metric_rows()) > 1.005, "nothing was learned"
     for name in ("updates", "kept_update", "stop_reason"):
@@ -219,10 +220,14 @@ def test_a_checkpoint_of_an_earlier_version_is_named(tmp_path: Path) -> None:
         load_checkpoint(tmp_path, *([None] * 2))  # type: ignore[arg-type]
 
 
-def test_deepspeed_is_refused(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("stage", ["2", "3"])
+def test_deepspeed_is_refused(
+    table: Table, monkeypatch: pytest.MonkeyPatch, stage: str, record_property: Callable[[str, object], None]
+) -> None:
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-    monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "3")
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", stage)
     job = table.job("separate", "deepspeed")
-    with pytest.raises(UsageError, match=r"set compute\.sharding: fsdp2"):
+    with pytest.raises(UsageError, match=r"set compute\.sharding: fsdp2") as raised:
         run_ppo(job.config, job.policy, job.reward_model, job.preferences, Runs(job.root))
     assert not Runs(job.root).all()
+    record_property(ROW, ["ppo", f"zero{stage}", 2, str(raised.value)])

@@ -1,20 +1,26 @@
 """Stages on TRL's trainers give in several processes, with whole weights or with shards, what they give in one."""
 
+import importlib.util
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from matrix import ROW
 from ppo_helpers import make_prompts, make_reward_model
 from safetensors.torch import load_file
-from stages_helpers import Stage, run_in_processes, start_processes
+from stages_helpers import SHARDED, Stage, run_in_processes, start_processes
 from training_helpers import assert_same, rows_without_times
 
+from accord.compute.checkpoints import check_continues
+from accord.errors import UsageError
 from accord.models.references import Model
 from accord.records import Comparison, Demonstration, Message, Preference, Ranking, Response, write_jsonl
 from accord.runs import Run, Runs
+from sft.adaptation import model_and_penalties
+from sft.config import SFTConfig
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -38,8 +44,15 @@ BEST_OF_N = {
 }  # fmt: skip
 LORA = {"rank": 4, "alpha": 8}
 PACKED = {"packing": True, "rows_per_update": 2, "epochs": 1, "kl_to_base": 0.1, "interpolate": [0.5, 1.0]}
+REFUSED = [("sft lora packed", "zero3"), ("sft kl", "zero3")]
+NO_DEEPSPEED = "DeepSpeed is not installed; pip install 'accord[zero]'"
 WORDS = ("now", "so", "please", "please please please")
 
+ZERO = ("zero2", "zero3")
+HAS_DEEPSPEED = importlib.util.find_spec("deepspeed") is not None
+needs_deepspeed = pytest.mark.skipif(
+    not HAS_DEEPSPEED, reason="DeepSpeed is not installed; pip install 'accord[zero]'"
+)
 MATRIX = ("sft", "sft lora packed", "sft kl", "reward", "dpo", "kto", "grpo", "best of n")
 TOLERANCE = dict.fromkeys(MATRIX, 1e-5) | {"grpo": 2e-4}
 """Of weights. Adam divides a gradient by its size, so that in the first updates the sign of one that is nearly 0, which
@@ -99,16 +112,25 @@ def _comparison(i: int) -> Comparison:
     )
 
 
+class Once(dict[Any, Any]):
+    """Makes what is asked for, and keeps it."""
+
+    def __init__(self, make: Callable[[Any], Any]):
+        super().__init__()
+        self.make = make
+
+    def __missing__(self, key: Any) -> Any:
+        self[key] = self.make(key)
+        return self[key]
+
+
 @pytest.fixture(scope="module")
 def one(
     tiny_model: Model, stages: dict[str, Stage], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[dict[str, Run]]:
+) -> dict[str, Run]:
     """What one process gives."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     runs = Runs(tmp_path_factory.mktemp("one"))
-    yield {label: stages[label].run(tiny_model, runs) for label in MATRIX}
-    torch.set_num_threads(threads)
+    return Once(lambda label: stages[label].run(tiny_model, runs))
 
 
 @pytest.fixture(scope="module")
@@ -116,17 +138,17 @@ def several(
     tiny_model: Model, stages: dict[str, Stage], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[tuple[str, int], Runs]:
     """What several give, by sharding and number, all stages in the same processes one after another."""
-    found = {}
-    for sharding, count, labels in (
-        ("none", 2, [*MATRIX, "sft lora dropout"]),
-        ("fsdp2", 2, [*MATRIX, "sft lora dropout"]),
-        ("fsdp2", 4, ["sft"]),
-    ):
+
+    def run(way: tuple[str, int]) -> Runs:
+        sharding, count = way
+        labels = ["sft"] if count == 4 else [*MATRIX, "sft lora dropout"]
+        found = [stages[label] for label in labels if (label, sharding) not in REFUSED]
         root = tmp_path_factory.mktemp(f"{sharding}-{count}")
-        codes = run_in_processes(count, sharding, [stages[label] for label in labels], tiny_model, root)
-        assert codes == [0] * count, (sharding, count)
-        found[sharding, count] = Runs(root)
-    return found
+        codes = run_in_processes(count, sharding, found, tiny_model, root, timeout=600)
+        assert codes == [0] * count, way
+        return Runs(root)
+
+    return Once(run)
 
 
 def differences(run: Run, other: Run) -> dict[str, float]:
@@ -154,19 +176,30 @@ def differences(run: Run, other: Run) -> dict[str, float]:
 @pytest.mark.parametrize(
     ("label", "sharding", "count"),
     [
-        *((label, sharding, 2) for sharding in ("none", "fsdp2") for label in MATRIX),
+        *((label, sharding, 2) for sharding in ("none", "fsdp2", "zero2", "zero3") for label in MATRIX),
         ("sft", "fsdp2", 4),
     ],
 )
 def test_several_processes_equal_one(
-    one: dict[str, Run], several: dict[tuple[str, int], Runs], label: str, sharding: str, count: int
-) -> None:
+    one: dict[str, Run], several: dict[tuple[str, int], Runs], label: str, sharding: str, count: int,
+    stages: dict[str, Stage], tiny_model: Model, monkeypatch: pytest.MonkeyPatch,
+    record_property: Callable[[str, object], None],
+) -> None:  # fmt: skip
+    row: list[object] = [label, sharding, count]
+    if (label, sharding) in REFUSED:
+        for name, value in SHARDED[sharding].items():
+            monkeypatch.setenv(name, value)
+        config = SFTConfig(demonstrations=[], **{**stages[label].config, "interpolate": []})
+        with pytest.raises(UsageError, match=r"set that to none or zero2 or fsdp2") as raised:
+            model_and_penalties(config, tiny_model)
+        record_property(ROW, [*row, str(raised.value)])
+        return
+    if sharding in ZERO and not HAS_DEEPSPEED:
+        record_property(ROW, [*row, NO_DEEPSPEED])
+        pytest.skip(NO_DEEPSPEED)
     run, other = one[label], several[sharding, count].load(one[label].id)
     found = differences(run, other)
-    print(
-        f"{label} | {sharding} | {count} |",
-        " | ".join(f"{name} {value:.1e}" for name, value in found.items()),
-    )
+    record_property(ROW, [*row, *found.values()])
     assert found["losses"] < 1e-5
     assert found["gradient norms"] < 2e-5
     assert found["weights"] < TOLERANCE[label]
@@ -179,17 +212,19 @@ def test_several_processes_equal_one(
 
 
 @pytest.mark.parametrize("ours", [True, False])
+@pytest.mark.parametrize("sharding", ["fsdp2", *(pytest.param(each, marks=needs_deepspeed) for each in ZERO)])
 def test_weights_are_in_shards_and_accelerate_alone_would_leave_them_whole(
-    tmp_path: Path, ours: bool
+    tmp_path: Path, sharding: str, ours: bool
 ) -> None:
     """The second half fails when accelerate shards on CPUs by itself; accord/compute/on_cpu.py can go then."""
-    start_processes(2, "fsdp2", _write_what_is_held, (tmp_path, ours))
+    start_processes(2, sharding, _write_what_is_held, (tmp_path, ours))
     whole = 64 * 64 + 64
     for rank in range(2):
         assert int((tmp_path / str(rank)).read_text()) == (whole // 2 if ours else whole)
 
 
 def _write_what_is_held(folder: Path, ours: bool) -> None:
+    """How many numbers of the weights this process has, or for ZeRO-2 of those that it optimises."""
     import accelerate
 
     from accord import parallel
@@ -198,15 +233,27 @@ def _write_what_is_held(folder: Path, ours: bool) -> None:
     if ours:
         sharding.prepare()
     accelerator = accelerate.Accelerator(cpu=True)
+    if accelerator.deepspeed_plugin is not None:
+        accelerator.deepspeed_plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = 1
     model: Any = torch.nn.Linear(64, 64)
-    model, _ = accelerator.prepare(model, torch.optim.AdamW(model.parameters()))
-    held = sum(getattr(p, "_local_tensor", p).numel() for p in model.parameters())
-    (folder / str(parallel.rank())).write_text(str(held))
+    model, optimizer = accelerator.prepare(model, torch.optim.AdamW(model.parameters()))
+    if parallel.sharding() == "zero2":
+        held = [weight for group in optimizer.param_groups for weight in group["params"]]
+    else:
+        held = [getattr(p, "_local_tensor", getattr(p, "ds_tensor", p)) for p in model.parameters()]
+    (folder / str(parallel.rank())).write_text(str(sum(part.numel() for part in held)))
 
 
 @pytest.mark.parametrize(
     ("label", "sharding", "rank", "update"),
-    [("sft lora dropout", "none", 0, "6"), ("sft lora dropout", "fsdp2", 1, "7"), ("grpo", "fsdp2", 1, "3")],
+    [
+        ("sft lora dropout", "none", 0, "6"),
+        ("sft lora dropout", "fsdp2", 1, "7"),
+        ("grpo", "fsdp2", 1, "3"),
+        pytest.param("sft", "zero2", 1, "7", marks=needs_deepspeed),
+        pytest.param("sft lora dropout", "zero3", 0, "7", marks=needs_deepspeed),
+        pytest.param("sft lora dropout", "zero3", 1, "train_end", marks=needs_deepspeed),
+    ],
 )
 def test_a_lost_process_costs_nothing(
     tiny_model: Model, stages: dict[str, Stage], several: dict[tuple[str, int], Runs], tmp_path: Path, label: str,
@@ -253,21 +300,49 @@ def test_another_number_of_processes_continues(
     assert found["weights"] < 1e-5
 
 
+@pytest.mark.parametrize(
+    ("written_by", "continued_by", "says"),
+    [
+        ("zero2", "zero2", None),
+        ("zero3", "zero3", None),
+        ("none", "fsdp2", None),
+        ("zero2", "none", "sharding: zero2, in 2 processes"),
+        ("zero3", "zero2", "sharding: zero3, in 2 processes"),
+        ("none", "zero2", "sharding: none or fsdp2"),
+    ],
+)
+def test_deepspeed_continues_from_its_own_checkpoints_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written_by: str, continued_by: str, says: str | None
+) -> None:
+    folder = tmp_path / "checkpoint-3" / "global_step3"
+    folder.mkdir(parents=True)
+    for rank in range(2 if written_by in ZERO else 0):
+        (folder / f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt").touch()
+        part = f"zero_pp_rank_{rank}_mp_rank_00" if written_by == "zero3" else "mp_rank_00"
+        (folder / f"{part}_model_states.pt").touch()
+    several = {"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "2"}
+    for name, value in {**several, **SHARDED[continued_by]}.items():
+        monkeypatch.setenv(name, value)
+    if says is None:
+        check_continues(folder.parent)
+        monkeypatch.setenv("WORLD_SIZE", "4")
+    if says or written_by in ZERO:
+        with pytest.raises(UsageError, match=says or "in 2 processes, and DeepSpeed continues"):
+            check_continues(folder.parent)
+
+
 @pytest.mark.parametrize("stage", ["2", "3"])
 def test_what_is_not_installed_is_said_before_the_start(
     stages: dict[str, Stage], tiny_model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:
-    import importlib.util
-
     from accord.compute import sharding
-    from accord.errors import UsageError
 
-    if importlib.util.find_spec("deepspeed"):
-        pytest.skip("deepspeed is installed")
+    if HAS_DEEPSPEED:
+        pytest.skip("DeepSpeed is installed")
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", stage)
     with pytest.raises(UsageError) as raised:
         sharding.prepare()
     assert str(raised.value) == (
-        f"compute.sharding: zero{stage} needs deepspeed; pip install deepspeed, or set fsdp2"
+        f"compute.sharding: zero{stage} needs DeepSpeed; run `pip install 'accord[zero]'`, or set fsdp2"
     )

@@ -135,3 +135,31 @@ def test_files_and_runs_that_kept_nothing_of_these_comparisons_are_fitted(run: R
     (run.path / RELIABILITY).unlink()
     del run.record.outputs[RELIABILITY]
     assert read_preference_data(run, with_reliability=True).reliability == anew
+
+
+def test_choices_of_one_who_ranked_alone_are_not_turned_round() -> None:
+    """Ann is reversed: what she ranked with others counts in reverse, what she ranked alone as she said it."""
+    comparisons = ranked(4)
+    fit = fit_reliability(comparisons)
+    reversed_ann = dataclasses.replace(fit.annotators["ann"], beta=-1.0, position=0.0, length=0.0)
+    model = dataclasses.replace(fit, annotators={**fit.annotators, "ann": reversed_ann})
+    alone = comparisons[2].model_copy(update={"rankings": [Ranking(annotator="ann", ranks=[1, 2])]})
+    alone = alone.model_copy(update={"responses": alone.responses[:2], "display_order": [0, 1]})
+    (group,) = choices_from_rankings([alone], [alone], model)
+    assert group.chosen[0] == pytest.approx([0.367 / 2, -0.367 / 2])
+    rankings = [*alone.rankings, Ranking(annotator="böb", ranks=[1, 2])]
+    together = alone.model_copy(update={"rankings": rankings})
+    (group,) = choices_from_rankings([together], [together], model)
+    assert group.chosen[0] == pytest.approx([-0.5, 0.5])
+
+
+@pytest.mark.parametrize("with_reliability", [True, False])
+def test_a_fit_that_did_not_settle_is_told(
+    run: Run, with_reliability: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    read_preference_data(run, with_reliability)
+    assert not caplog.text
+    path = run.path / RELIABILITY
+    path.write_text(path.read_text().replace('"converged": true', '"converged": false'))
+    read_preference_data(run, with_reliability)
+    assert f"{run.id}: the model of the annotators' reliability did not settle" in caplog.text

@@ -171,6 +171,12 @@ def test_weights_are_used_without_margins_and_rare_values_are_pooled() -> None:
     assert len(areas) == 21 and areas[-1].name == "all other values" and areas[-1].pairs == 50
 
 
+def test_one_annotator_is_not_unanimous() -> None:
+    rows = [pair(i, 1, agreement=1.0, annotators=1 if i < 50 else 3) for i in range(90)]
+    found = {part.name: part.pairs for part in card_of(rows).slices if part.by == "agreement"}
+    assert found == {"unanimous": 40, "one annotator": 50}
+
+
 def test_annotators_by_hand() -> None:
     # scores put answer 0 over 1 over 2; the first annotator agrees on 3 of 3, the second ties two and reverses two
     comparisons = tuple(ranked(i, [3.0, 2.0, 1.0], [1, 2, 3], [2, 2, 1]) for i in range(20))

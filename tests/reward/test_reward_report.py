@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from reward.page.report import page, write_report
 from reward.page.words import cautions, headline, summary
 from reward.report_card import ReportCard, report_card
 from reward.rows import ScoredComparison, ScoredPair
+from reward.train import tell_whether_guessing
 
 XSS = '<script>document.title="broken"</script><img src=x onerror="alert(1)"> {{ 7 * 7 }}'
 
@@ -148,8 +150,26 @@ def test_the_headline_follows_from_the_intervals(card: ReportCard) -> None:
     good = Estimate(0.7, 0.6, 0.8, 100)
     assert says(good, Estimate(0.1, 0.01, 0.2, 100)).startswith("This reward model is better than guessing")
     assert says(good, Estimate(0.1, -0.01, 0.2, 100)).endswith("better than judging by length.")
+    assert says(good, Estimate(-0.1, -0.2, -0.01, 100)).endswith("is worse than judging by length.")
     assert says(Estimate(0.55, 0.5, 0.6, 100), good).endswith("better than guessing.")
     assert says(Estimate(0.9, None, None, 10), good).startswith("Too little was held out")
+
+
+def test_the_console_says_when_a_model_may_be_guessing(caplog: pytest.LogCaptureFixture) -> None:
+    def told(**metrics: float | None) -> str:
+        caplog.clear()
+        run: Any = SimpleNamespace(id="reward-1", metrics=metrics, path=Path("runs/reward-1"))
+        tell_whether_guessing(run)
+        return caplog.text
+
+    low = told(heldout_accuracy=0.6, heldout_accuracy_low=0.488, heldout_accuracy_high=0.7)
+    assert (
+        "reward-1: this reward model is not certain to be better than guessing: it orders 60% (49 to 70%)"
+        in low
+    )
+    assert str(Path("runs/reward-1/report.html")) in low
+    assert not told(heldout_accuracy=0.6, heldout_accuracy_low=0.51, heldout_accuracy_high=0.7)
+    assert "too little was held out" in told(heldout_accuracy=0.9)
 
 
 def fine(card: ReportCard) -> ReportCard:
@@ -178,7 +198,14 @@ HIGH, LOW = Estimate(0.4, 0.3, 0.5, 100), Estimate(-0.4, -0.5, -0.3, 100)
     [
         (lambda c: {"accuracy": Estimate(0.5, 0.4, 0.6, 100)}, "It may be guessing"),
         (lambda c: {"accuracy": Estimate(0.9, None, None, 9), "prompts": 1}, "come from 1 prompt, which"),
-        (lambda c: {"baselines": replace(c.baselines, above_length_only=LOW)}, "does about as well"),
+        (
+            lambda c: {"baselines": replace(c.baselines, above_length_only=Estimate(0.02, -0.07, 0.11, 100))},
+            "does about as well: the model is ahead by +2 points (−7 to +11).",
+        ),
+        (
+            lambda c: {"baselines": replace(c.baselines, above_length_only=Estimate(-0.11, -0.22, 0.0, 100))},
+            "orders more pairs as the annotators did than the model does: +11 points (+0 to +22).",
+        ),
         (lambda c: {"length": replace(c.length, excess=HIGH)}, "It likes length more than the annotators do"),
         (lambda c: {"length": replace(c.length, pearson_within_prompts=HIGH)}, "Scores follow length"),
         (lambda c: {"length": replace(c.length, pearson_within_prompts=LOW)}, "is −0.40 (−0.50 to −0.30)"),
@@ -272,7 +299,7 @@ def test_a_file_of_three_pairs_has_a_page(tmp_path: Path) -> None:
     assert "too small to say" in text and "No temperature fits" in text  # the differences are 1, 0 and -1
     for part in ("ensemble", "people", "best-of-n", "previous"):
         assert f'id="{part}"' not in text and f"#{part}" not in text
-    assert text.count('<article class="card mistake">') == 1 and "line 3" in text
+    assert text.count('<article class="card mistake">') == 1 and "heldout.jsonl, line 3" in text
     assert "ranked by 3 annotators, of whom" in text
 
 

@@ -175,11 +175,15 @@ def test_interrupted_and_continued_equals_uninterrupted(
     def interrupt(**_: Any) -> None:
         raise KeyboardInterrupt
 
-    for when in ("4", "train_end"):
+    for when in (
+        "4",
+        "6",
+        "train_end",
+    ):  # an epoch has 3 updates; the second time it goes on within the second epoch
         with every_trainer_calls(when, interrupt), pytest.raises(KeyboardInterrupt):
             train(config, *parts, Runs(tmp_path / "stopped"))
     continued = train(config, *parts, Runs(tmp_path / "stopped"))
-    assert continued.id == straight.id and len(continued.record.continued_at) == 2
+    assert continued.id == straight.id and len(continued.record.continued_at) == 3
     assert_same(continued, straight)
     assert [row["step"] for row in rows_without_times(continued) if "eval_reward" in row] == [0, 4, 6]
 
@@ -267,7 +271,14 @@ def test_the_trainer_s_arguments_are_checked_against_the_algorithm_s() -> None:
     check_arguments(config("grpo", scale_rewards="none"))
     with pytest.raises(UsageError, match=r"rl.trainer.scale_rewards: RLOOConfig has no such argument"):
         check_arguments(config("rloo", scale_rewards="none"))
-    for argument in ("temperature", "top_p", "beta", "num_iterations", "max_completion_length"):
+    for argument in (
+        "temperature",
+        "top_p",
+        "beta",
+        "num_iterations",
+        "max_completion_length",
+        "sync_ref_model",
+    ):
         with pytest.raises(UsageError, match=f"rl.trainer.{argument}: accord sets this one"):
             check_arguments(config("rloo", **{argument: 1}))
 

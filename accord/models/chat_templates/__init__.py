@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from accord.chat.tokenizer import TEMPLATES, add_control_tokens, render_probe
-from accord.errors import UsageError
+from accord.errors import DataError, UsageError
 from accord.models.loading import read_tokenizer
 from accord.models.references import locate
+from accord.records import read_text
 from accord.runs import Runs
 
 if TYPE_CHECKING:
@@ -49,9 +50,14 @@ def find_template(setting: str, runs: Runs) -> Template:
         return Template(setting, text, CONTROL[setting])
     if setting.endswith((".jinja", ".jinja2", ".j2")):
         try:
-            return Template(setting, Path(setting).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"{setting}: cannot be read ({error}); name an existing template file") from None
+            text = read_text(Path(setting))
+        except DataError as error:
+            raise UsageError(f"{error}; name an existing template file") from None
+        if not text.strip():
+            raise UsageError(
+                f"{setting}: is empty; write how a conversation is put into text, or name another file"
+            )
+        return Template(setting, text)
     try:
         folder = locate(setting, runs).folder
     except UsageError as error:

@@ -7,10 +7,27 @@ After IFEval (Zhou et al. 2023, https://arxiv.org/abs/2311.07911), with its two 
 of prompts whose checks are all met, `checks_followed` that of checks over all prompts. Two prompts with 1 and 3 checks,
 of which 1 and 2 are met: `followed` is 1/2 and `checks_followed` 3/4. An empty answer meets no check.
 
-Where we differ. IFEval also has loose scores, which drop an answer's first line, last line and asterisks and take the
-best of eight variants; an opening such as "Sure!" is a fault here. It counts "don't" and "well-known" as two words
-each; here they are one, as a reader counts: "Don't use well-known names" is 4 words, and 6 there. A sentence ends at a
-".", "!" or "?" before a space or the end, so "Dr. No" ends one.
+All 25 types of IFEval's instructions can be written as checks, but for `response_language`, of which there is the
+script only. Where we differ:
+
+- Scores: IFEval also has loose ones, which drop an answer's first line, last line and asterisks and take the best of
+  eight variants; an opening such as "Sure!" is a fault here.
+- Words: IFEval counts "don't" and "well-known" as two each; here they are one, as a reader counts: "Don't use
+  well-known names" is 4 words, and 6 there. Fewer than n words are `words_at_most` n - 1.
+- Sentences: IFEval's end where nltk says; here at a ".", "!" or "?" before a space or the end, so "Dr. No" ends one.
+- Keywords (`contains`, `contains_times`, `contains_fewer`) are whole words here, and any part of a word there: "war"
+  is not in "wars". What must not occur (`excludes`) is whole words in both.
+- Paragraphs: IFEval parts them by "***" where it counts them, and by empty lines where it asks for the first word of
+  one; here it is empty lines in both, and `parts` takes a separator. Nothing before the first or after the last
+  separator is a fault here, and two parts may be equal.
+- `one_of`: the whole answer is one of those listed, but for case, marks and a full stop. In IFEval it holds one of
+  them.
+- `starts_with`, `ends_with`: asterisks and quotation marks around are left out, not quotation marks alone, and a full
+  stop may follow. A prompt to be repeated is `starts_with`.
+- `in_quotes` takes typographic quotation marks, too.
+- `bullets`: "•" counts, too, and a space has to follow; `placeholders` have a word in them.
+- `postscript`, `sections`: they begin a line; in IFEval they may stand anywhere.
+- `lowercase`, `uppercase`: IFEval also wants a language detector to say English, which short answers fail.
 
 `CHECKS` holds the checks by name. A row gives a check's arguments beside its name.
 """
@@ -30,6 +47,7 @@ from eval.suites.metrics import PROMPTS, QUALITY, Metric
 
 Count = Annotated[int, Field(ge=1)]
 Text = Annotated[str, Field(min_length=1)]
+Letter = Annotated[str, Field(min_length=1, max_length=1)]
 Texts = Annotated[list[Text], Field(min_length=1)]
 Script = Literal["latin", "cyrillic", "greek", "arabic", "hebrew", "hangul", "devanagari", "han"]
 
@@ -77,12 +95,37 @@ def _paragraphs(text: str, n: Count) -> bool:
     return len([part for part in re.split(r"\n\s*\n", text) if part.strip()]) == n
 
 
+def _paragraph_starts_with(text: str, paragraphs: Count, nth: Count, word: Text) -> bool:
+    """There are so many paragraphs, and the nth begins with this word, whatever its case."""
+    found = [part for part in re.split(r"\n\s*\n", text) if part.strip()]
+    if len(found) != paragraphs or nth > paragraphs:
+        return False
+    return (
+        re.match(rf"{re.escape(word.casefold())}(?!\w)", found[nth - 1].strip(_MARKS).casefold()) is not None
+    )
+
+
 def _contains(text: str, words: Texts) -> bool:
     return all(occurrences(text, word) for word in words)
 
 
 def _contains_times(text: str, word: Text, at_least: Count) -> bool:
     return occurrences(text, word) >= at_least
+
+
+def _contains_fewer(text: str, word: Text, less_than: Count) -> bool:
+    """It may be missing altogether."""
+    return occurrences(text, word) < less_than
+
+
+def _letter_times(text: str, letter: Letter, at_least: Count) -> bool:
+    """Whatever its case."""
+    return text.casefold().count(letter.casefold()) >= at_least
+
+
+def _letter_fewer(text: str, letter: Letter, less_than: Count) -> bool:
+    """Whatever its case; it may be missing altogether."""
+    return text.casefold().count(letter.casefold()) < less_than
 
 
 def _contains_text(text: str, text_: Text) -> bool:
@@ -121,6 +164,28 @@ def _words_in_capitals(text: str, at_least: Count) -> bool:
     return sum(word.isupper() for word in words(text)) >= at_least
 
 
+def _words_in_capitals_fewer(text: str, less_than: Count) -> bool:
+    return sum(word.isupper() for word in words(text)) < less_than
+
+
+def _highlighted(text: str, at_least: Count) -> bool:
+    """Parts of a line between asterisks, *so* or **so**."""
+    found = re.findall(r"\*\*[^\n*]+\*\*|\*[^\n*]+\*", text)
+    return sum(bool(words(part)) for part in found) >= at_least
+
+
+def _sections(text: str, word: Text, at_least: Count) -> bool:
+    """Lines that begin with this word and a number, such as "Section 1" or "**SECTION 2**"; case counts."""
+    return len(re.findall(rf"^[\W_]*{re.escape(word)}\s?\d+", text, re.MULTILINE)) >= at_least
+
+
+def _postscript(text: str, marker: Text) -> bool:
+    """A line begins with this, such as "P.S." or "P.P.S.", whatever its case and with or without spaces in it."""
+    spaced = r"\s?".join(re.escape(character) for character in marker.casefold() if not character.isspace())
+    found = re.search(rf"^[{re.escape(_MARKS)}]*{spaced}", text.casefold(), re.MULTILINE)
+    return found is not None
+
+
 def _bullets(text: str, n: Count) -> bool:
     """Lines that begin with "-", "*" or "•" and a space."""
     return len(re.findall(r"^\s*[-*•] +\S", text, re.MULTILINE)) == n
@@ -134,7 +199,7 @@ def _numbered(text: str, n: Count) -> bool:
 
 def _json(text: str, keys: list[str] | None = None) -> bool:
     """The whole answer is JSON, a fence of three backticks around it allowed; with `keys`, an object that has them."""
-    fenced = re.fullmatch(r"```(?:json)?\s*\n(.*?)\n?```", text.strip(), re.DOTALL)
+    fenced = re.fullmatch(r"```(?:json)?\s*\n(.*?)\n?```", text.strip(), re.DOTALL | re.IGNORECASE)
     try:
         value = json.loads(fenced[1] if fenced else text)
     except ValueError:
@@ -143,9 +208,12 @@ def _json(text: str, keys: list[str] | None = None) -> bool:
 
 
 def _one_of(text: str, answers: Texts) -> bool:
-    """The whole answer is one of them, whatever its case and the mark at its end."""
-    bare = text.strip(_MARKS).rstrip(".!").strip(_MARKS).casefold()
-    return bare in [answer.casefold() for answer in answers]
+    """The whole answer is one of them, whatever the case, and the marks around and at the end of either."""
+
+    def bare(answer: str) -> str:
+        return answer.strip(_MARKS).rstrip(".!").strip(_MARKS).casefold()
+
+    return bare(text) in [bare(answer) for answer in answers]
 
 
 def _title(text: str) -> bool:
@@ -185,10 +253,11 @@ def _script(text: str, script: Script) -> bool:
 CHECKS: dict[str, Callable[..., bool]] = {
     check.__name__.removeprefix("_"): check
     for check in (
-        _words_at_most, _words_at_least, _words_between, _sentences_at_most, _sentences, _paragraphs, _contains,
-        _contains_times, _contains_text, _excludes, _excludes_characters, _starts_with, _ends_with, _lowercase,
-        _uppercase, _words_in_capitals, _bullets, _numbered, _json, _one_of, _title, _placeholders, _in_quotes,
-        _contains_number, _parts, _script,
+        _words_at_most, _words_at_least, _words_between, _sentences_at_most, _sentences, _paragraphs,
+        _paragraph_starts_with, _contains, _contains_times, _contains_fewer, _contains_text, _letter_times,
+        _letter_fewer, _excludes, _excludes_characters, _starts_with, _ends_with, _lowercase, _uppercase,
+        _words_in_capitals, _words_in_capitals_fewer, _highlighted, _sections, _postscript, _bullets, _numbered, _json,
+        _one_of, _title, _placeholders, _in_quotes, _contains_number, _parts, _script,
     )
 }  # fmt: skip
 """From a check's name to a function of the answer and the check's arguments. A column named `text` is `text_` there."""

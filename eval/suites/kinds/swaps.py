@@ -27,8 +27,8 @@ from pydantic import Field, model_validator
 
 from accord.records import Message, Row
 from eval.suites.kind import Answered, Reply, SuiteRow, Value
-from eval.suites.kinds.refusal import is_refusal
 from eval.suites.metrics import BIAS, Metric
+from eval.suites.refusal_rule import refuses
 
 PLACE = "{who}"
 REQUESTS = "requests"
@@ -87,7 +87,7 @@ def _values(row: Swap, replies: Sequence[Reply]) -> Mapping[str, Value]:
         "length_change": abs(length_gap) / max(first.tokens, second.tokens, 1),
         "sentiment_gap": sentiment_gap,
         "sentiment_change": abs(sentiment_gap),
-        "refusal_gap": float(is_refusal(first.text)) - float(is_refusal(second.text)),
+        "refusal_gap": float(refuses(first)) - float(refuses(second)),
     }
     if first.reward is not None and second.reward is not None:
         values["reward_gap"] = first.reward - second.reward
@@ -132,4 +132,5 @@ KIND = Answered(
     prompts=_prompts,
     values=_values,
     wants_reward=True,
+    rates="refusals",
 )  # fmt: skip

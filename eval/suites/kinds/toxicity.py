@@ -39,7 +39,7 @@ def _prompts(row: ToxicityRow) -> Sequence[Sequence[Message]]:
 
 
 def _values(row: ToxicityRow, replies: Sequence[Reply]) -> Mapping[str, Value]:
-    toxicity = toxicities([replies[0].text])[0]
+    toxicity = toxicities([replies[0].text])[0] if replies[0].rated is None else replies[0].rated
     return {"toxicity": toxicity, "toxic": float(toxicity > TOXIC)}
 
 
@@ -58,4 +58,5 @@ KIND = Answered(
     ),
     prompts=_prompts,
     values=_values,
+    rates="toxicity",
 )  # fmt: skip
