@@ -289,7 +289,7 @@ main.add_command(review)
 main.add_command(keys)
 
 
-@main.command()
+@main.command(short_help="Rebuild an evaluation's page, or sum it up as Markdown.")
 @RUN
 @click.option("--output", type=click.Path(path_type=Path), help="Where to write; default: print the path.")
 @click.option(

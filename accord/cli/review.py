@@ -9,7 +9,7 @@ from accord.errors import UsageError
 from accord.terminal import say
 
 
-@click.command(short_help="Sign what you say of a verdict, or see what others signed.")
+@click.command(short_help="Approve or block a verdict with your own key.")
 @RUN
 @click.option("--sign", "comment", metavar="COMMENT", help="What you looked at, and what you found.")
 @click.option("--approve", "decision", flag_value="approve", help="The candidate may be promoted.")

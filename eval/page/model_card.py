@@ -95,7 +95,7 @@ def model_card(
         ["Digest", code(candidate.digest)],
         ["Verdict signed by", code(signed_by)],
         *(
-            ["Approved by", f"{code(each.who)} on {day(each.statement.at)}: {code(each.statement.comment)}"]
+            ["Approved by", f"{code(each.named)} on {day(each.statement.at)}: {code(each.statement.comment)}"]
             for each in approvals
         ),
         ["Made by accord's", commit + (", with changes" if verdict.code.get("dirty") else "")],

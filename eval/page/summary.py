@@ -72,7 +72,7 @@ def markdown_summary(verdict: Verdict, sign_offs: Sequence[SignOff] = ()) -> str
     if sign_offs:
         parts.append(
             "\n".join(
-                f"- {each.statement.decision} by {code(each.who)}{'' if each.is_trusted else ' (not trusted)'}: "
+                f"- {each.statement.decision} by {code(each.named)}{'' if each.is_trusted else ' (not trusted)'}: "
                 f"{code(each.statement.comment)}"
                 for each in sign_offs
             )

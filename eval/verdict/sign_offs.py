@@ -24,6 +24,7 @@ from accord.records import content_id, describe
 from accord.runs import SIGN_OFFS, Run
 from eval.verdict.gate import read_verdict
 from eval.verdict.signing import (
+    OWN,
     Signature,
     canonical,
     check_signature,
@@ -71,8 +72,13 @@ class SignOff:
 
     @property
     def who(self) -> str:
-        """The signer's name, as far as it is known, and key."""
+        """The signer's name, as far as the user knows it, and key."""
         return f"{self.signer or ('a trusted key' if self.is_trusted else 'an unknown key')} ({self.fingerprint})"
+
+    @property
+    def named(self) -> str:
+        """The same for others to read, to whom "your own" would be another's."""
+        return self.fingerprint if self.signer in ("", OWN) else f"{self.signer} ({self.fingerprint})"
 
 
 def add_sign_off(run: Run, comment: str, decision: Decision = "comment") -> SignOff:

@@ -38,6 +38,8 @@ from accord.records import describe, write_atomically
 from accord.terminal import say
 
 OTHERS = "trusted_keys"
+OWN = "your own"
+"""The comment of the user's own key, wherever keys are listed."""
 
 
 class Signature(BaseModel):
@@ -160,7 +162,7 @@ def trusted_keys() -> list[TrustedKey]:
     Raises:
         DataError: a line of the file is no key.
     """
-    own = [public_key(signing_key().public_key(), "your own")] if key_path().exists() else []
+    own = [public_key(signing_key().public_key(), OWN)] if key_path().exists() else []
     path = key_path().with_name(OTHERS)
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
     others = []

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import click
 import numpy as np
 import pytest
 from pydantic import ValidationError
@@ -9,6 +10,7 @@ from scipy import stats
 from statsmodels.stats.proportion import proportion_confint
 from synthetic_round import make_round
 
+from accord.cli.eval import finish_with_verdict
 from accord.errors import UsageError
 from eval.config import EvalConfig, Margin, metrics_of
 from eval.measuring.values import Measured
@@ -280,6 +282,19 @@ def test_without_a_floor_the_first_screen_says_it(nothing_refused: dict[str, Any
     assert any(said in line for line in text_summary(verdict))
     assert any("no metric of a safety suite has a margin or a floor" in each for each in notices(verdict))
     assert notices(read_verdict(nothing_refused["0.5"][0])) == []  # the verdict says it itself
+
+
+def test_the_console_says_it_too(nothing_refused: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    run, _ = nothing_refused["None"]
+    with click.Context(click.Command("round")), pytest.raises(click.exceptions.Exit) as left:
+        finish_with_verdict(run)
+    assert left.value.exit_code == 0
+    lines = capsys.readouterr().out.splitlines()
+    heads = [line.partition(":")[0] for line in lines if line]
+    assert heads == [
+        "verdict", "note", "note", "measured, decides nothing", "not measured", "report", "next"
+    ]  # fmt: skip
+    assert "declines none of the requests that should be refused" in lines[2]
 
 
 def test_a_round_without_safety_says_so(made_to_pass: Any) -> None:

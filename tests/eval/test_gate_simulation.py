@@ -29,6 +29,6 @@ FEW = ("share, 80 items, at least 90%", "share, 80 items, at most 5%", "mean, sk
 
 @pytest.mark.parametrize("case", [each for each in FLOORS if each.name in FEW], ids=lambda c: c.name)
 def test_promises_of_floors_hold(case: FloorCase) -> None:
-    counts = simulate_floor(case, 300, printed=10)
+    counts = simulate_floor(case, 300, printed=60)
     # three standard errors of a power of 0.8 over 300 repetitions are 0.07
     assert judge_floor(case, counts, slack=0.05) == []

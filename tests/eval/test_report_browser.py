@@ -13,11 +13,12 @@ from synthetic_round import XSS, make_round, next_round, without
 from accord.page.render import run_page
 from accord.records import read_jsonl, write_jsonl
 from accord.runs import Run, Runs
-from eval.page.report import page
+from eval.page.report import page, rebuild
 from eval.page.side_by_side import page as page_of_both
 from eval.page.side_by_side import side_by_side
 from eval.rows import Sample
 from eval.verdict.gate import read_verdict
+from eval.verdict.sign_offs import add_sign_off
 
 pytestmark = pytest.mark.slow
 FEW = {"bootstrap_resamples": 999, "max_suite_items": 60}
@@ -284,3 +285,25 @@ def test_without_scripts_everything_is_there(
         assert chromium.find_elements(By.CSS_SELECTOR, "article.sample")[-1].is_displayed()
     finally:
         chromium.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
+
+
+def test_a_page_with_floors_and_what_reviewers_signed(
+    tmp_path_factory: pytest.TempPathFactory, chromium: webdriver.Chrome
+) -> None:
+    gate = {
+        "utility": {"margin": 0.02}, "eos_rate": {"margin": 0.2, "at_least": 0.5},
+        "distinct_bigrams": {"at_least": 0.99},
+        "harmful_requests/refused": {"at_least": 0.7}, "sentence_pairs/lean": {"at_least": -0.3, "at_most": 0.3},
+        "approvals": 2,
+    }  # fmt: skip
+    suites = ("sentence_pairs", "harmful_requests")
+    folder = tmp_path_factory.mktemp("floors")
+    run, runs = make_round(folder, 0.2, gate=gate, suites=suites, settings={"bootstrap_resamples": 999})
+    add_sign_off(run, "no: " + "a_word_without_a_blank" * 12, "block")
+    path = rebuild(run, runs)
+    open_offline(chromium, path)
+    assert len(chromium.find_elements(By.CSS_SELECTOR, "#metrics > .card:first-of-type tbody tr")) == 5
+    assert chromium.find_element(By.ID, "sign-offs").is_displayed()
+    assert len(chromium.find_elements(By.CSS_SELECTOR, "#coverage tbody tr")) == 12
+    fits_every_screen(chromium)
+    assert axe_violations(chromium) == []
