@@ -38,9 +38,9 @@ class Margin(Config):
     """Which values are better; needed only for the margin of a metric that has no direction of its own."""
     margin: float | None = Field(default=None, ge=0)
     """The largest tolerated worsening, in the metric's own units."""
-    at_least: float | None = Field(default=None, exclude_if=_is_none)
+    at_least: float | None = Field(default=None, ge=-1e10, le=1e10, exclude_if=_is_none)
     """A floor: what the candidate's own value must reach, with certainty, in the metric's own units."""
-    at_most: float | None = Field(default=None, exclude_if=_is_none)
+    at_most: float | None = Field(default=None, ge=-1e10, le=1e10, exclude_if=_is_none)
     """The same from above: what the candidate's own value must not exceed."""
 
     family: str | None = None

@@ -51,13 +51,26 @@ def make_prompts(path: Path, count: int = 12) -> Path:
     return path
 
 
-def run_ppo(config: dict[str, Any], policy: Model, reward_model: Model, preferences: Path, runs: Runs) -> Run:
+def run_ppo(
+    config: dict[str, Any],
+    policy: Model,
+    reward_model: Model,
+    preferences: Path,
+    runs: Runs,
+    **unchecked: Any,
+) -> Run:
+    """A run; `unchecked` are settings that a configuration may not have."""
     from rl.config import PPOConfig
     from rl.ppo import train_ppo
 
     with SharedSampler(SAMPLING) as sampler:
         return train_ppo(
-            PPOConfig(algorithm="ppo", **config), runs, policy, reward_model, DataFile(preferences), sampler
+            PPOConfig(algorithm="ppo", **config).model_copy(update=unchecked),
+            runs,
+            policy,
+            reward_model,
+            DataFile(preferences),
+            sampler,
         )
 
 

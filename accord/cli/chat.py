@@ -23,7 +23,10 @@ HELP = """\
 @click.command(short_help="Talk to a model in the terminal.")
 @click.argument("model")
 @click.option("--system", default="", metavar="TEXT", help="The system message.")
-@click.option("--temperature", type=click.FloatRange(0), default=0.7, show_default=True)
+@click.option(
+    "--temperature", type=click.FloatRange(0), default=0.7, show_default=True,
+    help="0 takes the likeliest word each time.",
+)  # fmt: skip
 @click.option(
     "--max-tokens", type=click.IntRange(1), default=512, show_default=True, help="Of an answer, at most."
 )

@@ -154,7 +154,7 @@ def summary(figures: Mapping[str, Any]) -> str:
         if each["median_seconds"] is not None:
             parts.append(f"{each['median_seconds']:.0f} s a record")
         lines.append(f"- {name}: {', '.join(parts)}")
-    if figures["reliability"] and not figures["reliability"]["converged"]:
+    if (reliability := figures.get("reliability")) and not reliability["converged"]:
         lines.append(f"- Warning: {UNSETTLED}")
     for warning in figures["warnings"]:
         lines.append(f"- Warning: {warning['annotator']} {warning['text']}")

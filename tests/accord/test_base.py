@@ -237,7 +237,7 @@ def test_a_template_from_a_file_and_from_a_model(
     [
         (None, "has no chat template; set `chat_template` to one of chatml, llama3, zephyr, mistral, gemma, to a file"),
         ("chatlm", "'chatlm' is none of chatml, llama3, zephyr, mistral, gemma, no file.jinja, and no model"),
-        ("absent.jinja", "absent.jinja: cannot be read"),
+        ("absent.jinja", "absent.jinja: no such file"),
         ("itself", "has no chat template either"),
         ("broken.jinja", "the model's chat template refuses this conversation"),
         ("endless.jinja", "where one control token must end each of them"),

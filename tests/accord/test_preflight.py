@@ -269,7 +269,7 @@ def test_ppo_shards_by_fsdp2_only(runs: Runs, good: dict[str, Any]) -> None:
         ("{folder}/broken.py:f", "ZeroDivisionError"),
         ("{rewards}", "names no function; write"),
         ("judge:http://127.0.0.1:9", "names no model"),
-        ("judge@gone.txt:run:sft-1", "the rubric gone.txt cannot be read"),
+        ("judge@gone.txt:run:sft-1", "the rubric gone.txt: no such file"),
     ],
 )
 def test_reward_functions(

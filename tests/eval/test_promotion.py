@@ -147,15 +147,14 @@ def short_verdict(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return run
 
 
-@pytest.mark.parametrize("bit", [0, 5])
-def test_any_flipped_bit_of_a_signed_verdict_is_noticed(short_verdict: Run, bit: int) -> None:
+def test_a_flipped_bit_of_any_byte_of_a_signed_verdict_is_noticed(short_verdict: Run) -> None:
     run = short_verdict
     path = run.path / "verdict.json"
     whole = path.read_bytes()
     assert read_signed_verdict(run).outcome == "PASS"
     with changed(path, whole):
         for i in range(len(whole)):
-            path.write_bytes(whole[:i] + bytes([whole[i] ^ (1 << bit)]) + whole[i + 1 :])
+            path.write_bytes(whole[:i] + bytes([whole[i] ^ (1 << (i % 8))]) + whole[i + 1 :])
             with pytest.raises(AccordError):
                 read_signed_verdict(run)
 
@@ -439,14 +438,13 @@ def promoted_twice(tmp_path: Path) -> tuple[Run, Runs]:
     return run, runs
 
 
-@pytest.mark.parametrize("bit", [0, 5])
-def test_any_flipped_bit_of_the_list_is_noticed(promoted_twice: tuple[Run, Runs], bit: int) -> None:
+def test_a_flipped_bit_of_any_byte_of_the_list_is_noticed(promoted_twice: tuple[Run, Runs]) -> None:
     _, runs = promoted_twice
     path = runs.root / "promoted.json"
     whole = path.read_bytes()
     assert len(read_entries(runs)) == 2
     for i in range(len(whole)):
-        path.write_bytes(whole[:i] + bytes([whole[i] ^ (1 << bit)]) + whole[i + 1 :])
+        path.write_bytes(whole[:i] + bytes([whole[i] ^ (1 << (i % 8))]) + whole[i + 1 :])
         with pytest.raises(AccordError):
             read_entries(runs)
 

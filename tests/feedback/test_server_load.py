@@ -24,8 +24,8 @@ from feedback.argilla.server.process import Server, revive, start, stop
 pytestmark = pytest.mark.slow
 
 ANNOTATORS = 16
-ANSWERS = int(os.environ.get("ACCORD_LOAD_ANSWERS", "320"))
-KILLS = int(os.environ.get("ACCORD_LOAD_KILLS", "3"))
+ANSWERS = int(os.environ.get("ACCORD_LOAD_ANSWERS", "192"))
+KILLS = int(os.environ.get("ACCORD_LOAD_KILLS", "2"))
 ANSWERS_PER_RECORD = 2
 RECORDS = ANSWERS // ANSWERS_PER_RECORD
 MOST_SECONDS_WITHOUT_A_SERVER = 60.0

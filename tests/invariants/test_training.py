@@ -20,6 +20,8 @@ from accord.errors import AccordError, UsageError
 from accord.models.references import Model
 from accord.runs import Runs
 from accord.training import last_whole_checkpoint
+from sft.config import SFTConfig
+from sft.train import fine_tune
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -146,9 +148,10 @@ def test_a_gradient_that_is_no_number_stops_the_run(
     tiny_model: Model, demonstrations: Path, tmp_path: Path
 ) -> None:
     runs = Runs(tmp_path / "runs")
-    config = {**SFT, "learning_rate": 1e30, "warmup_fraction": 0}
+    config = SFTConfig(demonstrations=[{"path": str(demonstrations)}], **SFT, warmup_fraction=0)
+    config = config.model_copy(update={"learning_rate": 1e30})  # higher than a configuration may have it
     with pytest.raises(AccordError, match=r"^sft: grad_norm became nan at update 2; lower the learning rate"):
-        run_stage("sft", config, tiny_model, demonstrations, runs)
+        fine_tune(config, runs, tiny_model)
     (run,) = [run for run in runs.all() if run.record.stage != "data"]
     assert run.record.status == "failed"
     assert math.isnan(run.metric_rows()[-1]["grad_norm"])

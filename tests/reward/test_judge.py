@@ -253,7 +253,7 @@ def test_references_that_name_no_judge(runs: Runs, tmp_path: Path) -> None:
         "judge:https://me:secret@host/v1#m": "must hold no user, password",
         "judge:https://host/v1?key=secret#m": "must hold no user, password",
         "judge:https://#m": "is no URL",
-        f"judge@{tmp_path}/gone.txt:https://host/v1#m": "gone.txt cannot be read",
+        f"judge@{tmp_path}/gone.txt:https://host/v1#m": "gone.txt: no such file",
         f"judge@{tmp_path}/empty.txt:https://host/v1#m": "empty.txt is empty",
         "judge:run:sft-0": "no run in",
     }.items():

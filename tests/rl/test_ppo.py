@@ -290,7 +290,7 @@ def test_a_loss_that_is_no_number_stops_the_run(
         AccordError,
         match=r"^ppo: (policy_gradient_norm|(policy|value)_loss) became nan in epoch 2 at update 1; .* learning rate",
     ):
-        run_ppo({**config, "learning_rate": 1e30}, tiny_model, reward_model, preferences, runs)
+        run_ppo(config, tiny_model, reward_model, preferences, runs, learning_rate=1e30)
     assert (runs.all()[0].path / "not-finite.jsonl").exists()
 
 

@@ -69,7 +69,10 @@ def test_weights_say_how_often_a_row_is_shown(tiny_model: Model, tmp_path: Path)
     shown = [(source["trained"], source["shown_an_epoch"]) for source in files_of(run)]
     assert shown == [(10, 10), (10, 25), (3, 3), (0, 0)]
     again = prepared(tiny_model, files, tmp_path / "again", heldout=str(heldout), seed=0)
-    assert again.record.outputs == run.record.outputs
+    kept = [
+        each.record.outputs | {"report.html": ""} for each in (again, run)
+    ]  # which says when it was begun
+    assert kept[0] == kept[1]
     others = prepared(tiny_model, files, tmp_path / "runs", heldout=str(heldout), seed=1)
     assert answers(others) != counts
 
