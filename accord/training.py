@@ -52,6 +52,7 @@ SET_BY_ACCORD = (
     "save_strategy", "save_total_limit", "eval_steps", "eval_strategy", "eval_on_start", "seed", "logging_steps",
     "logging_strategy", "logging_nan_inf_filter", "disable_tqdm", "trust_remote_code", "push_to_hub",
     "resume_from_checkpoint", "restore_callback_states_from_checkpoint", "save_only_model", "max_steps",
+    "deepspeed", "fsdp", "fsdp_config",
 )  # fmt: skip
 """Trainer arguments that follow from accord's own settings, and may therefore not stand under `trainer:`."""
 START = "start"

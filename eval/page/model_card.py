@@ -284,8 +284,8 @@ def _floors(verdict: Verdict) -> str:
 
 def _not_measured(verdict: Verdict) -> str:
     rows = coverage(verdict)
-    absent = [row.title.lower() for row in rows if not row.measured]
-    silent = [row.title.lower() for row in rows if row.measured and not row.gated]
+    absent = [row.title[0].lower() + row.title[1:] for row in rows if not row.measured]
+    silent = [row.title[0].lower() + row.title[1:] for row in rows if row.measured and not row.gated]
     lines = [f"- Not measured at all: {', '.join(absent) or 'none of the risks that accord knows'}."]
     if silent:
         lines.append(f"- Measured, with no say in the verdict: {', '.join(silent)}.")

@@ -28,7 +28,11 @@ def _coverage(verdict: Verdict) -> list[tuple[str, str]]:
         ("measured, decides nothing", [row for row in rows if row.measured and not row.gated]),
         ("not measured", [row for row in rows if not row.measured]),
     ]
-    return [(head, ", ".join(row.title.lower() for row in chosen)) for head, chosen in parts if chosen]
+    return [
+        (head, ", ".join(row.title[0].lower() + row.title[1:] for row in chosen))
+        for head, chosen in parts
+        if chosen
+    ]
 
 
 def markdown_summary(verdict: Verdict, sign_offs: Sequence[SignOff] = ()) -> str:
