@@ -20,13 +20,14 @@ _NAMES = {
     "WaitingForAnnotatorsError",
     "accord.models.base": "prepare_base",
     "accord.models.references": "Model resolve",
-    "accord.records": "Comparison Demonstration Message Preference Prompt UnpairedFeedback read_jsonl write_jsonl",
+    "accord.records": "Comparison Demonstration Message Preference Prompt UnpairedFeedback read_jsonl",
     "accord.round": "run_round",
     "accord.round_config": "RoundConfig",
     "accord.data.rows": "Rows keep_rows",
     "accord.runs": "DataFile Run Runs",
     "accord.sampling.config": "SamplingConfig",
     "accord.sampling.shared": "SharedSampler",
+    "accord.text_files": "write_jsonl",
     "eval.config": "EvalConfig Margin",
     "eval.evaluate": "evaluate",
     "eval.promotion": "promote",
@@ -71,7 +72,6 @@ if TYPE_CHECKING:
     from accord.records import Prompt as Prompt
     from accord.records import UnpairedFeedback as UnpairedFeedback
     from accord.records import read_jsonl as read_jsonl
-    from accord.records import write_jsonl as write_jsonl
     from accord.round import run_round as run_round
     from accord.round_config import RoundConfig as RoundConfig
     from accord.runs import DataFile as DataFile
@@ -79,6 +79,7 @@ if TYPE_CHECKING:
     from accord.runs import Runs as Runs
     from accord.sampling.config import SamplingConfig as SamplingConfig
     from accord.sampling.shared import SharedSampler as SharedSampler
+    from accord.text_files import write_jsonl as write_jsonl
     from eval.config import EvalConfig as EvalConfig
     from eval.config import Margin as Margin
     from eval.evaluate import evaluate as evaluate

@@ -29,7 +29,8 @@ from pydantic import (
 from pydantic_core import PydanticCustomError, core_schema
 
 from accord.errors import DataError, UsageError
-from accord.records import Row, beginning, decode, is_deeper
+from accord.records import Row
+from accord.text_files import beginning, decode, is_deeper
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 """Of random numbers; torch, NumPy and transformers all take such ones."""

@@ -17,9 +17,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from accord.digests import CLOCK_TICK_NS
 from accord.errors import TamperedError
-from accord.records import write_atomically
 from accord.run_record import read_record
 from accord.runs import run_folders
+from accord.text_files import write_atomically
 
 INDEX = ".index.json"
 

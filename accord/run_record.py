@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from accord.errors import TamperedError
-from accord.records import describe
+from accord.text_files import describe
 
 SCHEMA_VERSION = 1
 PACKAGES = (

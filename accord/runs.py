@@ -30,8 +30,9 @@ from accord import parallel
 from accord.config import Config
 from accord.digests import file_digest
 from accord.errors import AccordError, DataError, TamperedError, UsageError, WaitingForAnnotatorsError
-from accord.records import TEMPORARY, content_id, read_origin, write_atomically
+from accord.records import content_id, read_origin
 from accord.run_record import SCHEMA_VERSION, RunRecord, code_version, hardware, package_versions, read_record
+from accord.text_files import TEMPORARY, write_atomically
 from accord.tree import entries_below
 
 MATCHES_NAMED = 20

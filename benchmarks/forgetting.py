@@ -36,8 +36,9 @@ from accord.models.loading import load_policy, load_tokenizer
 from accord.models.references import Model, resolve
 from accord.page.plots import BLUE, MUTED, ORANGE, plot
 from accord.preload import restart_with_libraries
-from accord.records import Demonstration, Message, read_jsonl, write_jsonl
+from accord.records import Demonstration, Message, read_jsonl
 from accord.runs import Runs
+from accord.text_files import write_jsonl
 from sft.config import SFTConfig
 from sft.data import open_data_run, prepare
 from sft.train import fine_tune

@@ -89,7 +89,8 @@ class Seen:
 
 def write_rows(folder: Path, tokens: int) -> tuple[Path, Path]:
     """Demonstrations and preferences, a pass of which has about so many tokens."""
-    from accord.records import Demonstration, Message, Preference, write_jsonl
+    from accord.records import Demonstration, Message, Preference
+    from accord.text_files import write_jsonl
 
     words = WORDS.split()
 

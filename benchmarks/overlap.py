@@ -153,8 +153,9 @@ def rows_of(
 ) -> list[dict[str, Any]]:
     """Run PPO; returns its rows of metrics."""
     from accord.models.references import resolve
-    from accord.records import Message, Preference, Prompt, write_jsonl
+    from accord.records import Message, Preference, Prompt
     from accord.runs import DataFile
+    from accord.text_files import write_jsonl
     from rl.config import PPOConfig
     from rl.ppo import train_ppo
 

@@ -32,10 +32,11 @@ from accord import bundled
 from accord.chat.tokens import start_of_text
 from accord.models.loading import load_policy, load_tokenizer
 from accord.models.references import Model, resolve
-from accord.records import Demonstration, Prompt, read_jsonl, write_jsonl
+from accord.records import Demonstration, Prompt, read_jsonl
 from accord.runs import Runs
 from accord.sampling.config import SamplingConfig
 from accord.sampling.shared import SharedSampler
+from accord.text_files import write_jsonl
 from eval.config import EvalConfig
 from eval.evaluate import evaluate
 from eval.measuring.answers import measure_answers, pair_up, read_prompts, sample_answers

@@ -115,11 +115,12 @@ def judged(run: dict[str, Any]) -> dict[str, float]:
 def run_accord(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """A seed: the stage itself, as a round runs it."""
     from accord.models.references import resolve
-    from accord.records import Message, Preference, read_jsonl, write_jsonl
+    from accord.records import Message, Preference, read_jsonl
     from accord.records import Prompt as PromptRecord
     from accord.runs import DataFile, Runs
     from accord.sampling.config import SamplingConfig
     from accord.sampling.shared import SharedSampler
+    from accord.text_files import write_jsonl
     from rl.config import PPOConfig
     from rl.ppo import train_ppo
 

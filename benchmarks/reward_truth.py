@@ -30,8 +30,9 @@ from accord.config import LoraConfig
 from accord.models.loading import load_tokenizer
 from accord.models.references import Model, resolve
 from accord.preload import restart_with_libraries
-from accord.records import Comparison, Preference, write_jsonl
+from accord.records import Comparison, Preference
 from accord.runs import DataFile, Runs
+from accord.text_files import write_jsonl
 from feedback.belief.preferences import pairwise_preferences
 from reward.config import RewardConfig
 from reward.heldout import score_heldout

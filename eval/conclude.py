@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from accord.records import write_jsonl
 from accord.runs import Run, Runs
+from accord.text_files import write_jsonl
 from eval.checks.audit import Audit, Independent, audit, training_kl
 from eval.checks.contamination import blocks, contamination, evaluated_texts
 from eval.config import Rules

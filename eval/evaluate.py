@@ -20,10 +20,11 @@ from accord.bundled import data_path
 from accord.data.rows import Rows, open_data
 from accord.errors import UsageError
 from accord.models.references import Model
-from accord.records import Row, read_jsonl, write_jsonl
+from accord.records import Row, read_jsonl
 from accord.runs import DataFile, Run, Runs, Source
 from accord.sampling.shared import SharedSampler
 from accord.terminal import say
+from accord.text_files import write_jsonl
 from eval.conclude import Evidence, conclude
 from eval.config import EvalConfig, Sampling
 from eval.likelihood.cache import LIKELIHOODS

@@ -23,8 +23,9 @@ from accord.digests import file_digest
 from accord.errors import AccordError, TamperedError, UsageError
 from accord.models.references import Model, resolve
 from accord.page.markdown import one_line
-from accord.records import content_id, describe, write_atomically
+from accord.records import content_id
 from accord.runs import SIGN_OFFS, Run, Runs
+from accord.text_files import describe, write_atomically
 from eval.config import LmEval
 from eval.measuring import lm_eval
 from eval.page.model_card import model_card

@@ -17,9 +17,10 @@ from typing import Any
 
 from accord.bundled import data_path
 from accord.errors import WaitingForAnnotatorsError
-from accord.records import Comparison, Preference, read_jsonl, write_atomically, write_jsonl
+from accord.records import Comparison, Preference, read_jsonl
 from accord.runs import DataFile, Run, Runs, Source
 from accord.terminal import say
+from accord.text_files import write_atomically, write_jsonl
 from feedback.argilla.access import end_unless_needed, open_argilla
 from feedback.argilla.client import Client
 from feedback.argilla.collect import changes, pull, push, status

@@ -21,8 +21,9 @@ import yaml
 from accord.bundled import data_path
 from accord.errors import UsageError
 from accord.page.words import label
-from accord.records import Comparison, Preference, read_jsonl, write_atomically, write_jsonl
+from accord.records import Comparison, Preference, read_jsonl
 from accord.runs import Run, Runs
+from accord.text_files import write_atomically, write_jsonl
 from feedback.argilla.tasks import guidelines_of, read_guidelines
 from feedback.page.report import summary
 from feedback.utility import SIMULATED

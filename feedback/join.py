@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 
 from accord.config import Config
-from accord.records import Comparison, read_jsonl, write_jsonl
+from accord.records import Comparison, read_jsonl
 from accord.runs import Run, Runs
+from accord.text_files import write_jsonl
 from feedback.annotation import conclude
 
 

@@ -26,10 +26,11 @@ from accord.chat.tokens import decode_response, encode_prompt
 from accord.data.rows import Rows, open_data
 from accord.models.loading import load_tokenizer
 from accord.models.references import Model
-from accord.records import Comparison, Prompt, Response, read_jsonl, write_jsonl
+from accord.records import Comparison, Prompt, Response, read_jsonl
 from accord.runs import DataFile, Run, Runs, Source
 from accord.sampling.shared import SharedSampler
 from accord.terminal import say
+from accord.text_files import write_jsonl
 from feedback.annotation import files_of, have_annotated, planned
 from feedback.argilla.people import configured_team
 from feedback.asking.prompts import read_prompts

@@ -20,8 +20,9 @@ from accord.errors import DataError
 from accord.models.loading import load_policy, load_tokenizer
 from accord.models.references import resolve
 from accord.progress import progress
-from accord.records import Demonstration, Row, read_jsonl, write_jsonl
+from accord.records import Demonstration, Row, read_jsonl
 from accord.runs import DataFile, Run, Runs, Source
+from accord.text_files import write_jsonl
 from reward.score_file import other_columns
 from reward.scorers import scorer_of
 

@@ -28,8 +28,9 @@ from statistics import mean
 from accord.endpoint import KEY, Endpoint
 from accord.errors import AccordError, DataError, UsageError
 from accord.models.references import Model, resolve
-from accord.records import Message, content_id, read_text
+from accord.records import Message, content_id
 from accord.runs import Runs
+from accord.text_files import read_text
 from reward.judge_models import LabelShares, LocalModel, ServedModel
 
 logger = logging.getLogger("accord.reward.judge")

@@ -38,10 +38,9 @@ from accord.records import (
     conversation_id,
     question_id,
     read_jsonl,
-    write_atomically,
-    write_jsonl,
 )
 from accord.runs import DataFile, Run, Runs, Source
+from accord.text_files import write_atomically, write_jsonl
 from accord.training import (
     SET_BY_ACCORD,
     base_dtype,

@@ -10,9 +10,9 @@ from transformers import PreTrainedTokenizerBase
 from accord.chat.tokens import decode_response
 from accord.models.references import Model
 from accord.progress import EveryFewSeconds
-from accord.records import write_jsonl
 from accord.sampling.shared import SharedSampler
 from accord.terminal import say
+from accord.text_files import write_jsonl
 from reward.scorers import Scorer
 from rl.data import EncodedPrompt
 from rl.own_reward import own_rewards

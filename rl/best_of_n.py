@@ -33,12 +33,12 @@ from accord.errors import DataError
 from accord.models.adapters import peft_config
 from accord.models.loading import check_can_be_trained, load_policy, load_tokenizer
 from accord.models.references import Model
-from accord.records import write_atomically, write_jsonl
 from accord.runs import DataFile, Run, Runs, file_of
 from accord.sampling.log_probabilities import token_log_probabilities
 from accord.sampling.shared import SharedSampler
 from accord.statistics import Bootstrap, Estimate
 from accord.terminal import say
+from accord.text_files import write_atomically, write_jsonl
 from accord.training import (
     base_dtype,
     build_arguments,

@@ -13,7 +13,8 @@ from typing import Any
 
 from accord import parallel
 from accord.progress import progress
-from accord.records import content_id, write_atomically
+from accord.records import content_id
+from accord.text_files import write_atomically
 
 FOLDER = "reference-log-probabilities"
 """Below that of the runs; it may be deleted at any time."""

@@ -6,8 +6,9 @@ from typing import Any
 
 from accord.chat.tokens import answer
 from accord.data.synthetic import synthetic
-from accord.records import messages_as_dicts, write_jsonl
+from accord.records import messages_as_dicts
 from accord.runs import Run
+from accord.text_files import write_jsonl
 from rl.data import EncodedPrompt
 from rl.selection import Answer, Best
 

@@ -29,9 +29,9 @@ from accord.data.config import DataConfig
 from accord.data.documents import plain_files
 from accord.data.encoding import Encoder, Facts, Source, chunks_of, encode_files, tokenizer_digest
 from accord.errors import DataError, UsageError
-from accord.records import write_atomically
 from accord.runs import DataFile, Run, Runs
 from accord.runs import Source as RunSource
+from accord.text_files import write_atomically
 from sft.config import DataSettings, Replay, SFTConfig, WeightedFile
 from sft.data_figures import figures, write_canaries
 from sft.mixing import Mixing

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from accord.data.encoding import Facts, Source
-from accord.records import write_atomically
+from accord.text_files import write_atomically
 from sft.config import WeightedFile
 from sft.mixing import Mixing
 from sft.on_disk import rows_on_disk

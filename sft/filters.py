@@ -18,7 +18,8 @@ from accord.data.quality.clean import Cleaner, Wishes
 from accord.data.quality.held_out import HeldOut
 from accord.data.reading import Reading, RowReader
 from accord.errors import DataError
-from accord.records import TEMPORARY, Demonstration, jsonl
+from accord.records import Demonstration
+from accord.text_files import TEMPORARY, jsonl
 
 
 class Filters:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from accord.data.encoding import Facts, Source
-from accord.records import write_atomically
+from accord.text_files import write_atomically
 from sft.config import DataSettings, WeightedFile
 from sft.on_disk import rows_on_disk
 

@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from accord.models.references import Model
-from accord.records import Demonstration, read_jsonl, write_atomically, write_jsonl
+from accord.records import Demonstration, read_jsonl
 from accord.runs import Run, Runs
+from accord.text_files import write_atomically, write_jsonl
 from sft.card.canaries import Canary, merged
 from sft.card.data import data_card
 from sft.card.measure import Material

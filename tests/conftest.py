@@ -38,8 +38,9 @@ from tiny_model import make_tiny_model
 
 from accord import bundled
 from accord.models.references import Model, resolve
-from accord.records import Demonstration, Message, Preference, write_jsonl
+from accord.records import Demonstration, Message, Preference
 from accord.runs import Runs
+from accord.text_files import write_jsonl
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -32,12 +32,13 @@ from accord.models.loading import load_policy, load_reward_model, load_tokenizer
 from accord.models.references import Model, resolve
 from accord.packing import Packed, body_of, compute_packed_rows, hidden_states
 from accord.preflight.families import check_balance
-from accord.records import Demonstration, Message, Preference, write_jsonl
+from accord.records import Demonstration, Message, Preference
 from accord.runs import Runs
 from accord.sampling.config import SamplingConfig
 from accord.sampling.log_probabilities import token_log_probabilities
 from accord.sampling.transformers_sampler import TransformersSampler
 from accord.sampling.verify import FLOAT32_BOUND, verify
+from accord.text_files import write_jsonl
 from accord.training import quiet_libraries
 from eval.likelihood.log_likelihood import Item, log_likelihoods
 from eval.likelihood.token_trees import reads_trees

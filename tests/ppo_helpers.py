@@ -19,11 +19,12 @@ from accord.errors import AccordError, SamplerGoneError
 from accord.models.loading import load_reward_model, load_tokenizer
 from accord.models.references import Model, resolve
 from accord.parallel import Sharding
-from accord.records import Message, Prompt, write_jsonl
+from accord.records import Message, Prompt
 from accord.runs import DataFile, Run, Runs
 from accord.sampling.config import SamplingConfig
 from accord.sampling.shared import SharedSampler
 from accord.sampling.transformers_sampler import TransformersSampler
+from accord.text_files import write_jsonl
 from reward.trainer import initialise_heads
 from rl.policy_gradient.loop import Loop
 from rl.policy_gradient.rollout import PolicySampler

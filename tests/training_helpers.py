@@ -16,8 +16,9 @@ import transformers
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from accord.models.references import Model
-from accord.records import Demonstration, write_jsonl
+from accord.records import Demonstration
 from accord.runs import DataFile, Run, Runs
+from accord.text_files import write_jsonl
 
 TIMES = ("_runtime", "_per_second", "step_time")
 

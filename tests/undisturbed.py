@@ -89,7 +89,8 @@ def make_material(folder: Path) -> None:
     """A tiny model and the files that the stages read."""
     from tiny_families import make_family
 
-    from accord.records import Demonstration, Message, Preference, Prompt, write_jsonl
+    from accord.records import Demonstration, Message, Preference, Prompt
+    from accord.text_files import write_jsonl
 
     def said(role: str, text: str) -> Message:
         return Message.model_validate({"role": role, "content": text})

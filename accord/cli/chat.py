@@ -79,7 +79,8 @@ def _answer(talk: "Talk", question: str, temperature: float, max_tokens: int) ->
 
 
 def _obey(talk: "Talk", line: str) -> None:
-    from accord.records import Demonstration, jsonl
+    from accord.records import Demonstration
+    from accord.text_files import jsonl
 
     word, _, rest = line.partition(" ")
     if word == "/new":

@@ -27,7 +27,7 @@ def compare(run: tuple[str, ...], output: Path | None, as_json: bool) -> None:
     to the prompts that all of several evaluations asked. Which model is better, only an evaluation of both can say:
     `accord gate`.
     """
-    from accord.records import write_atomically
+    from accord.text_files import write_atomically
     from eval.page.side_by_side import page, side_by_side
 
     runs = runs_of_command()

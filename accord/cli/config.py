@@ -27,8 +27,8 @@ def init(purpose: str, output: Path | None) -> None:
     PURPOSE is what to run: sft, dpo, kto, reward, or a whole round, which is the default.
     """
     from accord.bundled import config_path
-    from accord.records import write_atomically
     from accord.round_schema import round_schema
+    from accord.text_files import write_atomically
 
     path = output or Path(f"{purpose}.yaml")
     text = f"# yaml-language-server: $schema={SCHEMA}\n" + config_path(f"{purpose}.yaml").read_text("utf-8")

@@ -196,7 +196,7 @@ def convert(
     Rows are repaired, then redacted, then dropped, each only where an option asks for it.
     """
     from accord.data.quality.clean import Wishes, clean
-    from accord.records import write_jsonl
+    from accord.text_files import write_jsonl
 
     wishes = Wishes.of(drop, redact, repair, bool(against))
     if against and not {"near_heldout", "contamination"} & set(wishes.drop):
@@ -257,7 +257,7 @@ def score(
     config = ScoreConfig(rows=file, model=model, reward_model=reward_model, judge=judge)
     run = score_columns(config, runs_of_command())
     if output:
-        from accord.records import write_atomically
+        from accord.text_files import write_atomically
 
         write_atomically(output, (run.path / "rows.jsonl").read_bytes())
     if as_json:
@@ -345,7 +345,7 @@ def _read(file: str, kind: str | None, columns: tuple[str, ...], system: str) ->
 
 def _write(reading: "Reading", good: Path) -> Path | None:
     """The good rows, and beside them the others with their faults; returns the file of those, if there are any."""
-    from accord.records import write_jsonl
+    from accord.text_files import write_jsonl
 
     write_jsonl(good, reading.rows)
     if not reading.faulty:
@@ -415,7 +415,7 @@ def _write_page(reports: list["Report"], page: Path) -> None:
     import accord.data
     from accord.data.check import FIGURES
     from accord.page.render import render
-    from accord.records import write_atomically
+    from accord.text_files import write_atomically
 
     names = ", ".join(Path(report.name).name for report in reports)
     folder = Path(accord.data.__path__[0])

@@ -179,7 +179,7 @@ def review(
     """
     from pydantic import ValidationError
 
-    from accord.records import describe
+    from accord.text_files import describe
     from eval.review.ask import review as have_reviewed
     from feedback.config import AnnotationConfig, ReviewConfig
 

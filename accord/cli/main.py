@@ -308,7 +308,7 @@ def report(run: str, output: Path | None, markdown: bool) -> None:
     if not markdown:
         say(rebuild(found, runs, output))
         return
-    from accord.records import write_atomically
+    from accord.text_files import write_atomically
     from eval.page.summary import markdown_summary
     from eval.promotion import read_signed_verdict
     from eval.verdict.sign_offs import read_sign_offs

@@ -57,7 +57,7 @@ def score(
     The scored rows are printed, or go to --output; the figures of all of them go to stderr. With --json, what is
     printed is one JSON object: the figures, and "scored" where there is no --output.
     """
-    from accord.records import write_jsonl
+    from accord.text_files import write_jsonl
     from reward.score_file import compare_rows, read_rows, score_rows
     from reward.scorers import scorer_of
 

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from accord.errors import AccordError
-from accord.records import write_atomically
+from accord.text_files import write_atomically
 
 REASON = "ACCORD_LAUNCHED"
 """The variable that names the file for the sentence about what went wrong."""

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from accord.bundled import data_path
 from accord.data.files import Chunk, Fault, RawRow, chunks, line_of
 from accord.errors import DataError
-from accord.records import read_text
+from accord.text_files import read_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -34,7 +34,8 @@ from accord.data.files import Chunk, Fault, RawRow, chunks, line_of
 from accord.data.reading import RowReader
 from accord.errors import DataError
 from accord.progress import progress
-from accord.records import TEMPORARY, Demonstration, jsonl, without_reasoning
+from accord.records import Demonstration, without_reasoning
+from accord.text_files import TEMPORARY, jsonl
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -19,7 +19,7 @@ from typing import IO, Any, TypeVar
 
 from accord.bundled import data_path
 from accord.errors import DataError
-from accord.records import decode, parse_json
+from accord.text_files import decode, parse_json
 
 HUB = "hub:"
 KINDS = (

@@ -28,18 +28,11 @@ from accord.data.writers import Journal, Reply, Request, Served, write_here, wri
 from accord.errors import DataError, UsageError
 from accord.models.references import Model, resolve
 from accord.progress import EveryFewSeconds
-from accord.records import (
-    Demonstration,
-    Message,
-    Prompt,
-    content_id,
-    messages_as_dicts,
-    read_jsonl,
-    write_jsonl,
-)
+from accord.records import Demonstration, Message, Prompt, content_id, messages_as_dicts, read_jsonl
 from accord.runs import DataFile, Run, Runs
 from accord.sampling.config import SamplingConfig
 from accord.terminal import say
+from accord.text_files import write_jsonl
 
 INSTRUCTIONS = {
     "paraphrases": "Say the following request in other words. It must ask for exactly the same. Reply with the new "

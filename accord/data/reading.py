@@ -12,16 +12,8 @@ from accord.data.conventions import PLURALS, AmbiguousError, Convention
 from accord.data.files import Fault, RawRow, is_json_lines, raw_rows
 from accord.data.recognise import mapped, recognise
 from accord.errors import DataError
-from accord.records import (
-    Comparison,
-    Demonstration,
-    Message,
-    Preference,
-    Prompt,
-    Row,
-    UnpairedFeedback,
-    describe_all,
-)
+from accord.records import Comparison, Demonstration, Message, Preference, Prompt, Row, UnpairedFeedback
+from accord.text_files import describe_all
 
 OWN = "accord's own form"
 INLINE_THINKING = re.compile(r"\s*<think>")

@@ -31,19 +31,9 @@ from accord.data.files import chunks
 from accord.data.reading import OWN, Reading, RowReader
 from accord.digests import file_digest
 from accord.errors import AccordError, DataError, UsageError
-from accord.records import (
-    ORIGIN,
-    TEMPORARY,
-    Comparison,
-    Demonstration,
-    Preference,
-    Prompt,
-    Row,
-    describe,
-    jsonl,
-    write_atomically,
-)
+from accord.records import ORIGIN, Comparison, Demonstration, Preference, Prompt, Row
 from accord.runs import DataFile, Run, Runs
+from accord.text_files import TEMPORARY, describe, jsonl, write_atomically
 from accord.user_code import load, locate
 
 logger = logging.getLogger("accord.data")

@@ -11,7 +11,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from accord.records import is_slip, parse_json
+from accord.records import is_slip
+from accord.text_files import parse_json
 
 ROLES = {
     "system": "system", "developer": "system",

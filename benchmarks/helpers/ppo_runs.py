@@ -37,8 +37,9 @@ def prepare(folder: Path, layout: str, top_layers: int | None = None) -> None:
     """A reward model (untrained head), and for a shared base the run with its adapter; and a pair to hold out."""
     from accord.models.loading import load_reward_model, load_tokenizer
     from accord.models.references import resolve
-    from accord.records import Message, Preference, write_jsonl
+    from accord.records import Message, Preference
     from accord.runs import DataFile, Runs
+    from accord.text_files import write_jsonl
     from reward.config import RewardConfig
     from reward.train import train_reward_model
     from reward.trainer import initialise_heads

@@ -20,8 +20,9 @@ from pydantic import BaseModel, ConfigDict
 from accord.digests import file_digest
 from accord.models.loading import load_policy, load_tokenizer
 from accord.models.references import WEIGHT_AND_TOKENIZER_FILES, Model
-from accord.records import content_id, write_atomically
+from accord.records import content_id
 from accord.terminal import say
+from accord.text_files import write_atomically
 from eval.likelihood.log_likelihood import LIKELIHOOD_VERSION, Item, LogLikelihood, log_likelihoods
 
 if TYPE_CHECKING:

@@ -14,8 +14,9 @@ from accord.page.lineage import in_order, lineage
 from accord.page.plots import training_curves
 from accord.page.render import render, run_page
 from accord.page.words import stage_title
-from accord.records import read_jsonl, write_atomically
+from accord.records import read_jsonl
 from accord.runs import SIGNED_PAGE, Run, Runs
+from accord.text_files import write_atomically
 from eval.checks.contamination import PROMPTS
 from eval.measuring.annotators import FORMULA, annotators_behind
 from eval.page.answers import measures_of, sample_views

@@ -23,8 +23,9 @@ from typing import Literal
 import numpy as np
 
 from accord.errors import UsageError
-from accord.records import Comparison, Response, read_jsonl, write_jsonl
+from accord.records import Comparison, Response, read_jsonl
 from accord.runs import Run, Runs, Source
+from accord.text_files import write_jsonl
 from eval.rows import MeasuredAnswer, Sample
 from feedback.annotation import files_of, have_annotated, planned
 from feedback.argilla.people import configured_team

@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from accord.errors import UsageError
-from accord.records import read_jsonl, write_jsonl
+from accord.records import read_jsonl
 from accord.runs import Run, Runs, Source
+from accord.text_files import write_jsonl
 from eval.rows import Answer, MeasuredAnswer, Outcome, Reward, Sample, SuiteItem
 
 ANSWERS_FOLLOW_FROM = (

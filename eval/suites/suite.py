@@ -34,7 +34,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from accord.config import load_yaml
 from accord.errors import DataError, UsageError
-from accord.records import describe, read_jsonl, read_text
+from accord.records import read_jsonl
+from accord.text_files import describe, read_text
 from accord.user_code import Place, load, locate
 from eval.suites.kind import Answered, ByLikelihood, Kind, Rated, SuiteRow
 from eval.suites.labels import kind_of

@@ -23,9 +23,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from accord.digests import file_digest
 from accord.errors import AccordError, TamperedError, UsageError
 from accord.models.references import Model
-from accord.records import content_id, describe, write_atomically
+from accord.records import content_id
 from accord.run_record import RunRecord
 from accord.runs import Run, Runs
+from accord.text_files import describe, write_atomically
 from accord.tree import files_of_model
 from eval.checks.audit import Audit
 from eval.checks.contamination import Contamination

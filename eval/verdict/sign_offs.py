@@ -20,8 +20,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from accord.digests import file_digest
 from accord.errors import TamperedError, UsageError
 from accord.page.markdown import one_line
-from accord.records import content_id, describe
+from accord.records import content_id
 from accord.runs import SIGN_OFFS, Run
+from accord.text_files import describe
 from eval.verdict.gate import read_verdict
 from eval.verdict.signing import (
     OWN,

@@ -34,8 +34,8 @@ from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from accord.errors import AccordError, DataError, TamperedError, UsageError
-from accord.records import describe, write_atomically
 from accord.terminal import say
+from accord.text_files import describe, write_atomically
 
 OTHERS = "trusted_keys"
 OWN = "your own"

@@ -19,7 +19,7 @@ from pydantic import Field, ValidationError, field_validator
 
 from accord.config import Config, load_yaml
 from accord.errors import DataError, UsageError
-from accord.records import describe, read_text
+from accord.text_files import describe, read_text
 from feedback.argilla.client import WORKSPACE, Client, new_password, workspace_of
 from feedback.argilla.simulate import SIMULATED_ANNOTATORS
 from feedback.config import AnnotationConfig

@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from accord.errors import AccordError, DataError
-from accord.records import Comparison, content_id, read_text
+from accord.records import Comparison, content_id
+from accord.text_files import read_text
 
 TaskKind = Literal["ranking", "pairwise", "rating"]
 

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, astuple
 from pathlib import Path
 
-from accord.records import Comparison, content_id, write_atomically
+from accord.records import Comparison, content_id
+from accord.text_files import write_atomically
 from feedback.belief.likelihood import PairPosterior
 from feedback.belief.reliability import AnnotatorReliability, Reliability, fit_reliability
 

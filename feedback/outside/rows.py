@@ -33,8 +33,8 @@ from accord.records import (
     UnpairedFeedback,
     content_id,
     conversation_id,
-    describe,
 )
+from accord.text_files import describe
 
 WHO = (
     "annotator", "annotator_id", "worker", "worker_id", "rater", "rater_id", "labeler", "labeler_id", "labeller",

@@ -6,8 +6,8 @@ accord feedback import rankings.jsonl       # runs/feedback-<id>; a round has it
 from pathlib import Path
 
 from accord.config import Config
-from accord.records import write_jsonl
 from accord.runs import DataFile, Run, Runs
+from accord.text_files import write_jsonl
 from feedback.annotation import conclude
 from feedback.outside.rows import read_outside
 

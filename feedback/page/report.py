@@ -13,8 +13,9 @@ from typing import Any
 
 from accord.page.render import render
 from accord.page.words import percent
-from accord.records import Comparison, Preference, Ranking, write_atomically
+from accord.records import Comparison, Preference, Ranking
 from accord.statistics import Estimate
+from accord.text_files import write_atomically
 from feedback.belief.agreement import Agreement, AnnotatorFigures
 from feedback.belief.dawid_skene import dawid_skene, pair_labels
 from feedback.belief.preferences import needs_adjudication

@@ -14,9 +14,10 @@ from accord.page.lineage import lineage
 from accord.page.plots import training_curves
 from accord.page.render import render
 from accord.page.words import points
-from accord.records import read_jsonl, write_atomically
+from accord.records import read_jsonl
 from accord.runs import Run, Runs
 from accord.statistics import FEWEST_CLUSTERS
+from accord.text_files import write_atomically
 from feedback.page.report import displayed_names
 from feedback.utility import SIMULATED
 from reward.card.slices import FEWEST_PAIRS

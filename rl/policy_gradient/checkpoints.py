@@ -26,9 +26,9 @@ from transformers.trainer import TRAINER_STATE_NAME
 from accord import parallel
 from accord.errors import AccordError
 from accord.optimizers import make_room, moments, set_moments
-from accord.records import write_atomically
 from accord.sampling.protocol import Completion
 from accord.terminal import say
+from accord.text_files import write_atomically
 from accord.training import last_whole_checkpoint
 from rl.policy_gradient.actors import Actors
 from rl.policy_gradient.watch import Evaluation

@@ -19,10 +19,10 @@ from accord import parallel
 from accord.chat.tokens import decode_response
 from accord.errors import AccordError
 from accord.progress import EveryFewSeconds
-from accord.records import write_jsonl
 from accord.sampling.protocol import Completion
 from accord.sampling.verify import BFLOAT16_BOUND, TOKENS_PER_ANSWER, Bound
 from accord.terminal import say
+from accord.text_files import write_jsonl
 from reward.scorers import Scorer
 from rl.data import Data, EncodedPrompt
 from rl.maths.advantages import shape_scores

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from accord.page.render import render
-from accord.records import write_atomically
 from accord.runs import Run
+from accord.text_files import write_atomically
 
 
 def write_page(run: Run, metrics: Mapping[str, Any]) -> None:

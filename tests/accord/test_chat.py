@@ -12,7 +12,8 @@ from accord.chat.tokens import answer, decode_response, encode_conversation, enc
 from accord.errors import DataError, UsageError
 from accord.models.loading import load_tokenizer
 from accord.models.references import Model
-from accord.records import Demonstration, Message, messages_as_dicts, read_jsonl, write_jsonl
+from accord.records import Demonstration, Message, messages_as_dicts, read_jsonl
+from accord.text_files import write_jsonl
 
 DEFAULT_SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 

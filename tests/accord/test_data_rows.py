@@ -17,18 +17,11 @@ from accord.config import load_config
 from accord.data.rows import check_reader, keep_rows, open_data, open_judgements
 from accord.errors import AccordError, DataError, UsageError
 from accord.models.references import Model, resolve
-from accord.records import (
-    Comparison,
-    Demonstration,
-    Message,
-    Preference,
-    Prompt,
-    read_jsonl,
-    write_jsonl,
-)
+from accord.records import Comparison, Demonstration, Message, Preference, Prompt, read_jsonl
 from accord.round_config import RoundConfig
 from accord.runs import DataFile, Run, Runs
 from accord.sampling.shared import SharedSampler
+from accord.text_files import write_jsonl
 from eval.checks.contamination import training_data
 from eval.config import EvalConfig
 from feedback.config import FeedbackConfig

@@ -24,8 +24,9 @@ from accord.chat.tokens import answer, encode_conversation, encode_prompt
 from accord.models.base import prepare_base
 from accord.models.loading import load_tokenizer
 from accord.models.references import resolve
-from accord.records import Demonstration, Message, Preference, write_jsonl
+from accord.records import Demonstration, Message, Preference
 from accord.runs import Runs
+from accord.text_files import write_jsonl
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

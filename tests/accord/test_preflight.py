@@ -18,10 +18,10 @@ import pytest
 from accord.errors import AccordError, DataError, UsageError
 from accord.models.references import Model, resolve
 from accord.preflight import check_round
-from accord.records import write_jsonl
 from accord.round import run_round
 from accord.round_config import RoundConfig
 from accord.runs import Runs
+from accord.text_files import write_jsonl
 from feedback.config import FeedbackConfig
 
 ROOT = Path(__file__).parents[2]

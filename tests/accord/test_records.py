@@ -18,9 +18,8 @@ from accord.records import (
     content_id,
     conversation_id,
     read_jsonl,
-    write_atomically,
-    write_jsonl,
 )
+from accord.text_files import write_atomically, write_jsonl
 
 USER = {"role": "user", "content": "Name a prime."}
 SEVEN = {"role": "assistant", "content": "Seven."}
@@ -183,7 +182,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     write_atomically(path, "old\n")
     code = (
-        "import sys, pathlib; from accord.records import write_atomically\n"
+        "import sys, pathlib; from accord.text_files import write_atomically\n"
         "write_atomically(pathlib.Path(sys.argv[1]), 'new' * 10_000)"
     )
 

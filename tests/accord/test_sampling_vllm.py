@@ -27,13 +27,14 @@ from accord.errors import AccordError, SyncError
 from accord.models import loading
 from accord.models.references import Model, resolve
 from accord.preload import libraries
-from accord.records import Demonstration, Message, write_jsonl
+from accord.records import Demonstration, Message
 from accord.runs import Runs
 from accord.sampling import SamplingConfig
 from accord.sampling.shared import SharedSampler
 from accord.sampling.transformers_sampler import TransformersSampler
 from accord.sampling.verify import FLOAT32_BOUND, verify
 from accord.sampling.vllm_engine import VLLMSampler, vllm_is_installed
+from accord.text_files import write_jsonl
 
 pytestmark = [
     pytest.mark.slow,

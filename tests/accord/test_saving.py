@@ -18,8 +18,9 @@ from accord.chat.tokens import answer, encode_conversation, encode_prompt
 from accord.models.base import prepare_base
 from accord.models.loading import load_policy, load_tokenizer
 from accord.models.references import Model, resolve
-from accord.records import Demonstration, Message, Preference, write_jsonl
+from accord.records import Demonstration, Message, Preference
 from accord.runs import Run, Runs
+from accord.text_files import write_jsonl
 from reward.score import load_scorer, score, score_ids
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -11,11 +11,11 @@ from accord.config import load_config
 from accord.errors import UsageError
 from accord.models.references import Model
 from accord.preflight import check_round
-from accord.records import write_jsonl
 from accord.round import run_round
 from accord.round_config import RoundConfig
 from accord.round_plan import stages_until
 from accord.runs import Runs
+from accord.text_files import write_jsonl
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -10,8 +10,9 @@ from typing import Any
 
 from accord.config import Config
 from accord.models.references import Model
-from accord.records import read_jsonl, write_jsonl
+from accord.records import read_jsonl
 from accord.runs import DataFile, Run, Runs, Source
+from accord.text_files import write_jsonl
 from eval.conclude import Evidence, conclude
 from eval.config import EvalConfig
 from eval.likelihood.log_likelihood import LogLikelihood

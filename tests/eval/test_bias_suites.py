@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from accord.records import Message, describe
+from accord.records import Message
+from accord.text_files import describe
 from eval.likelihood.log_likelihood import Item, LogLikelihood
 from eval.suites.kind import Ratio, Reply, Value
 from eval.suites.kinds import bbq, bbq_answers, coreference, decisions, swaps, sycophancy

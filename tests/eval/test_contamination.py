@@ -13,8 +13,8 @@ from accord.config import Config
 from accord.data.quality.overlap import TrainingText
 from accord.errors import DataError
 from accord.models.references import Model
-from accord.records import write_jsonl
 from accord.runs import DataFile, Run, Runs, Source
+from accord.text_files import write_jsonl
 from eval.checks.contamination import (
     Contamination,
     SuiteOverlap,

@@ -11,8 +11,9 @@ from selenium.webdriver.common.keys import Keys
 from synthetic_round import XSS, make_round, next_round, without
 
 from accord.page.render import run_page
-from accord.records import read_jsonl, write_jsonl
+from accord.records import read_jsonl
 from accord.runs import Run, Runs
+from accord.text_files import write_jsonl
 from eval.page.report import page, rebuild
 from eval.page.side_by_side import page as page_of_both
 from eval.page.side_by_side import side_by_side

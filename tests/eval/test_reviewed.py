@@ -8,8 +8,9 @@ import pytest
 
 from accord.errors import UsageError
 from accord.models.references import Model
-from accord.records import Ranking, read_jsonl, write_jsonl
+from accord.records import Ranking, read_jsonl
 from accord.runs import Run, Runs
+from accord.text_files import write_jsonl
 from eval.config import EvalConfig
 from eval.evaluate import evaluate
 from eval.review.ask import choose

@@ -10,8 +10,9 @@ from click.testing import CliRunner
 
 from accord.cli.main import main
 from accord.errors import DataError
-from accord.records import Comparison, Preference, read_jsonl, write_jsonl
+from accord.records import Comparison, Preference, read_jsonl
 from accord.runs import Runs
+from accord.text_files import write_jsonl
 from feedback.belief.agreement import measure_agreement
 from feedback.belief.labels import desirable_or_not
 from feedback.belief.reliability import fit_reliability

@@ -20,11 +20,12 @@ from accord.bundled import data_path
 from accord.config import Config
 from accord.errors import TamperedError, UsageError, WaitingForAnnotatorsError
 from accord.models.references import Model
-from accord.records import Comparison, Message, Preference, Prompt, Ranking, read_jsonl, write_jsonl
+from accord.records import Comparison, Message, Preference, Prompt, Ranking, read_jsonl
 from accord.round import run_round
 from accord.round_config import RoundConfig
 from accord.round_plan import stages_until
 from accord.runs import Run, Runs
+from accord.text_files import write_jsonl
 from eval.review.adjudicated import adjudicated, preferred_shares
 from eval.review.ask import ReviewItem, choose, review
 from eval.rows import Judgement, MeasuredAnswer, Sample

@@ -15,10 +15,11 @@ from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer
 from accord.errors import DataError, UsageError, WaitingForAnnotatorsError
 from accord.models.loading import load_policy, load_reward_model, load_tokenizer
 from accord.models.references import Model
-from accord.records import Comparison, Message, Preference, Prompt, read_jsonl, write_jsonl
+from accord.records import Comparison, Message, Preference, Prompt, read_jsonl
 from accord.runs import Runs
 from accord.sampling.config import SamplingConfig
 from accord.sampling.shared import SharedSampler
+from accord.text_files import write_jsonl
 from feedback.argilla.access import argilla_home
 from feedback.argilla.client import log_in, request
 from feedback.argilla.server import process

@@ -20,8 +20,9 @@ from accord.errors import AccordError, UsageError
 from accord.models.loading import load_tokenizer
 from accord.models.references import Model, resolve
 from accord.parallel import Sharding
-from accord.records import Preference, write_jsonl
+from accord.records import Preference
 from accord.runs import Run, Runs
+from accord.text_files import write_jsonl
 from rl.policy_gradient.checkpoints import load_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")

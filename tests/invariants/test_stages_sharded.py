@@ -17,8 +17,9 @@ from training_helpers import assert_same, rows_without_times
 from accord.compute.checkpoints import check_continues
 from accord.errors import UsageError
 from accord.models.references import Model
-from accord.records import Comparison, Demonstration, Message, Preference, Ranking, Response, write_jsonl
+from accord.records import Comparison, Demonstration, Message, Preference, Ranking, Response
 from accord.runs import Run, Runs
+from accord.text_files import write_jsonl
 from sft.adaptation import model_and_penalties
 from sft.config import SFTConfig
 

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from accord.config import Config
-from accord.records import Comparison, Message, Ranking, Response, read_jsonl, write_jsonl
+from accord.records import Comparison, Message, Ranking, Response, read_jsonl
 from accord.runs import DataFile, Run, Runs
+from accord.text_files import write_jsonl
 from feedback.annotation import conclude
 from feedback.belief import kept
 from feedback.belief.kept import RELIABILITY, fitted, read_reliability

@@ -13,8 +13,9 @@ from accord.errors import DataError
 from accord.models.loading import load_tokenizer
 from accord.models.references import Model, resolve
 from accord.packing import Packed, hidden_states
-from accord.records import Message, Preference, question_id, read_jsonl, write_jsonl
+from accord.records import Message, Preference, question_id, read_jsonl
 from accord.runs import Run, Runs
+from accord.text_files import write_jsonl
 from reward.choices import repeated_pairs
 from reward.data import split_by_prompt, usable_pairs
 from reward.score import load_scorer, score, score_ids_by_head

@@ -18,9 +18,10 @@ from selenium import webdriver
 from accord.config import Config
 from accord.errors import AccordError
 from accord.page.words import coefficient, points, share
-from accord.records import Message, Ranking, Response, write_jsonl
+from accord.records import Message, Ranking, Response
 from accord.runs import Run, Runs
 from accord.statistics import Estimate
+from accord.text_files import write_jsonl
 from eval.page.report import rebuild
 from feedback.belief.preferences import pairwise_preferences
 from reward.page.report import page, write_report

@@ -14,17 +14,9 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from accord.errors import DataError
 from accord.models.references import Model, resolve
-from accord.records import (
-    Comparison,
-    Demonstration,
-    Message,
-    Preference,
-    Ranking,
-    Response,
-    read_jsonl,
-    write_jsonl,
-)
+from accord.records import Comparison, Demonstration, Message, Preference, Ranking, Response, read_jsonl
 from accord.runs import DataFile, Runs
+from accord.text_files import write_jsonl
 from reward.config import RewardConfig
 from reward.heldout import TRAINED_ON
 from reward.rows import ScoredComparison, ScoredPair

@@ -15,8 +15,9 @@ from accord.chat.tokens import answer
 from accord.cli.main import main
 from accord.config import Config
 from accord.models.references import Model
-from accord.records import Demonstration, Message, Preference, read_jsonl, write_jsonl
+from accord.records import Demonstration, Message, Preference, read_jsonl
 from accord.runs import Runs
+from accord.text_files import write_jsonl
 from reward.judge import judge_of
 from reward.score import score
 from reward.scorers import scorer_of

@@ -13,9 +13,10 @@ from accord.chat.tokens import answer
 from accord.errors import AccordError, DataError, UsageError
 from accord.models.loading import load_tokenizer
 from accord.models.references import Model
-from accord.records import Message, read_jsonl, write_jsonl
+from accord.records import Message, read_jsonl
 from accord.runs import Runs
 from accord.sampling import Completion
+from accord.text_files import write_jsonl
 from eval.config import EvalConfig
 from eval.evaluate import evaluate
 from eval.promotion import check_verdict

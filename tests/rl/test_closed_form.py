@@ -15,9 +15,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from accord.chat.tokens import answer, encode_prompt
 from accord.models.loading import load_policy, load_tokenizer
 from accord.models.references import Model
-from accord.records import Message, Preference, write_jsonl
+from accord.records import Message, Preference
 from accord.runs import Runs
 from accord.sampling.log_probabilities import token_log_probabilities
+from accord.text_files import write_jsonl
 from rl.policy_gradient.actors import Actors
 from rl.policy_gradient.learner import experience, hear, learn
 from rl.policy_gradient.rollout import Rollout

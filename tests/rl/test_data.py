@@ -11,7 +11,8 @@ import rl.data
 from accord.chat.tokens import answer, encode_prompt
 from accord.models.loading import load_tokenizer
 from accord.models.references import Model
-from accord.records import Message, Preference, Prompt, conversation_id, read_jsonl, write_jsonl
+from accord.records import Message, Preference, Prompt, conversation_id, read_jsonl
+from accord.text_files import write_jsonl
 from reward.data import split_by_prompt
 from rl.data import load_data
 

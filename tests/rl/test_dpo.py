@@ -10,8 +10,9 @@ from accord.chat.tokens import answer, encode_conversation, encode_prompt
 from accord.errors import DataError
 from accord.models.loading import load_policy, load_tokenizer
 from accord.models.references import Model
-from accord.records import Message, Preference, read_jsonl, write_jsonl
+from accord.records import Message, Preference, read_jsonl
 from accord.runs import Runs
+from accord.text_files import write_jsonl
 from reward.data import split_by_prompt
 from rl.pairs import encode_pairs
 

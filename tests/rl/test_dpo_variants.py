@@ -18,8 +18,9 @@ from trl import DPOTrainer
 from accord.errors import UsageError
 from accord.models.loading import load_policy, load_tokenizer
 from accord.models.references import Model
-from accord.records import Preference, read_jsonl, write_jsonl
+from accord.records import Preference, read_jsonl
 from accord.runs import Runs
+from accord.text_files import write_jsonl
 from reward.data import split_by_prompt
 from rl import reference_cache
 from rl.config import DPOConfig

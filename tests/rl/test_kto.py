@@ -18,19 +18,11 @@ from accord.models.loading import load_policy, load_tokenizer
 from accord.models.references import Model
 from accord.page.render import run_page
 from accord.preflight import check_round
-from accord.records import (
-    Comparison,
-    Message,
-    Preference,
-    Ranking,
-    Response,
-    UnpairedFeedback,
-    read_jsonl,
-    write_jsonl,
-)
+from accord.records import Comparison, Message, Preference, Ranking, Response, UnpairedFeedback, read_jsonl
 from accord.round import run_round
 from accord.round_config import RoundConfig
 from accord.runs import DataFile, Run, Runs
+from accord.text_files import write_jsonl
 from eval.checks.contamination import contamination, training_data
 from eval.measuring.annotators import annotators_behind
 from eval.promotion import promote

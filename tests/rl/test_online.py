@@ -19,8 +19,9 @@ from accord.chat.tokens import encode_conversation, encode_prompt
 from accord.errors import AccordError, DataError, UsageError
 from accord.models.loading import load_reward_model, load_tokenizer
 from accord.models.references import Model, resolve
-from accord.records import Message, Preference, Prompt, read_jsonl, write_jsonl
+from accord.records import Message, Preference, Prompt, read_jsonl
 from accord.runs import DataFile, Run, Runs
+from accord.text_files import write_jsonl
 from reward.data import split_by_prompt
 from reward.score import score
 from rl.config import OnlineConfig

@@ -14,9 +14,10 @@ from trl import GRPOTrainer, RLOOTrainer
 from accord.errors import AccordError, DataError
 from accord.models.loading import load_tokenizer
 from accord.models.references import Model
-from accord.records import Preference, read_jsonl, write_jsonl
+from accord.records import Preference, read_jsonl
 from accord.runs import DataFile, Run, Runs
 from accord.sampling.shared import SharedSampler
+from accord.text_files import write_jsonl
 from reward.data import split_by_prompt
 from reward.scorers import scorer_of
 from rl.config import OnlineConfig, PPOConfig

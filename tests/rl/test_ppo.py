@@ -21,7 +21,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from accord.errors import AccordError, DataError, SamplerGoneError, SyncError, UsageError
 from accord.models.loading import load_policy, load_tokenizer
 from accord.models.references import Model, resolve
-from accord.records import Demonstration, Message, Preference, Prompt, read_jsonl, write_jsonl
+from accord.records import Demonstration, Message, Preference, Prompt, read_jsonl
 from accord.runs import DataFile, Run, Runs
 from accord.sampling.config import SamplingConfig
 from accord.sampling.log_probabilities import token_log_probabilities
@@ -29,6 +29,7 @@ from accord.sampling.protocol import Completion
 from accord.sampling.shared import SharedSampler
 from accord.sampling.verify import FLOAT32_BOUND
 from accord.sampling.vllm_engine import VLLMSampler, vllm_is_installed
+from accord.text_files import write_jsonl
 from reward.data import split_by_prompt
 from reward.score import score
 from rl.config import OnlineConfig, PPOConfig

@@ -11,8 +11,9 @@ from selenium import webdriver
 
 from accord.config import Config
 from accord.errors import AccordError
-from accord.records import Message, write_jsonl
+from accord.records import Message
 from accord.runs import Run, Runs
+from accord.text_files import write_jsonl
 from eval.page.report import rebuild
 from sft.card.answers import Answer, Quote, SampleRow, answers
 from sft.card.canaries import Canary, Rank, judge

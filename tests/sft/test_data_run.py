@@ -22,8 +22,9 @@ from accord.data.quality.held_out import HeldOut
 from accord.errors import DataError, UsageError
 from accord.models.loading import load_policy, load_tokenizer
 from accord.models.references import Model
-from accord.records import Demonstration, Message, Prompt, write_jsonl
+from accord.records import Demonstration, Message, Prompt
 from accord.runs import Run, Runs
+from accord.text_files import write_jsonl
 from sft.config import SFTConfig
 from sft.data import all_rows, files_of, open_data_run, prepare, prepare_retention
 

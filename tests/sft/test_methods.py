@@ -359,7 +359,8 @@ def test_the_share_with_the_lowest_sum_of_losses_is_kept(
     tiny_model: Model, demonstrations: Path, tmp_path: Path
 ) -> None:
     """What must be retained is what the tuning makes worse, so the tuned model is not the best one."""
-    from accord.records import Demonstration, Message, write_jsonl
+    from accord.records import Demonstration, Message
+    from accord.text_files import write_jsonl
 
     rows = [
         Demonstration(messages=[Message(role="user", content="Go"), Message(role="assistant", content=text)])

@@ -13,8 +13,9 @@ from accord import bundled
 from accord.errors import DataError, UsageError
 from accord.models.loading import load_policy, load_tokenizer
 from accord.models.references import Model
-from accord.records import Demonstration, Message, read_jsonl, write_jsonl
+from accord.records import Demonstration, Message, read_jsonl
 from accord.runs import Run, Runs
+from accord.text_files import write_jsonl
 from sft.config import SFTConfig
 from sft.data import files_of, open_data_run, prepare
 

@@ -14,8 +14,9 @@ from training_helpers import assert_same, every_trainer_calls, run_stage_and_be_
 from accord.errors import DataError
 from accord.models.loading import load_policy, load_tokenizer
 from accord.models.references import Model
-from accord.records import Demonstration, Message, write_jsonl
+from accord.records import Demonstration, Message
 from accord.runs import Run, Runs
+from accord.text_files import write_jsonl
 from sft.card import copied, scores
 from sft.card.canaries import Canary, Rank, alternatives, judge, merged, possible, rank
 from sft.card.config import CardConfig

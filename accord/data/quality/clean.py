@@ -26,7 +26,8 @@ from accord.data.quality.near import NearDuplicates
 from accord.data.quality.personal import PLACEHOLDERS, redacted
 from accord.data.reading import Reading
 from accord.errors import DataError, UsageError
-from accord.records import Row, describe
+from accord.records import Row
+from accord.text_files import describe
 
 LANGUAGE = re.compile(r"language(!?=)([a-z]{2,3}|unknown)")
 NUMBER = re.compile(r"(\w+) *(<=|>=|<|>) *([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)")

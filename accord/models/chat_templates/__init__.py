@@ -9,8 +9,8 @@ from accord.chat.tokenizer import TEMPLATES, add_control_tokens, render_probe
 from accord.errors import DataError, UsageError
 from accord.models.loading import read_tokenizer
 from accord.models.references import locate
-from accord.records import read_text
 from accord.runs import Runs
+from accord.text_files import read_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

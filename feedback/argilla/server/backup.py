@@ -11,7 +11,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from accord.errors import AccordError
-from accord.records import write_atomically
+from accord.text_files import write_atomically
 from feedback.argilla.server import process
 
 

@@ -38,7 +38,7 @@ from filelock import FileLock
 
 from accord.bootstrap import argilla_python
 from accord.errors import AccordError
-from accord.records import write_atomically
+from accord.text_files import write_atomically
 from feedback.argilla.server.exposure import LOOPBACK, Exposure
 
 INSIDE = Path(__file__).parent / "inside"
