@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import psutil
+from training_helpers import worker_of
 from undisturbed import (
     SECONDS,
     STAGES,
@@ -106,17 +106,6 @@ def lose_a_worker(runs: Undisturbed, name: str, draw: random.Random) -> Iterator
         restarts = len(runs.record(name)["continued_at"])
         if restarts:
             yield {**at, "restarts": restarts, "differ": differing(runs.runs[name], two)}
-
-
-def worker_of(launching: int, rank: int) -> psutil.Process | None:
-    """The stage's process of that rank, below the command that launched it."""
-    for process in psutil.Process(launching).children(recursive=True):
-        try:
-            if process.environ().get("RANK") == str(rank) and "accord" in process.cmdline():
-                return process
-        except psutil.Error:
-            continue
-    return None
 
 
 TOLERANCE = 1e-5

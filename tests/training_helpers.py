@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import transformers
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
@@ -21,6 +22,17 @@ from accord.runs import DataFile, Run, Runs
 from accord.text_files import write_jsonl
 
 TIMES = ("_runtime", "_per_second", "step_time")
+
+
+def worker_of(launching: int, rank: int) -> psutil.Process | None:
+    """The stage's process of that rank, below the command that launched it."""
+    for process in psutil.Process(launching).children(recursive=True):
+        try:
+            if process.environ().get("RANK") == str(rank) and "accord" in process.cmdline():
+                return process
+        except psutil.Error:
+            continue
+    return None
 
 
 def run_stage(stage: str, config: dict[str, Any], base: Model, data: Path, runs: Runs) -> Run:

@@ -1,10 +1,9 @@
 """The evaluation's tests share made-up rounds, one for each verdict."""
 
-import shutil
 from pathlib import Path
 
 import pytest
-from synthetic_round import make_round
+from synthetic_round import copied, make_round
 
 from accord.runs import Run, Runs
 
@@ -22,7 +21,4 @@ def made_to_pass(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Runs]:
 @pytest.fixture
 def passed_round(made_to_pass: tuple[Run, Runs], tmp_path: Path) -> tuple[Run, Runs]:
     """A copy for a test that changes it; only the file of prompts is not its own."""
-    run, runs = made_to_pass
-    shutil.copytree(runs.root, tmp_path / "runs")
-    copy = Runs(tmp_path / "runs")
-    return copy.load(run.id), copy
+    return copied(made_to_pass, tmp_path)

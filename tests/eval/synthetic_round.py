@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -97,6 +98,14 @@ def joined(a: list[dict[str, float]], b: list[dict[str, float]]) -> list[dict[st
 
 def model(run: Run) -> Model:
     return Model(f"run:{run.id}", run.path / "model", run.digest, run.id)
+
+
+def copied(made: tuple[Run, Runs], root: Path) -> tuple[Run, Runs]:
+    """An evaluation with all its runs once more, in `root/runs`, for a test that changes it."""
+    run, runs = made
+    shutil.copytree(runs.root, root / "runs")
+    copy = Runs(root / "runs")
+    return copy.load(run.id), copy
 
 
 def make_round(

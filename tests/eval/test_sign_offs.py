@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 from markdown_it import MarkdownIt
-from synthetic_round import make_round
+from synthetic_round import copied, make_round
 
 from accord.cli.main import main
 from accord.digests import file_digest
@@ -36,10 +36,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Runs]:
 
 @pytest.fixture
 def evaluated(made: tuple[Run, Runs], tmp_path: Path) -> tuple[Run, Runs]:
-    run, runs = made
-    shutil.copytree(runs.root, tmp_path / "runs")
-    copy = Runs(tmp_path / "runs")
-    return copy.load(run.id), copy
+    return copied(made, tmp_path)
 
 
 @pytest.fixture

@@ -12,12 +12,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import yaml
 from ppo_helpers import make_prompts
 from safetensors.torch import load_file
 from torch.testing import assert_close
+from training_helpers import worker_of
 
 from accord.config import load_config
 from accord.models.references import Model
@@ -48,23 +48,12 @@ def written(tiny_model: Model, preferences: Path, tmp_path: Path) -> Path:
     return file
 
 
-def worker_of(rank: int) -> psutil.Process | None:
-    """The process of that rank below this one."""
-    for process in psutil.Process().children(recursive=True):
-        try:
-            if process.environ().get("RANK") == str(rank) and "accord" in process.cmdline():
-                return process
-        except psutil.Error:
-            continue
-    return None
-
-
 def kill_after_first_update(root: Path) -> threading.Thread:
     def wait_and_kill() -> None:
         until = time.monotonic() + 200
         while time.monotonic() < until:
             rows = [path.read_text() for path in root.glob("ppo-*/metrics.jsonl")]
-            if rows and '"step": 1' in rows[0] and (process := worker_of(1)):
+            if rows and '"step": 1' in rows[0] and (process := worker_of(os.getpid(), 1)):
                 process.kill()
                 return
             time.sleep(0.02)
