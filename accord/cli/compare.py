@@ -12,7 +12,7 @@ from accord.terminal import say
 if TYPE_CHECKING:
     from eval.page.side_by_side import Figure, SideBySide
 
-WIDTH = 30
+WIDTH = 40
 """Characters of a column."""
 
 

@@ -17,9 +17,9 @@ from accord.page.render import render
 from accord.page.words import figure_label, stage_title
 from accord.records import Message, read_jsonl
 from accord.runs import Run, Runs
+from eval.page.floors import required
 from eval.rows import Sample
 from eval.verdict.gate import read_verdict
-from eval.verdict.rule import MetricResult
 
 Value = float | int | str | None
 
@@ -115,11 +115,14 @@ def side_by_side(chosen: Sequence[Run], runs: Runs) -> SideBySide:
 def _figures(run: Run) -> Iterator[tuple[tuple[str, str], Figure]]:
     """Each figure, behind its key and its title."""
     if run.record.stage == "eval":
-        for metric in read_verdict(run).metrics:
-            yield (
-                _name(metric),
-                Figure(metric.candidate, metric.low, metric.high, metric.difference, metric.verdict),
-            )
+        verdict = read_verdict(run)
+        yield ("outcome", "Verdict"), Figure(verdict.outcome)
+        for floor in verdict.floors:
+            name = (f"{floor.name} {floor.side} {floor.bound:g}", f"{floor.label}: {required(floor)}")
+            yield name, Figure(floor.candidate, floor.low, floor.high, verdict=floor.verdict)
+        for metric in verdict.metrics:
+            name = (metric.name + (f": {metric.slice}" if metric.slice else ""), metric.label)
+            yield name, Figure(metric.candidate, metric.low, metric.high, metric.difference, metric.verdict)
         return
     metrics = run.metrics
     for key, value in metrics.items():
@@ -129,11 +132,6 @@ def _figures(run: Run) -> Iterator[tuple[tuple[str, str], Figure]]:
                 (key, figure_label(key)),
                 Figure(value, metrics.get(f"{key}_low"), metrics.get(f"{key}_high")),
             )
-
-
-def _name(metric: MetricResult) -> tuple[str, str]:
-    of_slice = f": {metric.slice}" if metric.slice else ""
-    return metric.name + of_slice, metric.title + of_slice
 
 
 def _merged(figures: Sequence[Mapping[tuple[str, str], Figure]]) -> list[Figures]:

@@ -32,7 +32,8 @@ def evaluations(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Run], Ru
     """Two of the same candidate, whose gates differ, and of which one asked fewer prompts."""
     root = tmp_path_factory.mktemp("rounds")
     first, runs = make_round(root, 0.1, gate=GATE, suites=())
-    second, _ = make_round(root, -0.2, prompts=30, gate={"utility": {"margin": 0.1}}, suites=())
+    gate = {"utility": {"margin": 0.1, "at_least": 0.7}}
+    second, _ = make_round(root, -0.2, prompts=30, gate=gate, suites=())
     return [first, second], runs
 
 
@@ -42,11 +43,16 @@ def test_evaluations(evaluations: tuple[list[Run], Runs]) -> None:
     utility = next(row for row in compared.figures if row.key == "utility")
     for run, figure in zip(chosen, utility.of, strict=True):
         metric = next(each for each in read_verdict(run).metrics if each.name == "utility")
-        assert figure == Figure(
-            metric.candidate, metric.low, metric.high, metric.difference, read_verdict(run).outcome
-        )
+        assert figure == Figure(metric.candidate, metric.low, metric.high, metric.difference, metric.verdict)
+    rows = {row.key: row for row in compared.figures}
+    assert rows["outcome"].of == [Figure("PASS"), Figure("FAIL")]
+    (floor,) = read_verdict(chosen[1]).floors
+    assert rows["utility at_least 0.7"].of == [
+        None, Figure(floor.candidate, floor.low, floor.high, verdict="FAIL"),
+    ]  # fmt: skip
     differing = {row.key: row.of for row in compared.settings}
     assert differing["gate.utility.margin"] == ["0.05", "0.1"]
+    assert differing["gate.utility.at_least"] == [None, "0.7"]
     assert "confidence_level" not in differing
     assert len(compared.answers) == 2 * 30
     assert XSS in compared.answers[0].of
